@@ -1,0 +1,42 @@
+# Two commands are enough: `make demo` and `make test`. Both build the environment the first time.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+UNFINISHED := $(VENV)/.unfinished
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check bench clean
+
+help:  ## show this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST)
+
+venv: $(INSTALLED)  ## build the environment in .venv (once; about 6 GB)
+
+# A build that was interrupted leaves the mark `.unfinished` and is thrown away by the next one; an environment
+# that somebody else made (`make VENV=...`) is only added to, never emptied.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python must be 3.11 or newer, got %d.%d; make PYTHON=/path/to/python3.11 ..." % v[:2])'
+	@if [ -e "$(UNFINISHED)" ]; then rm -rf "$(VENV)"; fi
+	@if [ ! -e "$(VENV)" ]; then mkdir -p "$(VENV)" && touch "$(UNFINISHED)"; fi
+	$(PYTHON) -m venv "$(VENV)"
+	$(BIN)/python -m pip install ".[dev]"
+	@rm -f "$(UNFINISHED)" && touch "$@"
+
+demo: $(INSTALLED)  ## train on the embedded CT crop and reconstruct it (5 minutes on 2 cores)
+	$(BIN)/python -m scripts.demo
+
+test: $(INSTALLED)  ## run all tests
+	$(BIN)/python -m pytest -q
+
+check: $(INSTALLED)  ## lint, format, types
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+bench: $(INSTALLED)  ## seconds per patch and peak memory on this machine
+	$(BIN)/python -m scripts.benchmark
+
+clean:  ## remove caches and build products; keeps the environment, models and outputs
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find bundle transforms scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
