@@ -1,0 +1,147 @@
+"""Reads a command line of `monai.bundle run` and compares its overrides with the config files it lists."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import fire
+import monai.bundle
+from monai.bundle import DEFAULT_EXP_MGMT_SETTINGS, ConfigParser, ConfigWorkflow, ReferenceResolver
+
+BUNDLE_ROOT = Path(__file__).resolve().parent.parent
+
+
+class UnknownOverrideError(ValueError):
+    """An override on the command line that MONAI would ignore in silence."""
+
+
+class Command:
+    """A command line of `monai.bundle run`, read the way MONAI reads it.
+
+    Args:
+        arguments: the words behind `run`, e.g. `["--config_file", "configs/train.yaml", "--seed", "1"]`.
+
+    Attributes:
+        settings: arguments of `run` and overrides, those of `--args_file` included.
+        nothing: ids that were given as `None`, which MONAI drops.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        given: dict[str, Any] = {}
+
+        @functools.wraps(monai.bundle.run)
+        def capture(*args: Any, **kwargs: Any) -> None:
+            given.update(inspect.signature(monai.bundle.run).bind(*args, **kwargs).arguments)
+
+        # fire itself reads the words, with the signature of the real `run`: quoting, flags, `-` for `_`.
+        fire.Fire({"run": capture}, command=["run", *arguments])
+        overrides = given.pop("override", {})
+        self.nothing = [name for name, value in overrides.items() if value is None]
+        self.settings = monai.bundle.update_kwargs(args=given.pop("args_file", None), **given, **overrides)
+
+    @property
+    def config_files(self) -> list[str]:
+        """Paths of the listed config files, in the order in which they are merged."""
+        files = self.settings.get("config_file") or []
+        return [str(file) for file in ([files] if isinstance(files, str) else files)]
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Id and value of every override, without the arguments of `run` and of the workflow."""
+        return {name: value for name, value in self.settings.items() if name not in _run_arguments()}
+
+    def merged_config(self) -> ConfigParser:
+        """The listed files merged as MONAI merges them; overrides are not applied."""
+        parser = ConfigParser()
+        parser.read_config(self.config_files)
+        return parser
+
+
+def _run_arguments() -> set[str]:
+    callables = (monai.bundle.run, monai.bundle.create_workflow, ConfigWorkflow)
+    return {name for call in callables for name in inspect.signature(call).parameters} - {
+        "override",
+        "kwargs",
+    }
+
+
+def current_command() -> Command | None:
+    """The command line of this process, or None if neither `monai.bundle run` nor `scripts.run` is at work.
+
+    MONAI Label and `ConfigWorkflow` in a test start a workflow without a command line.
+    """
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    name = spec.name if spec else ""
+    if name == "monai.bundle.__main__" and sys.argv[1:2] == ["run"]:
+        return Command(sys.argv[2:])
+    is_front_door = getattr(main, "__file__", None) == str(BUNDLE_ROOT / "scripts" / "run.py")
+    return Command(sys.argv[1:]) if name == "scripts.run" or is_front_door else None
+
+
+def check_overrides(command: Command) -> None:
+    """Compares the overrides with the ids of the merged config.
+
+    A nested id (`a::b` or `a#b`) must exist, or its parent must be a component (`_target_`) that it adds an
+    argument to. The ids of an experiment tracker count as known if `--tracking` is given.
+
+    Raises:
+        UnknownOverrideError: naming each unknown id with the nearest known ones.
+    """
+    parser = command.merged_config()
+    known = list(_ids(parser.get()))
+    tracking_ids = _tracking_ids(command.settings.get("tracking"))
+    problems = []
+    for name, value in command.overrides.items():
+        if name in tracking_ids or _is_known(name, parser):
+            parser.set(value, name)
+        else:
+            problems.append(_describe_unknown(name, known))
+    for name in command.nothing:
+        if not _is_known(name, parser):
+            problems.append(_describe_unknown(name, known))
+        elif parser[name] is not None:
+            problems.append(f"`{name}` (MONAI drops `None`; write --{name} '$None')")
+    if problems:
+        files = ", ".join(command.config_files)
+        raise UnknownOverrideError(f"override must name an id of {files}, got {'; '.join(problems)}")
+
+
+def _is_known(name: str, parser: ConfigParser) -> bool:
+    parent, _ = ReferenceResolver.split_id(name, last=True)
+    if name in parser or name == "_meta_" or parent.startswith("_meta_"):
+        return True
+    component = parser.get(parent) if parent else None
+    return isinstance(component, dict) and "_target_" in component
+
+
+def _ids(config: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(config, dict | list):
+        for _, name, value in ReferenceResolver.iter_subconfigs(prefix, config):
+            if not str(name).rsplit("::", 1)[-1].startswith("_"):
+                yield name
+            yield from _ids(value, name)
+
+
+def _tracking_ids(tracking: Any) -> set[str]:
+    if not tracking:
+        return set()
+    settings = DEFAULT_EXP_MGMT_SETTINGS.get(tracking) if isinstance(tracking, str) else None
+    return set((settings or ConfigParser.load_config_files(tracking)).get("configs", {}))
+
+
+def _describe_unknown(name: str, known: Sequence[str]) -> str:
+    name = ReferenceResolver.normalize_id(name)
+    leaf = name.rsplit("::", 1)[-1]
+    top_level = [other for other in known if "::" not in other]
+    near = [other for other in top_level if leaf == "".join(word[:1] for word in other.split("_"))]
+    near += difflib.get_close_matches(name, top_level) + difflib.get_close_matches(leaf, top_level)
+    near += [other for other in known if other.endswith(f"::{leaf}")] + difflib.get_close_matches(name, known)
+    names = " or ".join(f"`{other}`" for other in list(dict.fromkeys(near))[:3])
+    return f"`{name}` ({f'did you mean {names}?' if names else 'nothing like it there'})"

@@ -1,0 +1,44 @@
+"""Finds the sentence that a user should read in a chain of errors."""
+
+from __future__ import annotations
+
+import re
+
+OUR_PACKAGES = ("bundle", "transforms", "scripts")
+_MONAI_WRAPPER = re.compile(r"Failed to (instantiate|evaluate)|applying transform")
+# A data loading process passes on one text: a traceback with the error's dotted class and message in it.
+_OURS_IN_TEXT = re.compile(
+    rf"^(?:{'|'.join(OUR_PACKAGES)})\.[\w.]+: (.*?)(?=\n\n|\Z)", re.MULTILINE | re.DOTALL
+)
+
+
+def own_message(error: BaseException) -> str | None:
+    """Returns the message of the first error class of this project among `error` and its causes.
+
+    Returns:
+        None if there is no such error in the chain, that is, if the traceback is needed to understand it.
+    """
+    for link in _causes(error):
+        passed_on = _OURS_IN_TEXT.search(str(link)) if "Original Traceback" in str(link) else None
+        if passed_on:
+            return passed_on[1].strip()
+        if type(link).__module__.partition(".")[0] in OUR_PACKAGES:
+            return str(link)
+    return None
+
+
+def short_message(error: BaseException) -> str:
+    """Returns class and message of what went wrong, without the RuntimeErrors that MONAI wraps around it."""
+    causes = _causes(error)
+    inner = [
+        link for link in causes if not (isinstance(link, RuntimeError) and _MONAI_WRAPPER.match(str(link)))
+    ]
+    first = (inner or causes)[0]
+    return f"{type(first).__name__}: {first}"
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None and cause not in chain:
+        chain.append(cause)
+    return chain
