@@ -1,0 +1,129 @@
+"""One iteration of adversarial training; everything that updates, logs or saves is a handler."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import Trainer
+from monai.engines.utils import IterationEvents
+from monai.utils.enums import CommonKeys
+from torch import Tensor
+
+from bundle.engines.events import EVENT_TO_ATTR, AdversarialEvents, MicroBatch
+from bundle.losses.views import draw_positions
+from bundle.networks.vqgan import VQGAN, TrainingPass
+
+
+class AdversarialTrainer(Trainer):
+    """Runs the generator once per sample and iteration and fires the two update events on the result.
+
+    The batch is split into micro-batches; handlers scale their losses by the micro-batch's share, accumulate,
+    and step on the last one, which equals the full batch. The codebook is updated once per iteration. The
+    losses that handlers add to `state.losses` become `state.output`, with their `loss` for MONAI's consumers.
+
+    Args:
+        device: where to train.
+        max_epochs: epochs of `epoch_length` iterations.
+        train_data_loader: endless batches {"image": (B, 1, X, Y, Z)} in [-1, 1].
+        epoch_length: iterations per epoch.
+        network: the generator.
+        training_pass: the generator as training calls it.
+        micro_batch_size: samples per forward pass.
+        seed: for the slice positions.
+        max_iterations: ends earlier; None = after `max_epochs`.
+        amp: bf16 autocast, on a GPU only.
+        codebook_restart_until: last iteration in which dead codes restart; None = always.
+        train_handlers: ignite handlers, attached in this order.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        max_epochs: int,
+        train_data_loader: Iterable,
+        epoch_length: int,
+        network: VQGAN,
+        training_pass: TrainingPass,
+        micro_batch_size: int,
+        seed: int = 0,
+        max_iterations: int | None = None,
+        amp: bool = False,
+        codebook_restart_until: int | None = None,
+        train_handlers: list | None = None,
+    ) -> None:
+        super().__init__(
+            device=device,
+            max_epochs=max_epochs,
+            data_loader=train_data_loader,
+            epoch_length=epoch_length,
+            handlers=None,
+            amp=False,  # the parent would make a CUDA GradScaler, which bf16 does not need
+            decollate=False,
+            event_names=[AdversarialEvents],
+            event_to_attr=EVENT_TO_ATTR,
+        )
+        self.network = network
+        self.training_pass = training_pass
+        self.micro_batch_size = micro_batch_size
+        self.seed = seed
+        self.max_iterations = max_iterations
+        self.autocast_enabled = amp and self.state.device.type == "cuda"
+        self.codebook_restart_until = codebook_restart_until
+        self.state.losses = {}
+        self.state.micro_batch = None
+        if max_iterations is not None:
+            self.add_event_handler(Events.ITERATION_COMPLETED, self._stop_at_max_iterations)
+        self._register_handlers(train_handlers or [])
+
+    def autocast(self) -> torch.autocast:
+        """The autocast context that all networks run in; losses and the codebook leave it."""
+        return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.autocast_enabled)
+
+    def _iteration(self, engine: Engine, batchdata: dict[str, Any]) -> dict[str, Tensor]:
+        image = batchdata[CommonKeys.IMAGE].to(self.state.device, non_blocking=True).as_subclass(Tensor)
+        positions = draw_positions(image.shape, self.seed, self.state.iteration, self.state.rank)
+        self.state.losses = {}
+        self.training_pass.train()
+        micro_images = image.split(self.micro_batch_size)
+        if not self.network.quantizer.is_initialized:
+            self._initialize_codebook(micro_images)
+        for number, (micro, micro_positions) in enumerate(
+            zip(micro_images, positions.split(self.micro_batch_size), strict=True)
+        ):
+            with self.autocast():
+                reconstruction = self.training_pass(micro)
+            self.state.micro_batch = MicroBatch(
+                image=micro,
+                reconstruction=reconstruction,
+                positions=micro_positions,
+                share=len(micro) / len(image),
+                is_first=number == 0,
+                is_last=number == len(micro_images) - 1,
+            )
+            self.fire_event(AdversarialEvents.GENERATOR_STEP)
+            self.fire_event(AdversarialEvents.DISCRIMINATOR_STEP)
+        self.state.micro_batch = None  # frees the graph
+        self.network.quantizer.update(restart=self._restarts())
+        self.fire_event(IterationEvents.MODEL_COMPLETED)
+        return dict(self.state.losses)
+
+    def add_losses(self, terms: dict[str, Tensor]) -> None:
+        """Adds this micro-batch's detached mean losses, by name, to the iteration's."""
+        share = self.state.micro_batch.share
+        for name, value in terms.items():
+            self.state.losses[name] = self.state.losses.get(name, 0.0) + share * value.detach()
+
+    @torch.no_grad()
+    def _initialize_codebook(self, micro_images: tuple[Tensor, ...]) -> None:
+        """The codebook's first values look at the whole first batch, not at its first micro-batch."""
+        with self.autocast():
+            latents = [self.network.encode_latent(micro).float() for micro in micro_images]
+        self.network.quantizer.initialize(torch.cat(latents))
+
+    def _restarts(self) -> bool:
+        return self.codebook_restart_until is None or self.state.iteration <= self.codebook_restart_until
+
+    def _stop_at_max_iterations(self) -> None:
+        if self.state.iteration >= self.max_iterations:
+            self.terminate()

@@ -1,0 +1,1 @@
+"""Ignite handlers: the two updates, the gate, validation, checkpoints, logs and pictures."""

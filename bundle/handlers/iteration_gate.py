@@ -1,0 +1,39 @@
+"""The gate: from which iteration on the discriminators train and act on the generator."""
+
+from ignite.engine import Engine
+
+
+class IterationGate:
+    """Opens by the number of the iteration, which is persisted; it never looks at anything else.
+
+    With start s and p pre-training iterations the discriminators train from s + 1 on, and the generator's
+    gated terms open at s + p + 1, rising to full weight over `ramp_iterations`.
+
+    Args:
+        start: s, the last iteration of the warm-up.
+        pretrain_iterations: p, iterations in which the discriminators train while the generator ignores them.
+        ramp_iterations: iterations over which the adversarial terms rise linearly; 0 = at once.
+    """
+
+    def __init__(self, start: int, pretrain_iterations: int = 0, ramp_iterations: int = 0) -> None:
+        for name, value in {
+            "discriminator_iter_start": start,
+            "discriminator_pretrain_iters": pretrain_iterations,
+            "adversarial_ramp_iters": ramp_iterations,
+        }.items():
+            if value < 0:
+                raise ValueError(f"`{name}` must be at least 0, got {value}")
+        self.start = start
+        self.pretrain_iterations = pretrain_iterations
+        self.ramp_iterations = ramp_iterations
+
+    def __call__(self, engine: Engine, iteration: int) -> bool:
+        """ignite's event filter: whether the discriminators train in this iteration."""
+        return iteration > self.start
+
+    def generator_share(self, iteration: int) -> float:
+        """Share of the gated terms' weights in this iteration: 0 below the gate, then up to 1."""
+        open_for = iteration - self.start - self.pretrain_iterations
+        if open_for <= 0:
+            return 0.0
+        return min(1.0, open_for / max(1, self.ramp_iterations))

@@ -1,0 +1,1 @@
+"""Inferers: exact tiling of volumes that do not fit into memory as activations."""

@@ -1,0 +1,154 @@
+"""Exact tiling: a volume is encoded and decoded tile by tile and comes out as if in one piece.
+
+Dimension letters: B batch, X Y Z voxels, x y z latent cells. Tiles are counted in cells.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from monai.inferers import Inferer
+from monai.utils import ensure_tuple_rep
+from torch import Tensor
+from tqdm import tqdm
+
+DEFAULT_STRIDE = 4
+
+
+class Tile(NamedTuple):
+    """One tile, per axis in cells: `core` is kept, `window` (core and halo) is run, `crop` finds core in window."""
+
+    core: tuple[slice, ...]
+    window: tuple[slice, ...]
+    crop: tuple[slice, ...]
+
+
+def tiles(shape: Sequence[int], core_size: Sequence[int], halo: int) -> Iterator[Tile]:
+    """Covers `shape` exactly once by cores; the halo ends at the volume's border, where the network pads itself.
+
+    Args:
+        shape: of the volume, in cells.
+        core_size: of a tile without halo, in cells.
+        halo: on each inner side, in cells.
+    """
+    axes = []
+    for size, core in zip(shape, core_size, strict=True):
+        spans = []
+        for start in range(0, size, core):
+            stop = min(start + core, size)
+            first, last = max(0, start - halo), min(size, stop + halo)
+            spans.append((slice(start, stop), slice(first, last), slice(start - first, stop - first)))
+        axes.append(spans)
+    for spans in itertools.product(*axes):
+        yield Tile(*(tuple(part) for part in zip(*spans, strict=True)))
+
+
+class HaloInferer(Inferer):
+    """Runs a network over a volume in tiles with a halo, crops and stitches; no blending, no averaging.
+
+    A network with `encode` and `decode` (VQGAN) is run in two passes, each with its own halo: all tiles into
+    one index map of the whole volume, then tiles of that map into voxels. So codes never depend on the tiling.
+    A network that has only `forward` is run in one pass with twice the halo. With at least the network's own
+    halo, tiles equal the whole (up to float32 rounding); a smaller one is faster and leaves seams (at 3 residual
+    units: relative error 7e-3 with a halo of 16 voxels, 1e-5 with 32).
+
+    Args:
+        tile_size: core of a tile without halo, in voxels; one number or one per axis, multiples of the stride.
+        halo: in voxels, a multiple of the stride; None = `network.halo`.
+        progress: shows a bar with voxels per second and time left.
+
+    Raises:
+        ValueError: if a tile or halo breaks its rule.
+    """
+
+    def __init__(self, tile_size: Sequence[int] | int = 128, halo: int | None = None, progress: bool = False) -> None:
+        super().__init__()
+        self.tile_size = ensure_tuple_rep(tile_size, 3)
+        self.halo = halo
+        self.progress = progress
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Volume (B, 1, X, Y, Z) in [-1, 1] to its reconstruction of the same shape, on the volume's device.
+
+        Sizes need not be multiples of the stride: the far faces are padded with their edge values and cropped.
+        """
+        image = inputs.as_subclass(Tensor)  # a MetaTensor would track every tile
+        if hasattr(network, "encode") and hasattr(network, "decode"):
+            padded_size = image.shape[2:]
+            return self.decode(self.encode(image, network), network)[_inside(padded_size)]
+        stride, halo = self._rules(network)
+        padded = _pad_to_multiple(image, stride)
+        output = torch.empty(padded.shape, dtype=torch.float32, device=image.device)
+        self._run(lambda tile: network(tile, *args, **kwargs), padded, output, (stride, stride), 2 * halo, "forward")
+        return output[_inside(image.shape[2:])]
+
+    @torch.no_grad()
+    def encode(self, image: Tensor, network: Any) -> Tensor:
+        """Volume (B, 1, X, Y, Z) to indices (B, x, y, z), int64; x = X / stride, rounded up."""
+        stride, halo = self._rules(network)
+        padded = _pad_to_multiple(image.as_subclass(Tensor), stride)
+        cells = [size // stride for size in padded.shape[2:]]
+        indices = torch.empty((padded.shape[0], 1, *cells), dtype=torch.int64, device=image.device)
+        self._run(lambda tile: network.encode(tile).unsqueeze(1), padded, indices, (stride, 1), halo, "encode")
+        return indices.squeeze(1)
+
+    @torch.no_grad()
+    def decode(self, indices: Tensor, network: Any) -> Tensor:
+        """Indices (B, x, y, z) to a volume (B, 1, X, Y, Z) float32 with X = stride x."""
+        stride, halo = self._rules(network)
+        voxels = [size * stride for size in indices.shape[1:]]
+        image = torch.empty((indices.shape[0], 1, *voxels), dtype=torch.float32, device=indices.device)
+        self._run(lambda tile: network.decode(tile.squeeze(1)), indices.unsqueeze(1), image, (1, stride), halo, "decode")
+        return image
+
+    def _rules(self, network: Any) -> tuple[int, int]:
+        """Stride and halo in voxels, checked."""
+        stride = getattr(network, "stride", DEFAULT_STRIDE)
+        halo = getattr(network, "halo", None) if self.halo is None else self.halo
+        if halo is None:
+            raise ValueError("`halo` must be given for a network that does not know its own, got None; 44 is always enough")
+        if halo < 0 or halo % stride:
+            raise ValueError(f"`halo` must be a multiple of the stride {stride} and at least 0, got {halo} voxels")
+        if any(size < 2 * stride or size % stride for size in self.tile_size):
+            raise ValueError(
+                f"`tile_size` must be a multiple of the stride {stride} and at least {2 * stride}, got {self.tile_size} voxels"
+            )
+        return stride, halo
+
+    def _run(
+        self,
+        run_tile: Callable[[Tensor], Tensor],
+        source: Tensor,
+        target: Tensor,
+        voxels_per_cell: tuple[int, int],
+        halo: int,
+        name: str,
+    ) -> None:
+        """Fills `target` (B, 1, ...) from `source` (B, 1, ...), whose cells are so many positions wide."""
+        source_step, target_step = voxels_per_cell
+        stride = max(voxels_per_cell)
+        shape = [size // source_step for size in source.shape[2:]]
+        core = [size // stride for size in self.tile_size]
+        voxels = source[0, 0].numel() * stride**3 // source_step**3
+        with tqdm(total=voxels, unit="voxel", unit_scale=True, desc=name, disable=not self.progress) as bar:
+            for tile in tiles(shape, core, halo // stride):
+                result = run_tile(source[_scaled(tile.window, source_step)])
+                target[_scaled(tile.core, target_step)] = result[_scaled(tile.crop, target_step)].to(target)
+                bar.update(target[_scaled(tile.core, target_step)][0].numel() * stride**3 // target_step**3)
+
+
+def _scaled(spans: Sequence[slice], step: int) -> tuple:
+    return (..., *(slice(span.start * step, span.stop * step) for span in spans))
+
+
+def _inside(size: Sequence[int]) -> tuple:
+    return (..., *(slice(0, extent) for extent in size))
+
+
+def _pad_to_multiple(image: Tensor, stride: int) -> Tensor:
+    missing = [-size % stride for size in image.shape[2:]]
+    if not any(missing):
+        return image
+    pairs = itertools.chain.from_iterable((0, extent) for extent in reversed(missing))
+    return torch.nn.functional.pad(image, tuple(pairs), mode="replicate")

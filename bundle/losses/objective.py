@@ -1,0 +1,103 @@
+"""The generator's weighted objective."""
+
+import torch
+from torch import Tensor, nn
+
+from bundle.losses.adversarial import hinge_generator_loss
+from bundle.losses.feature_matching import feature_matching_loss
+from bundle.losses.views import discriminator_views, take_slices
+from bundle.networks.vqgan import Reconstruction
+
+
+class GeneratorObjective(nn.Module):
+    """L1 and commitment, and behind the gate LPIPS, adversarial and feature-matching terms.
+
+    A term of weight 0 is neither computed nor is the network behind it needed.
+
+    Args:
+        l1_weight: weight of the mean absolute difference in [-1, 1] (1.0 is 1000 HU in a 2000 HU window).
+        commitment_weight: weight of the commitment loss.
+        perceptual_weight: weight of LPIPS, mean over slices.
+        image_gan_weight: weight of the slice discriminator's hinge term.
+        video_gan_weight: weight of the volume discriminator's hinge term.
+        gan_feat_weight: weight of feature matching, summed over the discriminators that exist.
+        discriminators: `image` and `video` as `build_discriminators` gives them.
+        perceptual: distance per slice on (N, 1, H, W) pairs; None where `perceptual_weight` is 0.
+        loss_margin: voxels at each face of a patch that the L1 term leaves out.
+    """
+
+    def __init__(
+        self,
+        l1_weight: float,
+        commitment_weight: float,
+        perceptual_weight: float = 0.0,
+        image_gan_weight: float = 0.0,
+        video_gan_weight: float = 0.0,
+        gan_feat_weight: float = 0.0,
+        discriminators: nn.ModuleDict | None = None,
+        perceptual: nn.Module | None = None,
+        loss_margin: int = 0,
+    ) -> None:
+        super().__init__()
+        self.l1_weight, self.commitment_weight = l1_weight, commitment_weight
+        self.perceptual_weight, self.gan_feat_weight = perceptual_weight, gan_feat_weight
+        self.gan_weights = {"image": image_gan_weight, "video": video_gan_weight}
+        self.discriminators = nn.ModuleDict() if discriminators is None else discriminators
+        self.perceptual = perceptual
+        self.loss_margin = loss_margin
+        if perceptual_weight > 0 and perceptual is None:
+            raise ValueError(f"`perceptual` must be given with `perceptual_weight` {perceptual_weight}, got None")
+
+    def forward(
+        self, image: Tensor, reconstruction: Reconstruction, positions: Tensor, gate: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total loss and its terms by the names of their curves.
+
+        Args:
+            image: (B, 1, X, Y, Z) in [-1, 1].
+            reconstruction: of the same shape, with its commitment loss.
+            positions: (B, 3) slice positions.
+            gate: 0 below the gate; above it the share, up to 1, of the adversarial and feature-matching terms.
+        """
+        terms = {
+            "recon_loss": self._l1(image, reconstruction.image),
+            "commitment_loss": reconstruction.commitment_loss,
+        }
+        total = self.l1_weight * terms["recon_loss"] + self.commitment_weight * terms["commitment_loss"]
+        if gate > 0 and self.perceptual_weight > 0:
+            terms["perceptual_loss"] = self._perceptual(image, reconstruction.image, positions)
+            total = total + self.perceptual_weight * terms["perceptual_loss"]
+        if gate > 0 and len(self.discriminators) > 0:
+            adversarial, feature = self._adversarial(image, reconstruction.image, positions)
+            terms["gen_loss"] = adversarial
+            total = total + gate * adversarial
+            if self.gan_feat_weight > 0:
+                terms["gan_feat_loss"] = feature
+                total = total + gate * self.gan_feat_weight * feature
+        return total, {name: term.detach() for name, term in terms.items()}
+
+    def _l1(self, image: Tensor, reconstruction: Tensor) -> Tensor:
+        margin = self.loss_margin
+        inside = (..., *(slice(margin, size - margin) for size in image.shape[2:]))
+        return (image[inside].float() - reconstruction[inside].float()).abs().mean()
+
+    def _perceptual(self, image: Tensor, reconstruction: Tensor, positions: Tensor) -> Tensor:
+        pairs = zip(take_slices(image, positions), take_slices(reconstruction, positions), strict=True)
+        return torch.stack([self.perceptual(real, fake).mean() for real, fake in pairs]).mean()
+
+    def _adversarial(self, image: Tensor, reconstruction: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted hinge terms and unweighted feature matching, each summed over the discriminators."""
+        adversarial = feature = torch.zeros((), device=image.device)
+        for name, discriminator in self.discriminators.items():
+            real_views = discriminator_views(image, positions, name)
+            fake_views = discriminator_views(reconstruction, positions, name)
+            for real, fake in zip(real_views, fake_views, strict=True):
+                fake_features = discriminator(fake)
+                hinge = hinge_generator_loss(fake_features[-1])
+                adversarial = adversarial + self.gan_weights[name] * hinge / len(fake_views)
+                if self.gan_feat_weight > 0:
+                    with torch.no_grad():
+                        real_features = discriminator(real)
+                    matching = feature_matching_loss(real_features, fake_features)
+                    feature = feature + matching / len(fake_views)
+        return adversarial, feature

@@ -1,0 +1,1 @@
+"""Networks: the generator (VQGAN), its quantizers and the two discriminators."""

@@ -1,0 +1,52 @@
+"""The two PatchGAN discriminators: one looks at slices, one at volumes.
+
+Both are MONAI's `PatchDiscriminator` and return all feature maps, logits last. Instance norm instead of batch
+norm: batch statistics make micro-batched gradients differ from the full batch's, and their buffers move while
+the discriminator is frozen.
+Paper: Isola et al. 2017, arXiv:1611.07004.
+"""
+
+from torch import nn
+from monai.networks.nets import PatchDiscriminator
+
+# below this many voxels per axis the last normalised feature map has a single element
+MIN_PATCH_SIZE = 24
+
+
+class SliceDiscriminator(PatchDiscriminator):
+    """2D PatchGAN on slices (N, 1, H, W); 2,763,585 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__(**_settings(spatial_dims=2))
+
+
+class VolumeDiscriminator(PatchDiscriminator):
+    """3D PatchGAN on patches (B, 1, X, Y, Z); 11,048,769 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__(**_settings(spatial_dims=3))
+
+
+def _settings(spatial_dims: int) -> dict:
+    return {
+        "spatial_dims": spatial_dims,
+        "channels": 64,
+        "in_channels": 1,
+        "out_channels": 1,
+        "num_layers_d": 3,
+        "norm": ("INSTANCE", {"affine": True}),
+    }
+
+
+def build_discriminators(image_gan_weight: float, video_gan_weight: float) -> nn.ModuleDict:
+    """The discriminators whose weight is above 0, named `image` (slices) and `video` (volumes), frozen.
+
+    They stay frozen but for their own step (`DiscriminatorUpdate`), so that the generator's backward pass
+    neither computes nor leaves gradients in them.
+    """
+    discriminators = nn.ModuleDict()
+    if image_gan_weight > 0:
+        discriminators["image"] = SliceDiscriminator()
+    if video_gan_weight > 0:
+        discriminators["video"] = VolumeDiscriminator()
+    return discriminators.requires_grad_(False)

@@ -1,0 +1,233 @@
+"""Vector quantization with an EMA codebook that stays alive.
+
+Dimension letters: B batch, E embedding width, K codes, N latent vectors, x y z latent cells.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+_TINY = 1e-12
+
+
+class Quantized(NamedTuple):
+    """Codes (B, E, x, y, z) with straight-through gradient, commitment loss (scalar), indices (B, x, y, z)."""
+
+    codes: Tensor
+    commitment_loss: Tensor
+    indices: Tensor
+
+
+def nearest_codes(vectors: Tensor, codebook: Tensor, lookup_bytes: int) -> Tensor:
+    """Index of the nearest code, by squared distance, of each vector.
+
+    The N x K distances are made a chunk at a time: for a whole volume at K = 16384 they would take 151 GiB.
+
+    Args:
+        vectors: (N, E) float32.
+        codebook: (K, E) float32.
+        lookup_bytes: memory that one chunk of distances may take.
+
+    Returns:
+        (N,) int64 in [0, K); of equally near codes the first.
+    """
+    rows = max(1, lookup_bytes // (codebook.shape[0] * 4))
+    squares = codebook.square().sum(dim=1)  # |z|^2 is the same for all codes and left out
+    transposed = codebook.t().contiguous()
+    indices = torch.empty(vectors.shape[0], dtype=torch.int64, device=vectors.device)
+    for start in range(0, vectors.shape[0], rows):
+        chunk = vectors[start : start + rows]
+        distances = torch.addmm(squares, chunk, transposed, alpha=-2)  # (rows, K)
+        indices[start : start + rows] = distances.argmin(dim=1)
+    return indices
+
+
+class EMACodebook(nn.Module):
+    """Codebook that follows the encoder by exponential moving averages; dead codes restart from data.
+
+    `forward` only collects: counts, sums and vectors of all micro-batches (and ranks) make one `update()` per
+    iteration, which equals the full batch's. The codebook is a buffer, its first values are vectors of the
+    first batch, and whether it has them is a buffer too: a resumed run never starts it again. A code whose
+    average count falls below `restart_threshold` times the mean restarts from a random vector of the batch
+    with fresh averages, at most `restart_share` of all codes in one update.
+    Papers: van den Oord et al. 2017, arXiv:1711.00937, appendix A.1; restarts: Dhariwal et al. 2020,
+    arXiv:2005.00341 (deviation: threshold relative to N / K, averages reset too, random choice from the update
+    number, so that it is the same on all ranks and after a resume).
+
+    Args:
+        num_embeddings: number of codes K.
+        embedding_dim: width E.
+        decay: of the moving averages, per update.
+        restart_threshold: share of the mean count below which a code is dead.
+        restart_share: at most this share of K restarts in one update.
+        lookup_bytes: memory that one chunk of distances may take.
+    """
+
+    embedding: Tensor
+    cluster_size: Tensor
+    cluster_sum: Tensor
+    initialized: Tensor
+    updates: Tensor
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        decay: float = 0.99,
+        restart_threshold: float = 0.1,
+        restart_share: float = 1 / 64,
+        lookup_bytes: int = 2**25,
+    ) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.decay, self.restart_threshold = decay, restart_threshold
+        self.restart_budget = max(1, int(num_embeddings * restart_share))
+        self.lookup_bytes = lookup_bytes
+        self.register_buffer("embedding", torch.randn(num_embeddings, embedding_dim))
+        self.register_buffer("cluster_size", torch.zeros(num_embeddings))
+        self.register_buffer("cluster_sum", torch.zeros(num_embeddings, embedding_dim))
+        self.register_buffer("initialized", torch.tensor(False))
+        self.register_buffer("updates", torch.tensor(0))
+        self._knows_initialized = False  # spares a device synchronisation per forward
+        self.register_load_state_dict_post_hook(lambda module, _: module._forget())
+        self._pending: list[tuple[Tensor, Tensor]] = []  # vectors and indices of this iteration's micro-batches
+        self.last_counts: Tensor | None = None
+        self.last_restarts: Tensor | None = None
+
+    def _forget(self) -> None:
+        self._knows_initialized = False
+        self._pending.clear()
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether the codes come from data (or from a checkpoint)."""
+        self._knows_initialized = self._knows_initialized or bool(self.initialized)
+        return self._knows_initialized
+
+    def quantize(self, latent: Tensor) -> Tensor:
+        """Latent (B, E, x, y, z) of any float type to indices (B, x, y, z), int64."""
+        with torch.autocast(latent.device.type, enabled=False):
+            vectors = self._vectors(latent)
+            indices = nearest_codes(vectors, self.embedding, self.lookup_bytes)
+        return indices.view(latent.shape[0], *latent.shape[2:])
+
+    def indices_to_codes(self, indices: Tensor) -> Tensor:
+        """Indices (B, x, y, z) to the vectors that the decoder saw, (B, E, x, y, z) float32."""
+        return nn.functional.embedding(indices, self.embedding).movedim(-1, 1).contiguous()
+
+    def forward(self, latent: Tensor) -> Quantized:
+        """Quantizes `latent` (B, E, x, y, z); in training mode also collects it for `update()`."""
+        with torch.autocast(latent.device.type, enabled=False):
+            if self.training and not self.is_initialized:
+                self.initialize(latent)
+            latent = latent.float()
+            indices = self.quantize(latent.detach())
+            if self.training:
+                self._pending.append((self._vectors(latent.detach()), indices.flatten()))
+            codes = self.indices_to_codes(indices)
+            commitment_loss = nn.functional.mse_loss(latent, codes)
+            codes = latent + (codes - latent).detach()
+        return Quantized(codes, commitment_loss, indices)
+
+    @torch.no_grad()
+    def initialize(self, latent: Tensor) -> None:
+        """Takes the first codes from data: random vectors of `latent` (B, E, x, y, z), of all ranks together.
+
+        With fewer vectors than codes they are repeated, with noise of 1 % of their spread to tell them apart.
+        """
+        vectors = self._vectors(latent)
+        total = _global_count(vectors)
+        generator = torch.Generator().manual_seed(0)
+        picks = torch.cat(
+            [torch.randperm(total, generator=generator) for _ in range(-(-self.num_embeddings // total))]
+        )[: self.num_embeddings]
+        codes = _global_rows(vectors, picks)
+        noise = torch.randn(codes.shape, generator=generator).to(codes) * codes.std(dim=0) * 0.01
+        noise[:total] = 0
+        self.embedding.copy_(codes + noise)
+        self.cluster_size.fill_(total / self.num_embeddings)
+        self.cluster_sum.copy_(self.embedding * self.cluster_size[:, None])
+        self.initialized.fill_(True)
+
+    @torch.no_grad()
+    def update(self, restart: bool = True) -> None:
+        """One EMA step from everything that `forward` collected since the last; then dead codes restart.
+
+        Args:
+            restart: false keeps dead codes as they are.
+        """
+        if not self._pending:
+            return
+        vectors = torch.cat([pending[0] for pending in self._pending])
+        indices = torch.cat([pending[1] for pending in self._pending])
+        self._pending.clear()
+        counts = torch.bincount(indices, minlength=self.num_embeddings).float()
+        sums = torch.zeros_like(self.cluster_sum).index_add_(0, indices, vectors)
+        _all_reduce(counts)
+        _all_reduce(sums)
+        self.cluster_size.lerp_(counts, 1 - self.decay)
+        self.cluster_sum.lerp_(sums, 1 - self.decay)
+        means = self.cluster_sum / self.cluster_size.clamp_min(_TINY)[:, None]
+        self.embedding.copy_(torch.where(self.cluster_size[:, None] > _TINY, means, self.embedding))
+        self.last_counts = counts
+        self.last_restarts = self._restart_dead_codes(vectors) if restart else counts.new_zeros(())
+        self.updates += 1
+
+    def _restart_dead_codes(self, vectors: Tensor) -> Tensor:
+        total = _global_count(vectors)
+        budget = min(self.restart_budget, total)
+        mean_size = self.cluster_size.mean()
+        sizes, codes = self.cluster_size.topk(budget, largest=False)
+        generator = torch.Generator().manual_seed(int(self.updates) + 1)
+        rows = _global_rows(vectors, torch.randperm(total, generator=generator)[:budget])
+        dead = sizes < self.restart_threshold * mean_size
+        # a fixed number of rows with a mask: no count has to come back from the device
+        rows = torch.where(dead[:, None], rows, self.embedding[codes])
+        sizes = torch.where(dead, mean_size, sizes)
+        self.embedding[codes] = rows
+        self.cluster_sum[codes] = torch.where(dead[:, None], rows * sizes[:, None], self.cluster_sum[codes])
+        self.cluster_size[codes] = sizes
+        return dead.sum()
+
+    @staticmethod
+    def _vectors(latent: Tensor) -> Tensor:
+        """(B, E, x, y, z) to (N, E) float32."""
+        return latent.float().movedim(1, -1).reshape(-1, latent.shape[1])
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _all_reduce(tensor: Tensor) -> None:
+    if _is_distributed():
+        dist.all_reduce(tensor)
+
+
+def _counts_per_rank(vectors: Tensor) -> list[int]:
+    if not _is_distributed():
+        return [vectors.shape[0]]
+    counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=vectors.device)
+    counts[dist.get_rank()] = vectors.shape[0]
+    dist.all_reduce(counts)
+    return counts.tolist()
+
+
+def _global_count(vectors: Tensor) -> int:
+    return sum(_counts_per_rank(vectors))
+
+
+def _global_rows(vectors: Tensor, picks: Tensor) -> Tensor:
+    """Rows `picks` of all ranks' vectors, concatenated by rank; the same on every rank."""
+    picks = picks.to(vectors.device)
+    if not _is_distributed():
+        return vectors[picks]
+    counts, rank = _counts_per_rank(vectors), dist.get_rank()
+    local = picks - sum(counts[:rank])
+    mine = (local >= 0) & (local < counts[rank])
+    rows = torch.zeros(len(picks), vectors.shape[1], device=vectors.device)
+    rows[mine] = vectors[local[mine]]
+    dist.all_reduce(rows)
+    return rows

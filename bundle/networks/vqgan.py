@@ -1,0 +1,155 @@
+"""The generator: MONAI's VQ-VAE encoder and decoder without norm layers around a quantizer.
+
+Dimension letters: B batch, E embedding width, X Y Z voxels, x y z latent cells (X = 4 x).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from monai.networks.nets.vqvae import Decoder, Encoder
+from torch import Tensor, nn
+
+from bundle.networks.quantizer import EMACodebook
+from bundle.networks.receptive_field import halo_radius
+
+EMBEDDING_DIM = 8
+# channels per level (each level halves the resolution) and residual units per level
+PRESETS: dict[str, tuple[tuple[int, ...], int]] = {
+    "default": ((64, 256), 3),
+    "large": ((256, 256), 3),
+    "lite": ((48, 96), 1),
+}
+
+
+class Reconstruction(NamedTuple):
+    """What one pass through the generator gives: image (B, 1, X, Y, Z), commitment loss, indices (B, x, y, z)."""
+
+    image: Tensor
+    commitment_loss: Tensor
+    indices: Tensor
+
+
+class VQGAN(nn.Module):
+    """Patchwise 3D VQ-GAN generator whose tiles equal the whole volume.
+
+    No layer takes statistics over space (with GroupNorm a tile differs from the whole by 15-21 % far from the
+    cut), so a tile with a halo of `halo` voxels gives the same result as the whole volume.
+    Papers: van den Oord et al. 2017, arXiv:1711.00937; Esser et al. 2021, arXiv:2012.09841.
+
+    Args:
+        channels: width of each level; each level halves the resolution.
+        num_res_layers: residual units per level.
+        quantizer: `EMACodebook` or another module with its interface.
+
+    Attributes:
+        stride: voxels per latent cell and axis.
+        halo: voxels of context that make a tile equal to the whole, for encode and for decode alone.
+    """
+
+    def __init__(self, channels: Sequence[int], num_res_layers: int, quantizer: nn.Module) -> None:
+        super().__init__()
+        levels = len(channels)
+        shared = {
+            "spatial_dims": 3,
+            "channels": tuple(channels),
+            "num_res_layers": num_res_layers,
+            "num_res_channels": tuple(channels),
+            "dropout": 0.0,
+            "act": "RELU",
+        }
+        self.encoder = Encoder(
+            in_channels=1, out_channels=EMBEDDING_DIM, downsample_parameters=((2, 4, 1, 1),) * levels, **shared
+        )
+        self.decoder = Decoder(
+            in_channels=EMBEDDING_DIM,
+            out_channels=1,
+            upsample_parameters=((2, 4, 1, 1, 0),) * levels,
+            output_act=None,
+            **shared,
+        )
+        self.quantizer = quantizer
+        self.stride = 2**levels
+        self.halo = halo_radius(self.encoder, self.decoder, self.stride)
+
+    def encode_latent(self, image: Tensor) -> Tensor:
+        """Image (B, 1, X, Y, Z) in [-1, 1] to the continuous latent (B, E, x, y, z), before quantization."""
+        return self.encoder(image)
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Code vectors (B, E, x, y, z) to an image (B, 1, X, Y, Z)."""
+        return self.decoder(codes)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Image (B, 1, X, Y, Z) in [-1, 1] to indices (B, x, y, z), int64 in [0, K)."""
+        return self.quantizer.quantize(self.encode_latent(image))
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Indices (B, x, y, z) to an image (B, 1, X, Y, Z)."""
+        return self.decode_codes(self.quantizer.indices_to_codes(indices))
+
+    def reconstruct(self, image: Tensor) -> Reconstruction:
+        """Image (B, 1, X, Y, Z) in [-1, 1] to its reconstruction, with what training needs besides."""
+        codes, commitment_loss, indices = self.quantizer(self.encode_latent(image))
+        return Reconstruction(self.decode_codes(codes), commitment_loss, indices)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Image (B, 1, X, Y, Z) in [-1, 1] to its reconstruction of the same shape."""
+        return self.reconstruct(image).image
+
+
+class TrainingPass(nn.Module):
+    """The module that training calls, and that DDP wraps.
+
+    DDP synchronises gradients only of what is called through `forward`; a method called past it would leave
+    them unsynchronised in silence. `VQGAN.forward` has to return one tensor for MONAI's consumers.
+    """
+
+    def __init__(self, generator: VQGAN) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, image: Tensor) -> Reconstruction:
+        """See `VQGAN.reconstruct`."""
+        return self.generator.reconstruct(image)
+
+
+def build_quantizer(quantizer: str, num_embeddings: int) -> nn.Module:
+    """The quantizer by its name in the configs, `ema`.
+
+    Raises:
+        ValueError: unknown name, or `num_embeddings` outside 2..65536 (indices are stored as uint16).
+    """
+    if not 2 <= num_embeddings <= 65536:
+        raise ValueError(
+            f"`num_embeddings` must lie in 2..65536 (indices are stored as uint16), got {num_embeddings}"
+        )
+    if quantizer == "ema":
+        return EMACodebook(num_embeddings, EMBEDDING_DIM)
+    raise ValueError(f"`quantizer` must be 'ema', got {quantizer!r}")
+
+
+def build_vqgan(preset: str = "default", quantizer: str = "ema", num_embeddings: int = 16384) -> VQGAN:
+    """The generator by its preset, as the configs name it.
+
+    Args:
+        preset: `default` (24.8 M parameters, 1.07 MFLOP per voxel), `large` (51.0 M, 6.2 MFLOP per voxel) or
+            `lite` (1.9 M, 0.12 MFLOP per voxel, for CPUs).
+        quantizer: `ema`.
+        num_embeddings: number of codes K.
+
+    Raises:
+        ValueError: if a name is unknown or K is out of range.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}")
+    channels, num_res_layers = PRESETS[preset]
+    return VQGAN(channels, num_res_layers, build_quantizer(quantizer, num_embeddings))
+
+
+def to_device(network: nn.Module, device: torch.device | str) -> nn.Module:
+    """The network on its device; channels-last on a GPU, where 3D convolutions in bf16 are faster so."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return network.to(device=device, memory_format=torch.channels_last_3d)
+    return network.to(device)
