@@ -21,6 +21,10 @@ class UnknownOverrideError(ValueError):
     """An override on the command line that MONAI would ignore in silence."""
 
 
+class ConfigFileError(FileNotFoundError):
+    """A command line that lists no config file, or one that does not exist."""
+
+
 class Command:
     """A command line of `monai.bundle run`, read the way MONAI reads it.
 
@@ -58,17 +62,20 @@ class Command:
 
     def merged_config(self) -> ConfigParser:
         """The listed files merged as MONAI merges them; overrides are not applied."""
-        parser = ConfigParser()
-        parser.read_config(self.config_files)
-        return parser
+        return merge_configs(self.config_files)
+
+
+def merge_configs(files: Sequence[str]) -> ConfigParser:
+    """Merges config files as MONAI does: a later file replaces ids of an earlier one or adds to them."""
+    parser = ConfigParser()
+    parser.read_config(files)
+    return parser
 
 
 def _run_arguments() -> set[str]:
     callables = (monai.bundle.run, monai.bundle.create_workflow, ConfigWorkflow)
-    return {name for call in callables for name in inspect.signature(call).parameters} - {
-        "override",
-        "kwargs",
-    }
+    names = {name for call in callables for name in inspect.signature(call).parameters}
+    return names - {"override", "kwargs"}
 
 
 def current_command() -> Command | None:
@@ -83,6 +90,29 @@ def current_command() -> Command | None:
         return Command(sys.argv[2:])
     is_front_door = getattr(main, "__file__", None) == str(BUNDLE_ROOT / "scripts" / "run.py")
     return Command(sys.argv[1:]) if name == "scripts.run" or is_front_door else None
+
+
+def arguments_from_anywhere(command: Command) -> list[str]:
+    """Finds the bundle's own files for a command that was typed in another folder.
+
+    Returns:
+        arguments to add to the command line: config files that are not found in the working folder but below
+        the bundle, and `bundle_root`; nothing in the bundle itself.
+
+    Raises:
+        ConfigFileError: if a config file is neither here nor below the bundle, or none is given.
+    """
+    if not command.config_files:
+        raise ConfigFileError("`config_file` must be given, e.g. --config_file configs/train.yaml")
+    found = [file if Path(file).is_file() else str(BUNDLE_ROOT / file) for file in command.config_files]
+    for given, file in zip(command.config_files, found, strict=True):
+        if not Path(file).is_file():
+            raise ConfigFileError(f"{given}: no such config file, neither here nor below {BUNDLE_ROOT}")
+    if Path.cwd().resolve() == BUNDLE_ROOT:
+        return []
+    added = [] if found == command.config_files else ["--config_file", repr(found)]
+    has_root = "bundle_root" in command.overrides or "bundle_root" not in merge_configs(found)
+    return added if has_root else [*added, "--bundle_root", str(BUNDLE_ROOT)]
 
 
 def check_overrides(command: Command) -> None:
@@ -132,8 +162,11 @@ def _ids(config: Any, prefix: str = "") -> Iterator[str]:
 def _tracking_ids(tracking: Any) -> set[str]:
     if not tracking:
         return set()
-    settings = DEFAULT_EXP_MGMT_SETTINGS.get(tracking) if isinstance(tracking, str) else None
-    return set((settings or ConfigParser.load_config_files(tracking)).get("configs", {}))
+    is_known = isinstance(tracking, str) and tracking in DEFAULT_EXP_MGMT_SETTINGS
+    settings: dict = (
+        DEFAULT_EXP_MGMT_SETTINGS[tracking] if is_known else ConfigParser.load_config_files(tracking)
+    )
+    return set(settings.get("configs", {}))
 
 
 def _describe_unknown(name: str, known: Sequence[str]) -> str:
