@@ -1,0 +1,1 @@
+"""Figures that say how close a reconstructed volume is to its original."""
