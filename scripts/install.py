@@ -13,10 +13,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bundle.checkpoint_file import CheckpointError, read_checkpoint, write_checkpoint
+from bundle.handlers.checkpoint_file import (
+    NETWORK_SETTINGS,
+    CheckpointError,
+    load_generator,
+    read_checkpoint,
+    write_checkpoint,
+)
 from bundle.networks.vqgan import build_vqgan
 
-BUNDLE_ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_OUTPUT = Path(__file__).resolve().parent.parent / "models" / "model.pt"
 
 
 def install(checkpoint: Path, output: Path) -> None:
@@ -27,24 +33,28 @@ def install(checkpoint: Path, output: Path) -> None:
         output: file to write; it holds `model` and `network` only.
 
     Raises:
-        CheckpointError: if the file is missing, damaged, foreign, or its weights do not fit the network it names.
+        CheckpointError: a file that is missing, damaged or foreign, or whose weights do not fit its network.
     """
     content = read_checkpoint(checkpoint)
     network = content["network"]
-    try:
-        generator = build_vqgan(network["preset"], network["quantizer"], network["num_embeddings"])
-        generator.load_state_dict(content["model"])
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{checkpoint}: weights do not fit the network it names, {network}") from error
+    missing = [name for name in NETWORK_SETTINGS if name not in network]
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint}: `network` must say {', '.join(missing)}; use a file of training"
+        )
+    generator = build_vqgan(network["preset"], network["quantizer"], network["num_embeddings"])
+    load_generator(generator, checkpoint, content)
     write_checkpoint(output, {"model": content["model"], "network": network})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line of this module; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.install", description=__doc__.split("\n")[0])
-    parser.add_argument("checkpoint", type=Path, help="checkpoint that training wrote, e.g. .../best_1.pt")
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.install", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("checkpoint", type=Path, help="file that training wrote, e.g. .../best_1.pt")
     parser.add_argument(
-        "--output", type=Path, default=BUNDLE_ROOT / "models" / "model.pt", help="default: models/model.pt"
+        "--output", type=Path, default=DEFAULT_OUTPUT, help="default: the bundle's models/model.pt"
     )
     given = parser.parse_args(arguments)
     try:
@@ -53,16 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"installed {given.checkpoint} as {given.output}")
-    for other in _hiding_files(given.output):
-        print(
-            f"warning: MONAI Label would read {other} instead, its name is shorter; move it", file=sys.stderr
-        )
+    # MONAI Label takes the .pt file with the shortest name in the folder, whatever it is.
+    for other in given.output.parent.glob("*.pt"):
+        if len(other.name) < len(given.output.name):
+            print(f"warning: {other} has a shorter name, MONAI Label would load it; move it", file=sys.stderr)
     return 0
-
-
-def _hiding_files(output: Path) -> list[Path]:
-    """MONAI Label takes the file with the shortest name among the .pt files of the folder."""
-    return [path for path in output.parent.glob("*.pt") if len(path.name) < len(output.name)]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Arguments are those of `python -m monai.bundle run`; an override that no listed config file knows is refused
 with the nearest known name. From another folder: `python /path/to/bundle/scripts/run.py ...`. There, config
-files are looked up below the bundle if they are not found where you are, and `bundle_root` points to the bundle.
+files are looked up below the bundle if they are not where you are, and `bundle_root` points to the bundle.
 """
 
 from __future__ import annotations

@@ -1,0 +1,122 @@
+#!/usr/bin/env bash
+# Trains with both discriminators, in one line.
+#
+#   scripts/train_with_discriminator.sh [--background] [CHECKPOINT | fresh] [--id value ...]
+#
+#   CHECKPOINT     start from these weights, counters at zero; default: the base run's last.pt
+#   fresh          start from scratch
+#   --background   keep running after logout; returns when the first iteration is done, or says why it is not
+#   --id value     any override, e.g. --max_patients 30; an unknown id is refused
+#
+# The data folder comes from --dataset_dir or from the variable DATASET_DIR, the interpreter from PYTHON.
+# An interrupted run goes on with: --resume_from_checkpoint outputs/vqgan_patches_with_disc/checkpoints/last.pt
+set -euo pipefail
+
+caller=$PWD
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root=$PWD
+
+fail() {
+    echo "error: $*" >&2
+    exit 1
+}
+
+from_caller() { # a path that was typed in the caller's folder
+    case $1 in
+        /*) printf '%s' "$1" ;;
+        *) printf '%s' "$caller/$1" ;;
+    esac
+}
+
+background=false
+start=$root/outputs/vqgan_patches/checkpoints/last.pt
+output=$root/outputs/vqgan_patches_with_disc
+dataset=${DATASET_DIR:-}
+[ -z "$dataset" ] || dataset=$(from_caller "$dataset")
+overrides=()
+
+case ${1:-} in -h | --help)
+    sed -n '2,13s/^# \{0,1\}//p' "$0"
+    exit 0
+    ;;
+esac
+if [ "${1:-}" = --background ]; then background=true && shift; fi
+case ${1:-} in
+    '' | -*) ;;
+    fresh) start='' && shift ;;
+    *) start=$(from_caller "$1") && shift ;;
+esac
+
+while [ $# -gt 0 ]; do
+    case $1 in
+        --background)
+            background=true
+            shift
+            continue
+            ;;
+        --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+    esac
+    name=$1
+    if [ $# -eq 1 ] || [[ $2 == --* ]]; then
+        overrides+=("$name")
+        shift
+        continue
+    fi
+    value=$2
+    case ${name//-/_} in
+        __dataset_dir) dataset=$(from_caller "$value") && value=$dataset ;;
+        __output_dir) output=$(from_caller "$value") && value=$output ;;
+        __resume_from_checkpoint | __init_from) start='' && value=$(from_caller "$value") ;;
+        __perceptual_weights_path) value=$(from_caller "$value") ;;
+    esac
+    overrides+=("$name" "$value")
+    shift 2
+done
+
+[ -n "$dataset" ] || fail "no data: give --dataset_dir DIR, or set DATASET_DIR"
+[ -e "$dataset" ] || fail "$dataset: no such folder or file; give --dataset_dir DIR, or set DATASET_DIR"
+[ -z "$start" ] || [ -f "$start" ] || fail "$start: no such checkpoint; train the base model first" \
+    "(python -m monai.bundle run --config_file configs/train.yaml --dataset_dir DIR) or say 'fresh'"
+
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON=python3
+    [ ! -x .venv/bin/python ] || PYTHON=$root/.venv/bin/python
+fi
+
+command=("$PYTHON" -m scripts.run
+    --config_file "['configs/train.yaml','configs/train_with_discriminator.yaml']"
+    --dataset_dir "$dataset" --output_dir "$output")
+[ -z "$start" ] || command+=(--init_from "$start")
+command+=(${overrides[@]+"${overrides[@]}"})
+
+if ! $background; then exec "${command[@]}"; fi
+
+console=$output.console.log
+pid_file=$output.pid
+mkdir -p "$(dirname "$output")"
+if [ -f "$pid_file" ] && kill -0 "$(cat "$pid_file")" 2>/dev/null; then
+    fail "a run with this output folder is alive, PID $(cat "$pid_file"); end it or give another --output_dir"
+fi
+nohup "${command[@]}" </dev/null >"$console" 2>&1 &
+pid=$!
+echo "$pid" >"$pid_file"
+echo "starting: PID $pid, console output in $console"
+
+# Started means that an iteration was done: the progress bar or a log line says so. Reading a large dataset for
+# the first time can take minutes before that.
+until grep -qsE 'epoch [0-9]+ iteration [0-9]+|training[^|]*\[[0-9]+/[0-9]+\]' "$console"; do
+    if ! kill -0 "$pid" 2>/dev/null; then
+        code=0
+        wait "$pid" || code=$?
+        rm -f "$pid_file"
+        [ "$code" -ne 0 ] || fail "the run ended without an iteration; see $console"
+        {
+            echo "error: the start FAILED with exit code $code; last lines of $console:"
+            tail -n 15 "$console"
+        } >&2
+        exit "$code"
+    fi
+    sleep 1
+done
+echo "training has started; follow it with: tail -f $output/training.log"
+echo "stop it with: kill $pid"
