@@ -114,6 +114,14 @@ class TrainingPass(nn.Module):
         return self.generator.reconstruct(image)
 
 
+def build_training_pass(generator: VQGAN, compiled: bool = False) -> TrainingPass:
+    """The training pass, through `torch.compile` if `compiled`; names in checkpoints stay the same."""
+    training_pass = TrainingPass(generator)
+    if compiled:
+        training_pass.compile()
+    return training_pass
+
+
 def build_quantizer(quantizer: str, num_embeddings: int) -> nn.Module:
     """The quantizer by its name in the configs, `ema`.
 
@@ -148,8 +156,12 @@ def build_vqgan(preset: str = "default", quantizer: str = "ema", num_embeddings:
 
 
 def to_device(network: nn.Module, device: torch.device | str) -> nn.Module:
-    """The network on its device; channels-last on a GPU, where 3D convolutions in bf16 are faster so."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return network.to(device=device, memory_format=torch.channels_last_3d)
-    return network.to(device)
+    """The network on its device; on a GPU with channels-last convolutions, which bf16 is faster with."""
+    network = network.to(device)
+    if torch.device(device).type == "cuda":
+        for module in network.modules():
+            if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+                module.to(memory_format=torch.channels_last_3d)
+            elif isinstance(module, nn.Conv2d):
+                module.to(memory_format=torch.channels_last)
+    return network

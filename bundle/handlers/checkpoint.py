@@ -1,0 +1,182 @@
+"""Saves `last.pt` and the three best checkpoints by a validation figure."""
+
+import logging
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from bundle.handlers.checkpoint_file import read_checkpoint, write_checkpoint
+
+logger = logging.getLogger(__name__)
+
+BEST_COUNT = 3
+
+
+class TrainingState:
+    """Everything of a run that a checkpoint has to hold, by name.
+
+    Args:
+        network: the generator.
+        settings: `network_settings` of this run.
+        discriminators: may be empty.
+        optimizers: by name; entries of None are networks that do not exist in this run.
+        schedules: by name, likewise.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        settings: dict[str, Any],
+        discriminators: nn.ModuleDict,
+        optimizers: dict[str, torch.optim.Optimizer | None],
+        schedules: dict[str, torch.optim.lr_scheduler.LRScheduler | None],
+    ) -> None:
+        self.network = network
+        self.settings = settings
+        self.discriminators = discriminators
+        self.optimizers = {name: part for name, part in optimizers.items() if part is not None}
+        self.schedules = {name: part for name, part in schedules.items() if part is not None}
+
+    def state_dict(self, engine: Engine) -> dict[str, Any]:
+        """Tensors and plain numbers only, so that it loads with `weights_only=True`."""
+        return {
+            "model": self.network.state_dict(),
+            "network": self.settings,
+            "discriminators": self.discriminators.state_dict(),
+            "optimizers": {name: part.state_dict() for name, part in self.optimizers.items()},
+            "schedules": {name: {"last_epoch": part.last_epoch} for name, part in self.schedules.items()},
+            "trainer": {
+                "iteration": engine.state.iteration,
+                "epoch_length": engine.state.epoch_length,
+                "max_epochs": engine.state.max_epochs,
+            },
+            "random": random_state(),
+        }
+
+    def load_state_dict(self, content: dict[str, Any], engine: Engine) -> None:
+        """Restores all that `state_dict` holds, but for `max_epochs`, which a resumed run may extend."""
+        self.network.load_state_dict(content["model"])
+        self.discriminators.load_state_dict(content["discriminators"])
+        for name, part in self.optimizers.items():
+            part.load_state_dict(content["optimizers"][name])
+        for name, part in self.schedules.items():
+            part.last_epoch = content["schedules"][name]["last_epoch"]
+            part._last_lr = [group["lr"] for group in part.optimizer.param_groups]
+        engine.state.iteration = content["trainer"]["iteration"]
+        engine.state.epoch = engine.state.iteration // engine.state.epoch_length
+        set_random_state(content["random"])
+
+
+class CheckpointHandler:
+    """Writes `last.pt` during training and `best_1.pt` (the best) to `best_3.pt` after validation.
+
+    Args:
+        state: what to save.
+        output_dir: of the run; files go to its folder `checkpoints`.
+        interval: iterations between two `last.pt`; it is also written when training ends.
+        validator: the validation engine, whose figures rank the best; None = no best.
+        metric: the figure; the larger the better.
+    """
+
+    def __init__(
+        self,
+        state: TrainingState,
+        output_dir: str | Path,
+        interval: int,
+        validator: Engine | None = None,
+        metric: str = "val/psnr",
+    ) -> None:
+        if interval < 1:
+            raise ValueError(f"`checkpoint_interval` must be at least 1 iteration, got {interval}")
+        self.state = state
+        self.folder = Path(output_dir) / "checkpoints"
+        self.interval = interval
+        self.validator = validator
+        self.metric = metric
+        self.best: list[tuple[float, int]] = []  # figure and iteration of best_1, best_2, ...; figures fall
+
+    def attach(self, engine: Engine) -> None:
+        """Joins the trainer, and the validation engine if there is one."""
+        engine.add_event_handler(Events.STARTED, self.restore)
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self.save_last)
+        engine.add_event_handler(Events.COMPLETED, self.save_last)
+        if self.validator is not None:
+            self.validator.add_event_handler(Events.COMPLETED, lambda: self.save_best(engine))
+
+    def save_last(self, engine: Engine) -> None:
+        """Writes `last.pt`."""
+        write_checkpoint(self.folder / "last.pt", self.state.state_dict(engine))
+
+    def save_best(self, engine: Engine) -> None:
+        """Writes a `best_*.pt` if the last validation is among the best three."""
+        figure, iteration = float(self.validator.state.metrics[self.metric]), engine.state.iteration
+        self._forget(iteration)
+        rank = sum(figure <= better for better, _ in self.best)
+        if not figure > float("-inf") or rank >= BEST_COUNT:
+            return
+        for worse in range(min(len(self.best), BEST_COUNT - 1), rank, -1):
+            self._path(worse).replace(self._path(worse + 1))
+        self.best = [*self.best[:rank], (figure, iteration), *self.best[rank:]][:BEST_COUNT]
+        write_checkpoint(
+            self._path(rank + 1), {**self.state.state_dict(engine), "figures": {self.metric: figure}}
+        )
+        logger.info(
+            "Iteration %d: %s %.3f ranks %d in this run, saved as best_%d.pt",
+            iteration, self.metric, figure, rank + 1, rank + 1,
+        )  # fmt: skip
+
+    def restore(self, engine: Engine) -> None:
+        """A resumed run goes on with the ranking that its folder holds."""
+        if engine.state.iteration == 0:
+            return
+        for rank in range(1, BEST_COUNT + 1):
+            if self._path(rank).is_file():
+                content = read_checkpoint(self._path(rank))
+                self.best.append((content["figures"][self.metric], content["trainer"]["iteration"]))
+
+    def _forget(self, iteration: int) -> None:
+        """Drops a best of the same iteration: a resumed run came by again."""
+        for index, (_, known) in enumerate(self.best):
+            if known == iteration:
+                del self.best[index]
+                self._path(index + 1).unlink()
+                for rank in range(index + 1, len(self.best) + 1):
+                    self._path(rank + 1).replace(self._path(rank))
+                return
+
+    def _path(self, rank: int) -> Path:
+        return self.folder / f"best_{rank}.pt"
+
+
+def random_state() -> dict[str, Any]:
+    """States of the random generators of Python, NumPy, torch and CUDA, as tensors and plain numbers."""
+    version, numbers, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": {"version": version, "numbers": list(numbers), "gauss": gauss},
+        "numpy": {
+            "name": str(name),
+            "keys": torch.from_numpy(keys.astype(np.int64)),
+            "position": int(position),
+            "has_gauss": int(has_gauss),
+            "cached": float(cached),
+        },
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """The inverse of `random_state`; CUDA's are set where their number fits this machine."""
+    python, numpy = state["python"], state["numpy"]
+    random.setstate((python["version"], tuple(python["numbers"]), python["gauss"]))
+    keys = numpy["keys"].numpy().astype(np.uint32)
+    np.random.set_state((numpy["name"], keys, numpy["position"], numpy["has_gauss"], numpy["cached"]))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

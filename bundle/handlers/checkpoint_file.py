@@ -1,0 +1,117 @@
+"""The checkpoint format: one dictionary of tensors and plain numbers, written whole or not at all.
+
+`model` holds the generator's state dict, which is what every MONAI consumer looks for; `network` says which
+generator and HU window it belongs to; a training checkpoint holds discriminators, optimizers, schedules,
+counters and random states besides.
+"""
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FORMAT_VERSION = 1
+NETWORK_SETTINGS = ("preset", "quantizer", "num_embeddings", "hu_min", "hu_max")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message begins with its file name and says what to do."""
+
+
+def network_settings(preset: str, quantizer: str, num_embeddings: int, hu_min: float, hu_max: float) -> dict[str, Any]:
+    """What a checkpoint says of its generator, as plain values."""
+    return {
+        "preset": str(preset),
+        "quantizer": str(quantizer),
+        "num_embeddings": int(num_embeddings),
+        "hu_min": float(hu_min),
+        "hu_max": float(hu_max),
+    }
+
+
+def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes to a temporary file in the same folder, flushes it to disk and renames it over `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"format_version": FORMAT_VERSION, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a checkpoint of this project; nothing in it is ever run.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, foreign, or of a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: no such checkpoint; train one (configs/train.yaml) or install one with "
+            "`python -m scripts.install CHECKPOINT`, or name another file"
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: {_why_unreadable(path, error)}") from error
+    if not isinstance(content, dict) or "model" not in content or "network" not in content:
+        raise CheckpointError(f"{path}: {_why_foreign(content)}")
+    if content.get("format_version", 0) > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: written in format {content['format_version']}, this version reads up to {FORMAT_VERSION}; "
+            "update this project"
+        )
+    return content
+
+
+def check_network(path: str | Path, content: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint of another generator or HU window than the config's, naming the override.
+
+    Raises:
+        CheckpointError: listing every setting that differs.
+    """
+    found = content["network"]
+    different = [name for name in NETWORK_SETTINGS if found.get(name) != expected[name]]
+    if different:
+        told = ", ".join(f"`{name}` {found.get(name)!r} (here {expected[name]!r})" for name in different)
+        advice = " ".join(f"--{name} {found.get(name)}" for name in different)
+        raise CheckpointError(f"{path}: was trained with {told}; use it with {advice}")
+
+
+def load_generator(network: torch.nn.Module, path: str | Path, content: Mapping[str, Any]) -> int:
+    """Loads `model` strictly into the generator; returns how many tensors matched.
+
+    Raises:
+        CheckpointError: if a tensor is missing, left over or of another shape.
+    """
+    try:
+        network.load_state_dict(content["model"])
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its weights do not fit this generator: {error}") from error
+    return len(content["model"])
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    if path.suffix == ".ckpt" or "pytorch_lightning" in str(error) or "omegaconf" in str(error):
+        return (
+            "not a checkpoint of this project. A Lightning .ckpt of another VQ-GAN holds another network and "
+            "cannot be loaded; train a new one with configs/train.yaml"
+        )
+    return f"not a readable checkpoint (truncated, damaged or foreign: {type(error).__name__}); use another file"
+
+
+def _why_foreign(content: Any) -> str:
+    if isinstance(content, dict) and ("pytorch-lightning_version" in content or "state_dict" in content):
+        return (
+            "a Lightning checkpoint of another network, which cannot be loaded into this one; "
+            "train a new one with configs/train.yaml"
+        )
+    return "not a checkpoint of this project: it lacks `model` or `network`; use a file that this project wrote"

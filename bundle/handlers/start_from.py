@@ -1,0 +1,119 @@
+"""The two ways to start from a file: weights only, or the whole run."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+
+from bundle.handlers.checkpoint import TrainingState
+from bundle.handlers.checkpoint_file import CheckpointError, check_network, load_generator, read_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+class StartFrom:
+    """Loads `init_from` (the generator's weights, counters at zero) or `resume_from_checkpoint` (everything).
+
+    The file is read and checked when this is made, before the run writes anything.
+
+    Args:
+        state: what to load into.
+        init_from: checkpoint whose weights to start from, so that a base model gets its warm-up.
+        resume_from_checkpoint: checkpoint of a run to continue.
+        sampler: `ResumableSampler`, told at which iteration to go on.
+
+    Raises:
+        CheckpointError: a file that cannot be used so, or both given.
+    """
+
+    def __init__(
+        self,
+        state: TrainingState,
+        init_from: str | Path | None = None,
+        resume_from_checkpoint: str | Path | None = None,
+        sampler: Any = None,
+    ) -> None:
+        if init_from is not None and resume_from_checkpoint is not None:
+            raise CheckpointError(
+                f"{init_from}: `init_from` and `resume_from_checkpoint` must not be given together, "
+                f"got {resume_from_checkpoint} too; drop one"
+            )
+        self.state = state
+        self.path = resume_from_checkpoint if init_from is None else init_from
+        self.resuming = resume_from_checkpoint is not None
+        self.sampler = sampler
+        self.content: dict[str, Any] | None = None
+        if self.path is not None:
+            self.content = read_checkpoint(self.path)
+            check_network(self.path, self.content, state.settings)
+        if self.resuming:
+            self._check_same_parts()
+
+    def attach(self, engine: Engine) -> None:
+        """Joins the trainer at its start."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Loads the checkpoint once."""
+        if self.content is None:
+            return
+        if self.resuming:
+            self._check_epoch_length(engine)
+            self.state.load_state_dict(self.content, engine)
+            if self.sampler is not None:
+                self.sampler.start_iteration = engine.state.iteration
+            logger.info("Resuming %s at iteration %d", self.path, engine.state.iteration)
+        else:
+            matched = load_generator(self.state.network, self.path, self.content)
+            logger.info("Starting from the weights of %s: %d tensors matched, counters at zero", self.path, matched)
+        self.content = None  # frees the copy
+
+    def _check_same_parts(self) -> None:
+        """A base checkpoint cannot continue an adversarial run, nor the other way round."""
+        for part, mine in {
+            "discriminators": set(self.state.discriminators.state_dict()),
+            "optimizers": set(self.state.optimizers),
+        }.items():
+            if set(self.content.get(part, ())) != mine:
+                raise CheckpointError(
+                    f"{self.path}: its {part} are not those of this run, so it cannot be resumed here; to start "
+                    f"this run from its weights use --init_from {self.path} instead of --resume_from_checkpoint"
+                )
+
+    def _check_epoch_length(self, engine: Engine) -> None:
+        saved = self.content["trainer"]["epoch_length"]
+        if saved != engine.state.epoch_length:
+            raise CheckpointError(
+                f"{self.path}: was trained with `epoch_length` {saved}, here {engine.state.epoch_length}; "
+                f"resume it with --epoch_length {saved}"
+            )
+
+
+class LoadGenerator:
+    """Loads a checkpoint's generator before inference; never lets it run on random weights.
+
+    Args:
+        network: the generator.
+        ckpt_path: checkpoint or installed model.
+        settings: `network_settings` of the config; a checkpoint of others is refused.
+
+    Raises:
+        CheckpointError: missing, damaged or foreign file, another network or window.
+    """
+
+    def __init__(self, network: Any, ckpt_path: str | Path, settings: dict[str, Any]) -> None:
+        self.network = network
+        self.path = ckpt_path
+        self.content: dict[str, Any] | None = read_checkpoint(ckpt_path)
+        check_network(ckpt_path, self.content, settings)
+
+    def attach(self, engine: Engine) -> None:
+        """Joins the evaluator at its start."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Loads the weights once."""
+        if self.content is not None:
+            load_generator(self.network, self.path, self.content)
+            self.content = None

@@ -1,0 +1,102 @@
+"""Validation figures of whole volumes."""
+
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.metrics import Metric
+from torch import Tensor, nn
+
+from bundle.metrics.reconstruction import reconstruction_figures
+
+LPIPS_SLICES = 16
+
+
+class ReconstructionQuality(Metric):
+    """Mean over volumes of PSNR, SSIM, MAE and RMSE in HU, and LPIPS if a backbone is there.
+
+    The metric's own value is PSNR, which ranks checkpoints; all figures go to `state.metrics` as `val/...`.
+
+    Args:
+        hu_min: lower end of the window in HU.
+        hu_max: upper end; the window's width is the data range of PSNR and SSIM.
+        perceptual: LPIPS on slices, taken on at most 16 axial slices per volume; None leaves it out.
+    """
+
+    def __init__(self, hu_min: float, hu_max: float, perceptual: nn.Module | None = None) -> None:
+        self.hu_min, self.hu_max = hu_min, hu_max
+        self.perceptual = perceptual
+        super().__init__(output_transform=lambda output: output)
+
+    def reset(self) -> None:
+        """Forgets all volumes."""
+        self.volumes: list[dict[str, float]] = []
+
+    def update(self, output: list[dict[str, Any]]) -> None:
+        """Adds volumes: dictionaries with `image` and `pred`, (1, X, Y, Z) in [-1, 1]."""
+        for item in output:
+            image, pred = (item[key].as_subclass(Tensor).float() for key in ("image", "pred"))
+            figures = reconstruction_figures(
+                self._to_hu(image[0]), self._to_hu(pred[0].clamp(-1, 1)), self.hu_min, self.hu_max
+            )
+            self.volumes.append(
+                {"psnr": figures.psnr, "ssim": figures.ssim, "mae_hu": figures.mae_hu, "rmse_hu": figures.rmse_hu}
+            )
+            if self.perceptual is not None:
+                self.volumes[-1]["lpips"] = self._lpips(image, pred.clamp(-1, 1))
+
+    def compute(self) -> float:
+        """Mean PSNR in dB."""
+        return self.means()["psnr"]
+
+    def means(self) -> dict[str, float]:
+        """Mean of every figure over the volumes seen."""
+        return {
+            name: sum(float(volume[name]) for volume in self.volumes) / len(self.volumes)
+            for name in self.volumes[0]
+        }
+
+    def completed(self, engine: Engine, name: str) -> None:
+        """Puts all means into the engine's metrics."""
+        super().completed(engine, name)
+        engine.state.metrics.update({f"val/{figure}": mean for figure, mean in self.means().items()})
+
+    def _to_hu(self, image: Tensor) -> Tensor:
+        return (image + 1) * ((self.hu_max - self.hu_min) / 2) + self.hu_min
+
+    @torch.no_grad()
+    def _lpips(self, image: Tensor, pred: Tensor) -> float:
+        count = min(LPIPS_SLICES, image.shape[-1])
+        slices = torch.linspace(0, image.shape[-1] - 1, count).round().long()
+        device = next(self.perceptual.parameters()).device
+        distances = [
+            self.perceptual(image[None, ..., z].to(device), pred[None, ..., z].to(device)) for z in slices.tolist()
+        ]
+        return float(torch.cat(distances).mean())
+
+
+class ValidateEvery:
+    """Runs validation after every `interval` epochs, and when training ends before its time.
+
+    Args:
+        validator: the validation engine.
+        interval: in epochs.
+    """
+
+    def __init__(self, validator: Engine, interval: int) -> None:
+        if interval < 1:
+            raise ValueError(f"`val_interval` must be at least 1 epoch, got {interval}")
+        self.validator = validator
+        self.interval = interval
+        self._validated_at = -1
+
+    def attach(self, engine: Engine) -> None:
+        """Joins the trainer."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """One validation of the weights as they are; never twice of the same."""
+        if self._validated_at != engine.state.iteration:
+            self._validated_at = self.validator.state.trainer_iteration = engine.state.iteration
+            self.validator.run()
