@@ -171,10 +171,12 @@ def _tracking_ids(tracking: Any) -> set[str]:
 
 def _describe_unknown(name: str, known: Sequence[str]) -> str:
     name = ReferenceResolver.normalize_id(name)
-    leaf = name.rsplit("::", 1)[-1]
+    parent, leaf = ReferenceResolver.split_id(name, last=True)
     top_level = [other for other in known if "::" not in other]
     near = [other for other in top_level if leaf == "".join(word[:1] for word in other.split("_"))]
-    near += difflib.get_close_matches(name, top_level) + difflib.get_close_matches(leaf, top_level)
-    near += [other for other in known if other.endswith(f"::{leaf}")] + difflib.get_close_matches(name, known)
+    near += difflib.get_close_matches(name, known) if parent else []
+    near += difflib.get_close_matches(leaf, top_level)
+    near += [other for other in known if other.endswith(f"::{leaf}")]
+    near += difflib.get_close_matches(name, known)
     names = " or ".join(f"`{other}`" for other in list(dict.fromkeys(near))[:3])
     return f"`{name}` ({f'did you mean {names}?' if names else 'nothing like it there'})"
