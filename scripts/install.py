@@ -42,7 +42,12 @@ def install(checkpoint: Path, output: Path) -> None:
         raise CheckpointError(
             f"{checkpoint}: `network` must say {', '.join(missing)}; use a file of training"
         )
-    generator = build_vqgan(network["preset"], network["quantizer"], network["num_embeddings"])
+    try:
+        generator = build_vqgan(network["preset"], network["quantizer"], network["num_embeddings"])
+    except ValueError as error:
+        raise CheckpointError(
+            f"{checkpoint}: names a network that this version does not know: {error}"
+        ) from error
     load_generator(generator, checkpoint, content)
     write_checkpoint(output, {"model": content["model"], "network": network})
 

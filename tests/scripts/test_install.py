@@ -1,0 +1,91 @@
+import pytest
+import torch
+
+from bundle.handlers.checkpoint_file import read_checkpoint, write_checkpoint
+from bundle.networks.vqgan import build_vqgan
+from scripts.install import main
+
+NETWORK = {"preset": "lite", "quantizer": "ema", "num_embeddings": 16, "hu_min": -1000.0, "hu_max": 1000.0}
+
+
+@pytest.fixture(scope="module")
+def generator():
+    torch.manual_seed(0)
+    return build_vqgan("lite", "ema", 16)
+
+
+@pytest.fixture
+def checkpoint(tmp_path, generator):
+    path = tmp_path / "run" / "last.pt"
+    write_checkpoint(path, {"model": generator.state_dict(), "network": NETWORK, "trainer": {"iteration": 9}})
+    return path
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "models" / "model.pt"
+
+
+def test_installed_model_holds_the_generator_bit_for_bit_and_nothing_of_the_training(
+    checkpoint, output, generator, capsys
+):
+    assert main([str(checkpoint), "--output", str(output)]) == 0
+
+    content = read_checkpoint(output)
+    weights = generator.state_dict()
+    assert set(content) - {"format_version"} == {"model", "network"}
+    assert content["network"] == NETWORK
+    assert content["model"].keys() == weights.keys()
+    assert all(torch.equal(content["model"][name], weights[name]) for name in weights)
+    assert f"installed {checkpoint}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"pytorch-lightning_version": "2.1", "state_dict": {}}, "Lightning checkpoint of another network"),
+        ({"weights": {}}, "not a checkpoint of this project"),
+        ({"model": {}, "network": {"preset": "lite"}}, "`network` must say quantizer, num_embeddings"),
+        ({"model": {}, "network": NETWORK}, "weights do not fit"),
+        ({"model": {}, "network": {**NETWORK, "preset": "huge"}}, "`preset` must be one of"),
+    ],
+)
+def test_foreign_files_are_refused_by_name_and_the_installed_model_stays(
+    tmp_path, checkpoint, output, capsys, content, message
+):
+    main([str(checkpoint), "--output", str(output)])
+    before = output.read_bytes()
+    foreign = tmp_path / "foreign.ckpt"
+    torch.save(content, foreign)
+
+    assert main([str(foreign), "--output", str(output)]) == 1
+
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {foreign}: ")
+    assert message in error
+    assert output.read_bytes() == before
+
+
+def test_missing_and_truncated_files_are_named(tmp_path, checkpoint, output, capsys):
+    cut = tmp_path / "cut.pt"
+    cut.write_bytes(checkpoint.read_bytes()[:1000])
+
+    assert main([str(cut), "--output", str(output)]) == 1
+    assert main([str(tmp_path / "none.pt"), "--output", str(output)]) == 1
+
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[0].startswith(f"error: {cut}: ")
+    assert errors[1].startswith(f"error: {tmp_path / 'none.pt'}: no such checkpoint")
+    assert not output.exists()
+
+
+def test_a_file_that_monai_label_would_load_instead_is_warned_of(checkpoint, output, capsys):
+    output.parent.mkdir()
+    (output.parent / "a.pt").touch()
+    (output.parent / "long_name.pt").touch()
+
+    main([str(checkpoint), "--output", str(output)])
+
+    warning = capsys.readouterr().err
+    assert "a.pt has a shorter name" in warning
+    assert "long_name" not in warning

@@ -1,0 +1,146 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCHER = ROOT / "scripts" / "train_with_discriminator.sh"
+CONFIG = """
+dataset_dir: null
+output_dir: null
+init_from: null
+max_epochs: 5
+run:
+- _target_: bundle.launch.refuse_unknown_overrides
+- {_target_: bundle.launch.start_run, output_dir: '@output_dir'}
+"""
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    """A folder of a user: data, a base checkpoint, and stand-ins for the interpreter."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "base.pt").touch()
+    (tmp_path / "tiny.yaml").write_text(CONFIG, encoding="utf-8")
+    for name, script in {
+        "tell": 'printf "%s\\n" "$PWD" "$@"',
+        "die": "echo Loading; echo 'error: no GPU' >&2; exit 3",
+        "train": "echo 'epoch 1 iteration 1  train/recon_loss 0.5'; exec sleep 60",
+    }.items():
+        path = tmp_path / name
+        path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+        path.chmod(0o755)
+    return tmp_path
+
+
+def launch(workplace, *words, python="tell", **environment):
+    python = sys.executable if python == "real" else str(workplace / python)
+    inherited = {name: value for name, value in os.environ.items() if name != "DATASET_DIR"}
+    return subprocess.run(
+        [str(LAUNCHER), *words],
+        cwd=workplace,
+        env={**inherited, "PYTHON": python, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def told(done):
+    assert done.returncode == 0, done.stderr
+    folder, *words = done.stdout.splitlines()
+    assert words[:3] == ["-m", "scripts.run", "--config_file"]
+    assert words[3] == "['configs/train.yaml','configs/train_with_discriminator.yaml']"
+    return folder, dict(zip(words[4::2], words[5::2], strict=True))
+
+
+def test_checkpoint_and_paths_are_those_of_the_folder_where_it_was_called(workplace):
+    done = launch(workplace, "base.pt", "--dataset-dir=data", "--output_dir", "out", "--max_patients", "30")
+
+    folder, overrides = told(done)
+    assert folder == str(ROOT)
+    assert overrides["--init_from"] == str(workplace / "base.pt")
+    assert overrides["--dataset_dir"] == str(workplace / "data")
+    assert overrides["--output_dir"] == str(workplace / "out")
+    assert overrides["--max_patients"] == "30"
+
+
+def test_fresh_starts_without_a_checkpoint_and_with_the_default_output_folder(workplace):
+    _, overrides = told(launch(workplace, "fresh", DATASET_DIR="data"))
+
+    assert overrides["--dataset_dir"] == str(workplace / "data")
+    assert overrides["--output_dir"] == str(ROOT / "outputs" / "vqgan_patches_with_disc")
+    assert "--init_from" not in overrides
+
+
+def test_resuming_does_not_start_from_the_base_checkpoint_too(workplace):
+    _, overrides = told(launch(workplace, "--resume_from_checkpoint", "last.pt", DATASET_DIR="data"))
+
+    assert overrides["--resume_from_checkpoint"] == str(workplace / "last.pt")
+    assert "--init_from" not in overrides
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fresh"], "error: no data: give --dataset_dir DIR, or set DATASET_DIR"),
+        (["fresh", "--dataset_dir", "none"], "/none: no such folder or file"),
+        (["gone.pt", "--dataset_dir", "data"], "/gone.pt: no such checkpoint; train the base model first"),
+    ],
+)
+def test_what_is_missing_is_named_before_python_starts(workplace, words, message):
+    done = launch(workplace, *words)
+
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_failed_start_in_the_background_is_reported_with_its_last_lines(workplace):
+    done = launch(
+        workplace, "--background", "fresh", "--dataset_dir", "data", "--output_dir", "out", python="die"
+    )
+
+    assert done.returncode == 3
+    assert "the start FAILED with exit code 3" in done.stderr
+    assert done.stderr.endswith("Loading\nerror: no GPU\n")
+    assert "has started" not in done.stdout
+
+
+def test_background_training_is_reported_as_started_once_it_trains_and_is_not_started_twice(workplace):
+    words = ["--background", "fresh", "--dataset_dir", "data", "--output_dir", "out"]
+    done = launch(workplace, *words, python="train")
+    pid = int((workplace / "out.pid").read_text())
+
+    try:
+        again = launch(workplace, *words, python="train")
+        os.kill(pid, 0)
+    finally:
+        os.kill(pid, signal.SIGTERM)
+
+    assert done.returncode == 0, done.stderr
+    assert f"PID {pid}" in done.stdout
+    assert "training has started" in done.stdout
+    assert again.returncode != 0
+    assert f"is alive, PID {pid}" in again.stderr
+
+
+def test_a_refused_override_reaches_the_caller_through_the_launcher(workplace):
+    words = [
+        "fresh",
+        "--dataset_dir",
+        "data",
+        "--output_dir",
+        "out",
+        "--config_file",
+        f"{workplace}/tiny.yaml",
+    ]
+
+    done = launch(workplace, "--background", *words, "--maxepochs", "3", python="real")
+
+    assert done.returncode == 1
+    assert done.stderr.endswith("got `maxepochs` (did you mean `max_epochs`?)\n")
+    assert not (workplace / "out").exists()
