@@ -43,7 +43,9 @@ def check_training_settings(
         "max_epochs": max_epochs,
         "epoch_length": epoch_length,
     }.items():
-        _require(isinstance(value, int) and value >= 1, f"`{name}` must be a whole number from 1, got {value!r}")
+        _require(
+            isinstance(value, int) and value >= 1, f"`{name}` must be a whole number from 1, got {value!r}"
+        )
     _require(hu_min < hu_max, f"`hu_min` must be below `hu_max`, got {hu_min} and {hu_max}")
     smallest = MIN_PATCH_SIZE if adversarial else 4
     _require(

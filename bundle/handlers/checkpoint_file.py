@@ -21,7 +21,9 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message begins with its file name and says what to do."""
 
 
-def network_settings(preset: str, quantizer: str, num_embeddings: int, hu_min: float, hu_max: float) -> dict[str, Any]:
+def network_settings(
+    preset: str, quantizer: str, num_embeddings: int, hu_min: float, hu_max: float
+) -> dict[str, Any]:
     """What a checkpoint says of its generator, as plain values."""
     return {
         "preset": str(preset),
@@ -105,7 +107,9 @@ def _why_unreadable(path: Path, error: Exception) -> str:
             "not a checkpoint of this project. A Lightning .ckpt of another VQ-GAN holds another network and "
             "cannot be loaded; train a new one with configs/train.yaml"
         )
-    return f"not a readable checkpoint (truncated, damaged or foreign: {type(error).__name__}); use another file"
+    return (
+        f"not a readable checkpoint (truncated, damaged or foreign: {type(error).__name__}); use another file"
+    )
 
 
 def _why_foreign(content: Any) -> str:
@@ -114,4 +118,6 @@ def _why_foreign(content: Any) -> str:
             "a Lightning checkpoint of another network, which cannot be loaded into this one; "
             "train a new one with configs/train.yaml"
         )
-    return "not a checkpoint of this project: it lacks `model` or `network`; use a file that this project wrote"
+    return (
+        "not a checkpoint of this project: it lacks `model` or `network`; use a file that this project wrote"
+    )

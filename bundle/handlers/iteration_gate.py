@@ -28,7 +28,7 @@ class IterationGate:
         self.ramp_iterations = ramp_iterations
 
     def __call__(self, engine: Engine, iteration: int) -> bool:
-        """ignite's event filter: whether the discriminators train in this iteration."""
+        """Ignite's event filter: whether the discriminators train in this iteration."""
         return iteration > self.start
 
     def generator_share(self, iteration: int) -> float:

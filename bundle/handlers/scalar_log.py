@@ -28,7 +28,7 @@ class TensorBoardLog:
 
     @property
     def writer(self) -> SummaryWriter:
-        """torch's writer."""
+        """Torch's writer."""
         if self._writer is None:
             self._writer = SummaryWriter(str(self.folder))
         return self._writer
@@ -106,7 +106,9 @@ class ScalarLog:
     def write_validation(self, engine: Engine) -> None:
         """One point of every validation curve."""
         metrics = self.validator.state.metrics
-        self._write(engine, {name: float(value) for name, value in metrics.items() if name.startswith("val/")})
+        self._write(
+            engine, {name: float(value) for name, value in metrics.items() if name.startswith("val/")}
+        )
 
     def _write(self, engine: Engine, values: dict[str, float]) -> None:
         iteration = engine.state.iteration

@@ -66,7 +66,9 @@ class StartFrom:
             logger.info("Resuming %s at iteration %d", self.path, engine.state.iteration)
         else:
             matched = load_generator(self.state.network, self.path, self.content)
-            logger.info("Starting from the weights of %s: %d tensors matched, counters at zero", self.path, matched)
+            logger.info(
+                "Starting from the weights of %s: %d tensors matched, counters at zero", self.path, matched
+            )
         self.content = None  # frees the copy
 
     def _check_same_parts(self) -> None:

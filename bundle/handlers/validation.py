@@ -40,7 +40,12 @@ class ReconstructionQuality(Metric):
                 self._to_hu(image[0]), self._to_hu(pred[0].clamp(-1, 1)), self.hu_min, self.hu_max
             )
             self.volumes.append(
-                {"psnr": figures.psnr, "ssim": figures.ssim, "mae_hu": figures.mae_hu, "rmse_hu": figures.rmse_hu}
+                {
+                    "psnr": figures.psnr,
+                    "ssim": figures.ssim,
+                    "mae_hu": figures.mae_hu,
+                    "rmse_hu": figures.rmse_hu,
+                }
             )
             if self.perceptual is not None:
                 self.volumes[-1]["lpips"] = self._lpips(image, pred.clamp(-1, 1))
@@ -70,7 +75,8 @@ class ReconstructionQuality(Metric):
         slices = torch.linspace(0, image.shape[-1] - 1, count).round().long()
         device = next(self.perceptual.parameters()).device
         distances = [
-            self.perceptual(image[None, ..., z].to(device), pred[None, ..., z].to(device)) for z in slices.tolist()
+            self.perceptual(image[None, ..., z].to(device), pred[None, ..., z].to(device))
+            for z in slices.tolist()
         ]
         return float(torch.cat(distances).mean())
 

@@ -62,7 +62,9 @@ class HaloInferer(Inferer):
         ValueError: if a tile or halo breaks its rule.
     """
 
-    def __init__(self, tile_size: Sequence[int] | int = 128, halo: int | None = None, progress: bool = False) -> None:
+    def __init__(
+        self, tile_size: Sequence[int] | int = 128, halo: int | None = None, progress: bool = False
+    ) -> None:
         super().__init__()
         self.tile_size = ensure_tuple_rep(tile_size, 3)
         self.halo = halo
@@ -80,7 +82,9 @@ class HaloInferer(Inferer):
         stride, halo = self._rules(network)
         padded = _pad_to_multiple(image, stride)
         output = torch.empty(padded.shape, dtype=torch.float32, device=image.device)
-        self._run(lambda tile: network(tile, *args, **kwargs), padded, output, (stride, stride), 2 * halo, "forward")
+        self._run(
+            lambda tile: network(tile, *args, **kwargs), padded, output, (stride, stride), 2 * halo, "forward"
+        )
         return output[_inside(image.shape[2:])]
 
     @torch.no_grad()
@@ -90,7 +94,9 @@ class HaloInferer(Inferer):
         padded = _pad_to_multiple(image.as_subclass(Tensor), stride)
         cells = [size // stride for size in padded.shape[2:]]
         indices = torch.empty((padded.shape[0], 1, *cells), dtype=torch.int64, device=image.device)
-        self._run(lambda tile: network.encode(tile).unsqueeze(1), padded, indices, (stride, 1), halo, "encode")
+        self._run(
+            lambda tile: network.encode(tile).unsqueeze(1), padded, indices, (stride, 1), halo, "encode"
+        )
         return indices.squeeze(1)
 
     @torch.no_grad()
@@ -99,7 +105,14 @@ class HaloInferer(Inferer):
         stride, halo = self._rules(network)
         voxels = [size * stride for size in indices.shape[1:]]
         image = torch.empty((indices.shape[0], 1, *voxels), dtype=torch.float32, device=indices.device)
-        self._run(lambda tile: network.decode(tile.squeeze(1)), indices.unsqueeze(1), image, (1, stride), halo, "decode")
+        self._run(
+            lambda tile: network.decode(tile.squeeze(1)),
+            indices.unsqueeze(1),
+            image,
+            (1, stride),
+            halo,
+            "decode",
+        )
         return image
 
     def _rules(self, network: Any) -> tuple[int, int]:
@@ -107,9 +120,13 @@ class HaloInferer(Inferer):
         stride = getattr(network, "stride", DEFAULT_STRIDE)
         halo = getattr(network, "halo", None) if self.halo is None else self.halo
         if halo is None:
-            raise ValueError("`halo` must be given for a network that does not know its own, got None; 44 is always enough")
+            raise ValueError(
+                "`halo` must be given for a network that does not know its own, got None; 44 is always enough"
+            )
         if halo < 0 or halo % stride:
-            raise ValueError(f"`halo` must be a multiple of the stride {stride} and at least 0, got {halo} voxels")
+            raise ValueError(
+                f"`halo` must be a multiple of the stride {stride} and at least 0, got {halo} voxels"
+            )
         if any(size < 2 * stride or size % stride for size in self.tile_size):
             raise ValueError(
                 f"`tile_size` must be a multiple of the stride {stride} and at least {2 * stride}, got {self.tile_size} voxels"

@@ -46,7 +46,9 @@ class GeneratorObjective(nn.Module):
         self.perceptual = perceptual
         self.loss_margin = loss_margin
         if perceptual_weight > 0 and perceptual is None:
-            raise ValueError(f"`perceptual` must be given with `perceptual_weight` {perceptual_weight}, got None")
+            raise ValueError(
+                f"`perceptual` must be given with `perceptual_weight` {perceptual_weight}, got None"
+            )
 
     def forward(
         self, image: Tensor, reconstruction: Reconstruction, positions: Tensor, gate: float

@@ -25,6 +25,10 @@ BACKBONES = {
 DOWNLOAD_TIMEOUT_S = 20
 
 
+class BackboneError(ValueError):
+    """Missing or foreign backbone weights; the message names the file and what to do."""
+
+
 class SlicePerceptualLoss(nn.Module):
     """LPIPS distance of slices; frozen, always in eval mode (its heads hold dropout), float32, no checkpoint.
 
@@ -34,20 +38,23 @@ class SlicePerceptualLoss(nn.Module):
             announced download; `random` = an untrained backbone, for tests only.
 
     Raises:
-        ValueError: unknown network, or a file that does not hold this backbone.
-        FileNotFoundError: no weights; the message says how to get them.
+        BackboneError: unknown network, no weights, or a file that does not hold this backbone.
     """
 
     def __init__(self, network: str = "vgg", weights_path: str | Path | None = None) -> None:
         super().__init__()
         if network not in BACKBONES:
-            raise ValueError(f"`perceptual_network` must be one of {', '.join(BACKBONES)}, got {network!r}")
+            raise BackboneError(
+                f"`perceptual_network` must be one of {', '.join(BACKBONES)}, got {network!r}"
+            )
         path = None if str(weights_path) == "random" else find_backbone(network, weights_path)
         with warnings.catch_warnings():  # lpips still calls torchvision by its old arguments
             warnings.simplefilter("ignore", UserWarning)
             self.lpips = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
         if path is None:
-            logger.warning("LPIPS runs on a RANDOM %s backbone: its values mean nothing, use it for tests only", network)
+            logger.warning(
+                "LPIPS runs on a RANDOM %s backbone: its values mean nothing, use it for tests only", network
+            )
         else:
             _load_backbone(self.lpips.net, path, network)
         self.requires_grad_(False).eval()
@@ -73,7 +80,7 @@ def find_backbone(network: str, weights_path: str | Path | None = None) -> Path:
     )
     if weights_path is not None:
         if not Path(weights_path).is_file():
-            raise FileNotFoundError(f"{weights_path}: no such file with LPIPS backbone weights; {advice}")
+            raise BackboneError(f"{weights_path}: no such file with LPIPS backbone weights; {advice}")
         return Path(weights_path)
     cached = Path(torch.hub.get_dir()) / "checkpoints" / name
     if not cached.is_file():
@@ -81,7 +88,9 @@ def find_backbone(network: str, weights_path: str | Path | None = None) -> Path:
         try:
             _download(weights.url, cached)
         except (urllib.error.URLError, OSError) as error:
-            raise FileNotFoundError(f"{cached}: LPIPS backbone weights are missing ({error}); {advice}") from error
+            raise BackboneError(
+                f"{cached}: LPIPS backbone weights are missing ({error}); {advice}"
+            ) from error
     return cached
 
 
@@ -98,13 +107,13 @@ def _download(url: str, path: Path) -> None:
 
 
 def _load_backbone(backbone: nn.Module, path: Path, network: str) -> None:
-    """torchvision's `features.N.*` into lpips' `sliceS.N.*`; the classifier's tensors stay out."""
+    """Torchvision's `features.N.*` into lpips' `sliceS.N.*`; the classifier's tensors stay out."""
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
         state = {key: tensors[f"features.{key.split('.', 1)[1]}"].float() for key in backbone.state_dict()}
         backbone.load_state_dict(state)
     except Exception as error:
-        raise ValueError(
+        raise BackboneError(
             f"{path}: not torchvision's weights of the {network} backbone ({type(error).__name__}: {error}); "
             f"give {BACKBONES[network].url.rsplit('/', 1)[1]} or set --perceptual_network"
         ) from error

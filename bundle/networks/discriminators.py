@@ -6,8 +6,8 @@ the discriminator is frozen.
 Paper: Isola et al. 2017, arXiv:1611.07004.
 """
 
-from torch import nn
 from monai.networks.nets import PatchDiscriminator
+from torch import nn
 
 # below this many voxels per axis the last normalised feature map has a single element
 MIN_PATCH_SIZE = 24

@@ -92,7 +92,9 @@ class EMACodebook(nn.Module):
         self.register_buffer("updates", torch.tensor(0))
         self._knows_initialized = False  # spares a device synchronisation per forward
         self.register_load_state_dict_post_hook(lambda module, _: module._forget())
-        self._pending: list[tuple[Tensor, Tensor]] = []  # vectors and indices of this iteration's micro-batches
+        self._pending: list[
+            tuple[Tensor, Tensor]
+        ] = []  # vectors and indices of this iteration's micro-batches
         self.last_counts: Tensor | None = None
         self.last_restarts: Tensor | None = None
 

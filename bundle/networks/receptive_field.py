@@ -18,7 +18,9 @@ def input_interval(layers: nn.Module, first: int, last: int) -> tuple[int, int]:
     for conv in reversed(convolutions):
         reach = (conv.kernel_size[0] - 1) * conv.dilation[0]
         stride, padding = conv.stride[0], conv.padding[0]
-        if isinstance(conv, _TRANSPOSED):  # output o takes input i if o = i * stride - padding + j, 0 <= j <= reach
+        if isinstance(
+            conv, _TRANSPOSED
+        ):  # output o takes input i if o = i * stride - padding + j, 0 <= j <= reach
             first = math.ceil((first + padding - reach) / stride)
             last = (last + padding) // stride
         else:

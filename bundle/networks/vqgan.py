@@ -59,7 +59,10 @@ class VQGAN(nn.Module):
             "act": "RELU",
         }
         self.encoder = Encoder(
-            in_channels=1, out_channels=EMBEDDING_DIM, downsample_parameters=((2, 4, 1, 1),) * levels, **shared
+            in_channels=1,
+            out_channels=EMBEDDING_DIM,
+            downsample_parameters=((2, 4, 1, 1),) * levels,
+            **shared,
         )
         self.decoder = Decoder(
             in_channels=EMBEDDING_DIM,

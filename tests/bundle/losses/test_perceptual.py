@@ -1,0 +1,76 @@
+import pytest
+import torch
+import torchvision
+
+from bundle.losses.perceptual import BackboneError, SlicePerceptualLoss, build_perceptual
+
+
+@pytest.fixture(scope="module")
+def squeeze_file(tmp_path_factory):
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("weights") / "squeezenet.pth"
+    torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), path)
+    return path
+
+
+def test_the_backbone_is_the_file_s_and_not_random(squeeze_file):
+    loss = SlicePerceptualLoss("squeeze", squeeze_file)
+    expected = torch.load(squeeze_file, weights_only=True)["features.0.weight"]
+    assert torch.equal(loss.lpips.net.slice1[0].weight, expected)
+
+
+def test_equal_slices_have_distance_zero_and_noise_raises_it(squeeze_file):
+    loss, slices = SlicePerceptualLoss("squeeze", squeeze_file), torch.rand(2, 1, 32, 32) * 2 - 1
+    near, far = (loss(slices, slices + noise * torch.randn_like(slices)) for noise in (0.05, 0.5))
+    assert loss(slices, slices).tolist() == [0.0, 0.0]
+    assert (near < far).all()
+
+
+def test_it_stays_frozen_and_in_eval_mode(squeeze_file):
+    loss = SlicePerceptualLoss("squeeze", squeeze_file).train()
+    assert not any(module.training for module in loss.modules())
+    assert not any(parameter.requires_grad for parameter in loss.parameters())
+
+
+def test_gradients_reach_the_reconstruction_only(squeeze_file):
+    loss = SlicePerceptualLoss("squeeze", squeeze_file)
+    real, fake = (torch.rand(1, 1, 32, 32, requires_grad=True) for _ in range(2))
+    loss(real, fake).sum().backward()
+    assert real.grad is None
+    assert fake.grad.abs().sum() > 0
+
+
+def test_vgg_has_exactly_the_documented_parameters(caplog):
+    loss = SlicePerceptualLoss("vgg", "random")
+    assert sum(parameter.numel() for parameter in loss.parameters()) == 14_716_160
+    assert "RANDOM" in caplog.text
+
+
+def test_a_missing_file_says_how_to_get_it_or_do_without(tmp_path):
+    with pytest.raises(
+        BackboneError,
+        match=r"nowhere\.pth.*vgg16-397923af\.pth.*--perceptual_weights_path.*--perceptual_weight 0",
+    ):
+        SlicePerceptualLoss("vgg", tmp_path / "nowhere.pth")
+
+
+def test_without_internet_the_error_says_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(
+        "bundle.losses.perceptual.BACKBONES", {"vgg": type("W", (), {"url": "http://127.0.0.1:9/vgg.pth"})}
+    )
+    with pytest.raises(BackboneError, match=r"are missing .*--perceptual_weights_path"):
+        SlicePerceptualLoss("vgg")
+    assert not list((tmp_path / "hub" / "checkpoints").iterdir())
+
+
+def test_another_network_s_file_is_refused_by_name(squeeze_file):
+    with pytest.raises(
+        BackboneError, match=r"squeezenet\.pth: not torchvision's weights of the alex backbone"
+    ):
+        SlicePerceptualLoss("alex", squeeze_file)
+
+
+def test_weight_zero_builds_nothing_unless_a_file_is_named(squeeze_file):
+    assert build_perceptual("vgg", None, 0.0, "cpu") is None
+    assert build_perceptual("squeeze", squeeze_file, 0.0, "cpu") is not None
