@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
+# By content, not by time: a fresh checkout with the same pyproject.toml finds its environment finished.
+INSTALLED := $(VENV)/.installed-$(shell cksum < pyproject.toml | cut -d ' ' -f 1)
 UNFINISHED := $(VENV)/.unfinished
 
 .DEFAULT_GOAL := help
@@ -14,14 +15,16 @@ help:  ## show this list
 venv: $(INSTALLED)  ## build the environment in .venv (once; about 6 GB)
 
 # A build that was interrupted leaves the mark `.unfinished` and is thrown away by the next one; an environment
-# that somebody else made (`make VENV=...`) is only added to, never emptied.
-$(INSTALLED): pyproject.toml
+# that somebody else made (`make VENV=...`) is only added to, never emptied. Debian's python3 comes without the
+# part of venv that installs pip: there the pip beside python3 does it.
+$(INSTALLED):
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python must be 3.11 or newer, got %d.%d; make PYTHON=/path/to/python3.11 ..." % v[:2])'
 	@if [ -e "$(UNFINISHED)" ]; then rm -rf "$(VENV)"; fi
 	@if [ ! -e "$(VENV)" ]; then mkdir -p "$(VENV)" && touch "$(UNFINISHED)"; fi
-	$(PYTHON) -m venv "$(VENV)"
+	$(PYTHON) -m venv "$(VENV)" || { $(PYTHON) -m venv --without-pip "$(VENV)" && \
+	  $(PYTHON) -m pip --python "$(BIN)/python" install pip; }
 	$(BIN)/python -m pip install ".[dev]"
-	@rm -f "$(UNFINISHED)" && touch "$@"
+	@rm -rf build ctpa_vqgan.egg-info "$(VENV)"/.installed-* "$(UNFINISHED)" && touch "$@"
 
 demo: $(INSTALLED)  ## train on the embedded CT crop and reconstruct it (5 minutes on 2 cores)
 	$(BIN)/python -m scripts.demo
