@@ -1,0 +1,225 @@
+"""Drawing of CT planes: cuts in radiological convention, HU windows, signed differences, labelled sheets.
+
+Volumes are RAS: (X, Y, Z) grows towards the patient's right, front and head. A picture shows the patient's
+right on its left, front or head up, and in the sagittal plane the front on its left.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+Volume = np.ndarray | torch.Tensor
+
+TEXT, DIM_TEXT = (235, 235, 235), (165, 165, 165)
+FONT_PX = 17
+LINE_PX = 24
+GAP_PX = 6
+LABEL_PX = 30
+BAR_PX = 92
+SMALLEST_COLUMN_PX, SMALLEST_ROW_PX = 310, 96
+
+
+class HUWindow(NamedTuple):
+    """Display window: grey runs from `level - width / 2` (black) to `level + width / 2` (white), in HU."""
+
+    name: str
+    level: float
+    width: float
+
+
+class Plane(NamedTuple):
+    """An anatomical plane of a RAS volume; the letters stand at the left and upper border of its picture."""
+
+    name: str
+    axis: int
+    left: str
+    up: str
+    order: str
+
+
+LUNG = HUWindow("Lung", -600, 1500)
+MEDIASTINUM = HUWindow("Mediastinum", 40, 400)
+PLANES = {
+    "axial": Plane("axial", 2, "R", "A", "superior to inferior"),
+    "coronal": Plane("coronal", 1, "R", "S", "anterior to posterior"),
+    "sagittal": Plane("sagittal", 0, "A", "S", "right to left"),
+}
+
+
+def cut(volume: Volume, plane: Plane, index: int, hu_min: float, hu_max: float) -> np.ndarray:
+    """Returns one plane of a RAS volume (X, Y, Z) as float32 (rows, columns), clipped to the window in HU."""
+    where = tuple(index if axis == plane.axis else slice(None) for axis in range(3))
+    pixels = volume[where]
+    if isinstance(pixels, torch.Tensor):
+        pixels = pixels.detach().as_subclass(torch.Tensor).float().cpu().numpy()
+    hu = np.nan_to_num(pixels.astype(np.float32), nan=hu_min).clip(hu_min, hu_max)
+    return hu.T[::-1, ::-1]
+
+
+def panel_size(
+    shape: Sequence[int], spacing_mm: Sequence[float], plane: Plane, px_per_mm: float
+) -> tuple[int, int]:
+    """Returns width and height in pixels of a plane in its true aspect."""
+    width, height = (max(1, round(shape[n] * spacing_mm[n] * px_per_mm)) for n in range(3) if n != plane.axis)
+    return width, height
+
+
+def grey_panel(hu: np.ndarray, size: tuple[int, int], window: HUWindow) -> Image.Image:
+    """Returns a plane in grey, resized before windowing: an average of grey values is no average of HU."""
+    low = window.level - window.width / 2
+    grey = ((_resized(hu, size) - low) * (255 / window.width)).clip(0, 255).round()
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+
+
+def difference_panel(difference_hu: np.ndarray, size: tuple[int, int], scale_hu: float) -> Image.Image:
+    """Returns a signed difference in colours; `scale_hu` is the difference at the ends of the colour bar."""
+    return Image.fromarray(_colours(_resized(difference_hu, size) / scale_hu))
+
+
+def mark(panel: Image.Image, plane: Plane, px_per_mm: float | None = None) -> Image.Image:
+    """Writes the letters of the patient's sides on a panel and, with a scale, a bar of 50 (or 10) mm."""
+    _outlined(panel, (5, panel.height / 2), plane.left, "lm")
+    _outlined(panel, (panel.width / 2, 4), plane.up, "mt")
+    if px_per_mm is not None:
+        length_mm = 50 if 50 * px_per_mm < 0.75 * panel.width else 10
+        left, right, bottom = panel.width - 10 - length_mm * px_per_mm, panel.width - 10, panel.height - 10
+        draw = ImageDraw.Draw(panel)
+        draw.rectangle([left - 2, bottom - 3, right + 2, bottom + 3], fill=(0, 0, 0))
+        draw.rectangle([left, bottom - 1, right, bottom + 1], fill=TEXT)
+        _outlined(panel, (right, bottom - 6), f"{length_mm} mm", "rb")
+    return panel
+
+
+def number(value: float) -> str:
+    """Returns a number the way it is printed: a true minus sign, no needless decimals."""
+    return f"{value:g}".replace("-", "\N{MINUS SIGN}")
+
+
+class Row(NamedTuple):
+    """A row of panels on a sheet: name at its left, height in pixels, a title over each panel or none."""
+
+    label: str
+    height: int
+    titles: Sequence[str] = ()
+
+
+class Sheet:
+    """A black page of panels in rows and columns, with titles, a colour bar and lines of text below.
+
+    Args:
+        rows: from top to bottom; lines of a title are separated by newlines.
+        n_columns: panels in a row.
+        column_width: in pixels; smaller panels are centred.
+        n_lines: lines of text below the panels.
+    """
+
+    def __init__(self, rows: Sequence[Row], n_columns: int, column_width: int, n_lines: int = 1) -> None:
+        self.column_width = max(column_width, SMALLEST_COLUMN_PX)
+        self.heights = [max(row.height, SMALLEST_ROW_PX) for row in rows]
+        self.tops: list[int] = []
+        bottom = 0
+        for row, height in zip(rows, self.heights, strict=True):
+            n_title_lines = max((title.count("\n") + 1 for title in row.titles), default=0)
+            self.tops.append(bottom + GAP_PX + n_title_lines * LINE_PX)
+            bottom = self.tops[-1] + height
+        self.bottom = bottom + GAP_PX
+        self.right = LABEL_PX + n_columns * (self.column_width + GAP_PX)
+        self.image = Image.new("RGB", (self.right + BAR_PX, self.bottom + n_lines * LINE_PX + GAP_PX))
+        for n, row in enumerate(rows):
+            self._label(row.label, n)
+            for column, title in enumerate(row.titles):
+                self._title(title, n, column)
+
+    def copy(self) -> Sheet:
+        """Returns a sheet with the same layout and what is drawn so far."""
+        twin = copy.copy(self)
+        twin.image = self.image.copy()
+        return twin
+
+    def place(self, panel: Image.Image, row: int, column: int) -> None:
+        """Puts a panel into the middle of its cell."""
+        x = self._left(column) + (self.column_width - panel.width) // 2
+        self.image.paste(panel, (x, self.tops[row] + (self.heights[row] - panel.height) // 2))
+
+    def note(self, lines: Sequence[str], row: int, column: int) -> None:
+        """Writes lines of text into a cell instead of a panel."""
+        draw = ImageDraw.Draw(self.image)
+        y = self.tops[row] + (self.heights[row] - len(lines) * LINE_PX) // 2
+        for n, line in enumerate(lines):
+            draw.text((self._left(column) + 8, y + n * LINE_PX), line, font=_font(FONT_PX), fill=TEXT)
+
+    def footer(self, text: str, line: int = 0) -> None:
+        """Writes one line below the panels."""
+        at = (LABEL_PX, self.bottom + line * LINE_PX)
+        ImageDraw.Draw(self.image).text(at, text, font=_font(FONT_PX - 1), fill=DIM_TEXT)
+
+    def colour_bar(self, scale_hu: float, row: int) -> None:
+        """Draws the colours of signed differences beside a row, with five ticks in HU."""
+        draw, (x, width, margin) = ImageDraw.Draw(self.image), (self.right + 4, 18, 10)
+        top, height = self.tops[row] + margin, self.heights[row] - 2 * margin
+        ramp = np.repeat(np.linspace(1, -1, height, dtype=np.float32)[:, None], width, axis=1)
+        self.image.paste(Image.fromarray(_colours(ramp)), (x, top))
+        for share in (1.0, 0.5, 0.0, -0.5, -1.0):
+            y = top + (1 - share) / 2 * (height - 1)
+            draw.line([(x + width, y), (x + width + 4, y)], fill=TEXT)
+            value = ("+" if share > 0 else "") + number(share * scale_hu)
+            draw.text((x + width + 7, y), value, font=_font(FONT_PX - 3), fill=TEXT, anchor="lm")
+        draw.text((x, self.tops[row] - 2), "HU", font=_font(FONT_PX - 3), fill=TEXT, anchor="lb")
+
+    def to_array(self) -> np.ndarray:
+        """Returns the page as uint8 (H, W, 3)."""
+        return np.asarray(self.image)
+
+    def _left(self, column: int) -> int:
+        return LABEL_PX + column * (self.column_width + GAP_PX)
+
+    def _title(self, title: str, row: int, column: int) -> None:
+        lines = title.split("\n")
+        draw, x = ImageDraw.Draw(self.image), self._left(column) + self.column_width / 2
+        for n, line in enumerate(lines):
+            y = self.tops[row] - GAP_PX / 2 - (len(lines) - n - 0.5) * LINE_PX
+            fill = TEXT if n == 0 else DIM_TEXT
+            draw.text((x, y), line, font=_font(FONT_PX - 2 * (n > 0)), fill=fill, anchor="mm")
+
+    def _label(self, label: str, row: int) -> None:
+        strip = Image.new("RGB", (self.heights[row], LABEL_PX))
+        at = (strip.width / 2, LABEL_PX / 2)
+        ImageDraw.Draw(strip).text(at, label, font=_font(FONT_PX), fill=TEXT, anchor="mm")
+        self.image.paste(strip.transpose(Image.Transpose.ROTATE_90), (0, self.tops[row]))
+
+
+def _outlined(panel: Image.Image, at: tuple[float, float], text: str, anchor: str) -> None:
+    """Text that can be read on black and on white."""
+    ImageDraw.Draw(panel).text(
+        at, text, font=_font(FONT_PX - 2), fill=TEXT, anchor=anchor, stroke_width=2, stroke_fill=(0, 0, 0)
+    )
+
+
+def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear, averaging where it shrinks; sharper kernels draw dark rims around bone and contrast."""
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.BILINEAR))
+
+
+def _colours(share: np.ndarray) -> np.ndarray:
+    """[-1, 1] to RGB: blue below, orange above (colour-blind eyes tell them), dark at 0: errors shine."""
+    stops = np.array([[190, 235, 255], [40, 125, 235], [16, 16, 18], [225, 95, 20], [255, 228, 150]])
+    at = np.linspace(-1, 1, len(stops))
+    channels = [np.interp(share, at, stops[:, channel]) for channel in range(3)]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    # Pillow's own font lacks the minus sign and every accented letter
+    return ImageFont.truetype(
+        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size
+    )
