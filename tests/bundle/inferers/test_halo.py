@@ -1,0 +1,106 @@
+import pytest
+import torch
+from torch import nn
+
+from bundle.inferers.halo import HaloInferer, tiles
+
+WHOLE = HaloInferer(tile_size=1024)
+
+
+@pytest.fixture
+def volume():
+    """A volume whose sizes no tile and no stride divides."""
+    return torch.nn.functional.interpolate(torch.randn(1, 1, 14, 12, 17), size=(83, 70, 101)) * 0.7
+
+
+def identity(tile):
+    return tile
+
+
+@pytest.mark.parametrize("tile_size", [32, 48, (36, 52, 20), 1024])
+@pytest.mark.parametrize("halo", [0, 8])
+def test_tiles_cover_the_volume_exactly_once(volume, tile_size, halo):
+    # an identity as the network finds misplaced tiles, gaps and blending alike
+    assert torch.equal(HaloInferer(tile_size, halo)(volume, identity), volume)
+
+
+def test_cores_partition_every_cell_and_windows_stay_inside():
+    shape, count = (7, 5, 9), torch.zeros(7, 5, 9, dtype=torch.int64)
+    for tile in tiles(shape, (3, 5, 2), halo=4):
+        count[tile.core] += 1
+        assert all(0 <= window.start < window.stop <= size for window, size in zip(tile.window, shape, strict=True))
+        torch.testing.assert_close(torch.arange(9)[tile.window[2]][tile.crop[2]], torch.arange(9)[tile.core[2]])
+    assert (count == 1).all()
+
+
+@pytest.mark.parametrize("tile_size", [32, 64, (36, 52, 20)])
+def test_indices_and_reconstruction_of_tiles_equal_those_of_the_whole(tiny_vqgan, volume, tile_size):
+    network = tiny_vqgan(num_embeddings=128)
+    with torch.no_grad():
+        inferer = HaloInferer(tile_size)
+        assert torch.equal(inferer.encode(volume, network), WHOLE.encode(volume, network))
+        assert (inferer(volume, network) - WHOLE(volume, network)).abs().max() <= 1e-5 * 2
+
+
+@pytest.mark.parametrize("num_res_layers", [2, 3])
+def test_deeper_networks_are_exact_too(tiny_vqgan, num_res_layers):
+    network, image = tiny_vqgan(num_res_layers=num_res_layers), torch.randn(1, 1, 24, 20, 151) * 0.5
+    with torch.no_grad():
+        difference = HaloInferer((24, 24, 28))(image, network) - WHOLE(image, network)
+    assert difference.abs().max() <= 1e-5 * 2
+
+
+def test_one_pass_equals_the_whole_network_where_its_size_needs_no_padding(tiny_vqgan):
+    network, image = tiny_vqgan(), torch.randn(1, 1, 40, 48, 32) * 0.5
+    with torch.no_grad():
+        torch.testing.assert_close(HaloInferer(16)(image, network), network(image), rtol=0, atol=1e-5)
+
+
+def test_a_network_that_only_has_forward_is_tiled_with_twice_the_halo(tiny_vqgan, volume):
+    network = tiny_vqgan()
+    with torch.no_grad():
+        tiled = HaloInferer(32, halo=network.halo)(volume, lambda tile: network(tile))
+        torch.testing.assert_close(tiled, WHOLE(volume, network), rtol=0, atol=1e-5)
+
+
+def test_a_smaller_halo_leaves_seams_and_a_network_with_group_norm_always_does(tiny_vqgan, volume):
+    # the law above must be seen to bite
+    network = tiny_vqgan()
+    with torch.no_grad():
+        assert (HaloInferer(32, halo=8)(volume, network) - WHOLE(volume, network)).abs().max() > 1e-4
+        normed = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.GroupNorm(4, 8), nn.Conv3d(8, 1, 3, padding=1))
+        far = HaloInferer(32, halo=24)(volume, normed) - HaloInferer(1024, halo=24)(volume, normed)
+    assert far.abs().max() > 0.01
+
+
+def test_faces_beyond_the_stride_are_padded_with_their_edge_values(tiny_vqgan):
+    network, image = tiny_vqgan(), torch.randn(1, 1, 21, 16, 16)
+    padded = torch.cat([image, image[:, :, -1:].expand(-1, -1, 3, -1, -1)], dim=2)
+    with torch.no_grad():
+        assert torch.equal(WHOLE(image, network), WHOLE(padded, network)[:, :, :21])
+
+
+def test_decode_of_encode_is_the_reconstruction(tiny_vqgan, volume):
+    network, inferer = tiny_vqgan(), HaloInferer(48)
+    with torch.no_grad():
+        decoded = inferer.decode(inferer.encode(volume, network), network)
+        assert torch.equal(decoded[..., :83, :70, :101], inferer(volume, network))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tile_size": 4}, "`tile_size` must be a multiple of the stride 4 and at least 8, got .4, 4, 4. voxels"),
+        ({"tile_size": (64, 64, 30)}, "`tile_size` must be a multiple of the stride 4"),
+        ({"halo": -4}, "`halo` must be a multiple of the stride 4 and at least 0, got -4 voxels"),
+        ({"halo": 6}, "`halo` must be a multiple of the stride 4"),
+    ],
+)
+def test_wrong_tiles_are_refused_with_the_rule(tiny_vqgan, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        HaloInferer(**arguments)(torch.zeros(1, 1, 16, 16, 16), tiny_vqgan())
+
+
+def test_a_network_that_does_not_know_its_halo_needs_one():
+    with pytest.raises(ValueError, match="`halo` must be given"):
+        HaloInferer(16)(torch.zeros(1, 1, 16, 16, 16), identity)
