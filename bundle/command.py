@@ -15,6 +15,11 @@ import monai.bundle
 from monai.bundle import DEFAULT_EXP_MGMT_SETTINGS, ConfigParser, ConfigWorkflow, ReferenceResolver
 
 BUNDLE_ROOT = Path(__file__).resolve().parent.parent
+_NOT_FOR_USERS = (
+    "initialize",
+    "run",
+    "finalize",
+)  # MONAI's own lists of steps: valid ids, but nobody means them
 
 
 class UnknownOverrideError(ValueError):
@@ -125,7 +130,7 @@ def check_overrides(command: Command) -> None:
         UnknownOverrideError: naming each unknown id with the nearest known ones.
     """
     parser = command.merged_config()
-    known = list(_ids(parser.get()))
+    known = [name for name in _ids(parser.get()) if not name.startswith(_NOT_FOR_USERS)]
     tracking_ids = _tracking_ids(command.settings.get("tracking"))
     problems = []
     for name, value in command.overrides.items():
@@ -174,9 +179,11 @@ def _describe_unknown(name: str, known: Sequence[str]) -> str:
     parent, leaf = ReferenceResolver.split_id(name, last=True)
     top_level = [other for other in known if "::" not in other]
     near = [other for other in top_level if leaf == "".join(word[:1] for word in other.split("_"))]
-    near += difflib.get_close_matches(name, known) if parent else []
+    near = (difflib.get_close_matches(name, known) if parent else []) + near
     near += difflib.get_close_matches(leaf, top_level)
-    near += [other for other in known if other.endswith(f"::{leaf}")]
-    near += difflib.get_close_matches(name, known)
+    if not near:
+        near = [other for other in known if other.endswith(f"::{leaf}")] or difflib.get_close_matches(
+            name, known
+        )
     names = " or ".join(f"`{other}`" for other in list(dict.fromkeys(near))[:3])
     return f"`{name}` ({f'did you mean {names}?' if names else 'nothing like it there'})"

@@ -14,7 +14,7 @@ CONFIG = {
     "patch_size": [128, 128, 128],
     "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [8, 8, 8]},
     "train": {"handlers": [{"_target_": "StatsHandler", "name": "log"}], "amp": True},
-    "run": ["$print('ran')"],
+    "run": [{"_target_": "print", "max_epochs": "@max_epochs"}],
 }
 
 
@@ -77,7 +77,7 @@ def test_overrides_that_monai_obeys_are_accepted(command, words):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--maxepochs", "9"], "`maxepochs` .did you mean `max_epochs`"),
+        (["--maxepochs", "9"], r"`maxepochs` .did you mean `max_epochs`\?\)$"),
         (["--lr", "1"], "`lr` .did you mean `learning_rate`"),
         (["--roi_size", "[9,9,9]"], "`roi_size` .did you mean `inferer::roi_size`"),
         (["--train#apm", "False"], "`train::apm` .did you mean `train::amp`"),
