@@ -130,7 +130,7 @@ def check_overrides(command: Command) -> None:
         UnknownOverrideError: naming each unknown id with the nearest known ones.
     """
     parser = command.merged_config()
-    known = [name for name in _ids(parser.get()) if not name.startswith(_NOT_FOR_USERS)]
+    known = [name for name in _ids(parser.get()) if name.split("::")[0] not in _NOT_FOR_USERS]
     tracking_ids = _tracking_ids(command.settings.get("tracking"))
     problems = []
     for name, value in command.overrides.items():
