@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def build_optimizer(network: nn.Module, learning_rate: float) -> Optimizer | None:
-    """Adam with the betas (0.5, 0.9) that adversarial training is used to; None for a network that is empty."""
+    """Adam with the betas (0.5, 0.9) usual in adversarial training; None for an empty network."""
     parameters = list(network.parameters())
     if not parameters:
         return None
@@ -40,7 +40,7 @@ def build_schedule(
 
 
 def step_optimizer(optimizer: Optimizer, schedule: LambdaLR | None, max_norm: float | None) -> None:
-    """Clips the gradients of the optimizer's parameters to `max_norm` (2-norm; None = not), then steps both."""
+    """Clips the gradients to `max_norm` (2-norm over all parameters; None = not), then steps both."""
     if max_norm is not None:
         torch.nn.utils.clip_grad_norm_(
             [parameter for group in optimizer.param_groups for parameter in group["params"]], max_norm

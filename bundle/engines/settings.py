@@ -60,9 +60,10 @@ def check_training_settings(
     opens = discriminator_iter_start + discriminator_pretrain_iters
     _require(
         not adversarial or total > opens,
-        f"`discriminator_iter_start` + `discriminator_pretrain_iters` must be below the run's {total} iterations "
-        f"(`max_epochs` {max_epochs} x `epoch_length` {epoch_length}, `max_iterations` {max_iterations}), got "
-        f"{opens}: the discriminators would never act on the generator; train longer or open the gate earlier",
+        f"`discriminator_iter_start` + `discriminator_pretrain_iters` must be below the run's {total} "
+        f"iterations (`max_epochs` {max_epochs} x `epoch_length` {epoch_length}, `max_iterations` "
+        f"{max_iterations}), got {opens}: the discriminators would never act on the generator; train longer or "
+        "open the gate earlier",
     )
 
 

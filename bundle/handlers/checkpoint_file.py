@@ -68,8 +68,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: {_why_foreign(content)}")
     if content.get("format_version", 0) > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}: written in format {content['format_version']}, this version reads up to {FORMAT_VERSION}; "
-            "update this project"
+            f"{path}: written in format {content['format_version']}, this version reads up to "
+            f"{FORMAT_VERSION}; update this project"
         )
     return content
 

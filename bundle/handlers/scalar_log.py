@@ -13,10 +13,22 @@ from torch.utils.tensorboard import SummaryWriter
 logger = logging.getLogger(__name__)
 
 TAGS = (
-    "train/recon_loss", "train/commitment_loss", "train/perceptual_loss", "train/gen_loss", "train/disc_loss",
-    "train/gan_feat_loss", "train/learning_rate", "codebook/usage", "codebook/perplexity", "codebook/restarts",
-    "val/psnr", "val/ssim", "val/lpips", "val/mae_hu", "val/rmse_hu",
-)  # fmt: skip
+    "train/recon_loss",
+    "train/commitment_loss",
+    "train/perceptual_loss",
+    "train/gen_loss",
+    "train/disc_loss",
+    "train/gan_feat_loss",
+    "train/learning_rate",
+    "codebook/usage",
+    "codebook/perplexity",
+    "codebook/restarts",
+    "val/psnr",
+    "val/ssim",
+    "val/lpips",
+    "val/mae_hu",
+    "val/rmse_hu",
+)
 
 
 class TensorBoardLog:
@@ -42,8 +54,8 @@ class TensorBoardLog:
 class ScalarLog:
     """Means of the losses over `interval` iterations, the codebook's health and the validation figures.
 
-    Curves that do not exist yet (all adversarial ones below the gate) are not written. Values leave the device
-    once per interval, so that logging never holds up training.
+    Curves that do not exist yet (all adversarial ones below the gate) are not written. Values leave the
+    device once per interval, so that logging never holds up training.
 
     Args:
         tensorboard: where curves go.
@@ -142,7 +154,7 @@ class CodebookWindow:
         self._updates += 1
 
     def figures(self) -> dict[str, float]:
-        """Share of codes in use, perplexity of their use, restarts per update; then the window starts anew."""
+        """Share of codes in use, perplexity, restarts per update; then the window starts anew."""
         if self._counts is None:
             return {}
         shares = self._counts.double() / self._counts.sum()

@@ -79,8 +79,8 @@ class StartFrom:
         }.items():
             if set(self.content.get(part, ())) != mine:
                 raise CheckpointError(
-                    f"{self.path}: its {part} are not those of this run, so it cannot be resumed here; to start "
-                    f"this run from its weights use --init_from {self.path} instead of --resume_from_checkpoint"
+                    f"{self.path}: its {part} are not those of this run, so it cannot be resumed here; "
+                    f"to start from its weights use --init_from {self.path} instead of --resume_from_checkpoint"
                 )
 
     def _check_epoch_length(self, engine: Engine) -> None:

@@ -17,7 +17,7 @@ DEFAULT_STRIDE = 4
 
 
 class Tile(NamedTuple):
-    """One tile, per axis in cells: `core` is kept, `window` (core and halo) is run, `crop` finds core in window."""
+    """One tile, in cells per axis: `window` (core and halo) is run, `crop` finds the `core` in it."""
 
     core: tuple[slice, ...]
     window: tuple[slice, ...]
@@ -25,7 +25,7 @@ class Tile(NamedTuple):
 
 
 def tiles(shape: Sequence[int], core_size: Sequence[int], halo: int) -> Iterator[Tile]:
-    """Covers `shape` exactly once by cores; the halo ends at the volume's border, where the network pads itself.
+    """Covers `shape` exactly once by cores; halos end at the volume's border, where the network pads itself.
 
     Args:
         shape: of the volume, in cells.
@@ -48,13 +48,13 @@ class HaloInferer(Inferer):
     """Runs a network over a volume in tiles with a halo, crops and stitches; no blending, no averaging.
 
     A network with `encode` and `decode` (VQGAN) is run in two passes, each with its own halo: all tiles into
-    one index map of the whole volume, then tiles of that map into voxels. So codes never depend on the tiling.
-    A network that has only `forward` is run in one pass with twice the halo. With at least the network's own
-    halo, tiles equal the whole (up to float32 rounding); a smaller one is faster and leaves seams (at 3 residual
-    units: relative error 7e-3 with a halo of 16 voxels, 1e-5 with 32).
+    one index map of the whole volume, then tiles of that map into voxels, so that codes never depend on the
+    tiling. A network that has only `forward` is run in one pass with twice the halo. With at least the
+    network's own halo, tiles equal the whole (up to float32 rounding); a smaller one is faster and leaves
+    seams (at 3 residual units: relative error 7e-3 with a halo of 16 voxels, 1e-5 with 32).
 
     Args:
-        tile_size: core of a tile without halo, in voxels; one number or one per axis, multiples of the stride.
+        tile_size: core of a tile, without halo, in voxels: one number or one per axis, multiples of the stride.
         halo: in voxels, a multiple of the stride; None = `network.halo`.
         progress: shows a bar with voxels per second and time left.
 
@@ -73,7 +73,7 @@ class HaloInferer(Inferer):
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Volume (B, 1, X, Y, Z) in [-1, 1] to its reconstruction of the same shape, on the volume's device.
 
-        Sizes need not be multiples of the stride: the far faces are padded with their edge values and cropped.
+        Sizes need not be multiples of the stride: far faces are padded with their edge values and cropped.
         """
         image = inputs.as_subclass(Tensor)  # a MetaTensor would track every tile
         if hasattr(network, "encode") and hasattr(network, "decode"):
@@ -129,7 +129,8 @@ class HaloInferer(Inferer):
             )
         if any(size < 2 * stride or size % stride for size in self.tile_size):
             raise ValueError(
-                f"`tile_size` must be a multiple of the stride {stride} and at least {2 * stride}, got {self.tile_size} voxels"
+                f"`tile_size` must be a multiple of the stride {stride} and at least {2 * stride}, "
+                f"got {self.tile_size} voxels"
             )
         return stride, halo
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def feature_matching_loss(real_features: Sequence[Tensor], fake_features: Sequence[Tensor]) -> Tensor:
-    """Sum over the intermediate feature maps (all but the last, the logits) of their mean absolute difference.
+    """Sum over the feature maps but the last (the logits) of their mean absolute difference.
 
     Paper: Wang et al. 2018, arXiv:1711.11585, eq. 4 (deviation: means in place of sums over a map).
 

@@ -59,7 +59,7 @@ class GeneratorObjective(nn.Module):
             image: (B, 1, X, Y, Z) in [-1, 1].
             reconstruction: of the same shape, with its commitment loss.
             positions: (B, 3) slice positions.
-            gate: 0 below the gate; above it the share, up to 1, of the adversarial and feature-matching terms.
+            gate: 0 below the gate; above it the share, up to 1, of adversarial and feature-matching terms.
         """
         terms = {
             "recon_loss": self._l1(image, reconstruction.image),

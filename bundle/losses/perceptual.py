@@ -64,7 +64,7 @@ class SlicePerceptualLoss(nn.Module):
         return super().train(False)
 
     def forward(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Distance of each pair of slices (N, 1, H, W) in [-1, 1]: (N,) float32; gradients reach `fake` only."""
+        """Distances of slices (N, 1, H, W) in [-1, 1]: (N,) float32; gradients reach `fake` only."""
         with torch.autocast(fake.device.type, enabled=False):
             # LPIPS expects three channels; its scaling layer broadcasts one to three
             return self.lpips(real.detach().float(), fake.float()).flatten()

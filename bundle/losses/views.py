@@ -5,9 +5,9 @@ from torch import Tensor
 
 
 def draw_positions(shape: torch.Size, seed: int, iteration: int, rank: int = 0) -> Tensor:
-    """One slice position per sample and axis for a batch of `shape` (B, 1, X, Y, Z): (B, 3) int64, on the CPU.
+    """One slice position per sample and axis for a batch of `shape` (B, 1, X, Y, Z): (B, 3) int64, CPU.
 
-    Drawn from seed, iteration and rank alone, so that micro-batches share one draw and a resumed run repeats it.
+    Drawn from seed, iteration and rank alone: micro-batches share one draw and a resumed run repeats it.
     """
     generator = torch.Generator().manual_seed(((seed * 1_000_003) + iteration) * 4099 + rank)
     share = torch.rand((shape[0], 3), generator=generator, dtype=torch.float64)
@@ -18,7 +18,7 @@ def take_slices(volume: Tensor, positions: Tensor) -> list[Tensor]:
     """The slices of `volume` (B, 1, X, Y, Z) at `positions` (B, 3), one per sample and axis.
 
     Returns:
-        One tensor (B, 1, H, W) per axis; for cubic patches a single (3 B, 1, H, W), which is one pass less twice.
+        One tensor (B, 1, H, W) per axis; for cubic patches a single (3 B, 1, H, W), which is one pass of three.
     """
     sample = torch.arange(volume.shape[0], device=volume.device)
     x, y, z = positions.to(volume.device).unbind(dim=1)

@@ -13,7 +13,7 @@ _TINY = 1e-12
 
 
 class Quantized(NamedTuple):
-    """Codes (B, E, x, y, z) with straight-through gradient, commitment loss (scalar), indices (B, x, y, z)."""
+    """Codes (B, E, x, y, z) with straight-through gradient, commitment loss, indices (B, x, y, z)."""
 
     codes: Tensor
     commitment_loss: Tensor
@@ -53,8 +53,8 @@ class EMACodebook(nn.Module):
     average count falls below `restart_threshold` times the mean restarts from a random vector of the batch
     with fresh averages, at most `restart_share` of all codes in one update.
     Papers: van den Oord et al. 2017, arXiv:1711.00937, appendix A.1; restarts: Dhariwal et al. 2020,
-    arXiv:2005.00341 (deviation: threshold relative to N / K, averages reset too, random choice from the update
-    number, so that it is the same on all ranks and after a resume).
+    arXiv:2005.00341 (deviation: threshold relative to N / K, averages reset too, random choice by the number
+    of the update, so that it is the same on all ranks and after a resume).
 
     Args:
         num_embeddings: number of codes K.

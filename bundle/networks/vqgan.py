@@ -23,7 +23,7 @@ PRESETS: dict[str, tuple[tuple[int, ...], int]] = {
 
 
 class Reconstruction(NamedTuple):
-    """What one pass through the generator gives: image (B, 1, X, Y, Z), commitment loss, indices (B, x, y, z)."""
+    """Of one pass through the generator: image (B, 1, X, Y, Z), commitment loss, indices (B, x, y, z)."""
 
     image: Tensor
     commitment_loss: Tensor

@@ -28,8 +28,10 @@ def test_cores_partition_every_cell_and_windows_stay_inside():
     shape, count = (7, 5, 9), torch.zeros(7, 5, 9, dtype=torch.int64)
     for tile in tiles(shape, (3, 5, 2), halo=4):
         count[tile.core] += 1
-        assert all(0 <= window.start < window.stop <= size for window, size in zip(tile.window, shape, strict=True))
-        torch.testing.assert_close(torch.arange(9)[tile.window[2]][tile.crop[2]], torch.arange(9)[tile.core[2]])
+        for window, size in zip(tile.window, shape, strict=True):
+            assert 0 <= window.start < window.stop <= size
+        numbers = torch.arange(9)
+        assert torch.equal(numbers[tile.window[2]][tile.crop[2]], numbers[tile.core[2]])
     assert (count == 1).all()
 
 
@@ -68,7 +70,8 @@ def test_a_smaller_halo_leaves_seams_and_a_network_with_group_norm_always_does(t
     network = tiny_vqgan()
     with torch.no_grad():
         assert (HaloInferer(32, halo=8)(volume, network) - WHOLE(volume, network)).abs().max() > 1e-4
-        normed = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.GroupNorm(4, 8), nn.Conv3d(8, 1, 3, padding=1))
+        convolutions = nn.Conv3d(1, 8, 3, padding=1), nn.Conv3d(8, 1, 3, padding=1)
+        normed = nn.Sequential(convolutions[0], nn.GroupNorm(4, 8), convolutions[1])
         far = HaloInferer(32, halo=24)(volume, normed) - HaloInferer(1024, halo=24)(volume, normed)
     assert far.abs().max() > 0.01
 
@@ -90,7 +93,7 @@ def test_decode_of_encode_is_the_reconstruction(tiny_vqgan, volume):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tile_size": 4}, "`tile_size` must be a multiple of the stride 4 and at least 8, got .4, 4, 4. voxels"),
+        ({"tile_size": 4}, "`tile_size` must be a multiple of the stride 4 and at least 8, got .4, 4, 4."),
         ({"tile_size": (64, 64, 30)}, "`tile_size` must be a multiple of the stride 4"),
         ({"halo": -4}, "`halo` must be a multiple of the stride 4 and at least 0, got -4 voxels"),
         ({"halo": 6}, "`halo` must be a multiple of the stride 4"),
