@@ -6,8 +6,9 @@ Dimension letters: B batch, E embedding width, K codes, N latent vectors, x y z 
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+
+from bundle.networks.distributed import all_reduce, counts_per_rank, global_rows
 
 _TINY = 1e-12
 
@@ -140,12 +141,12 @@ class EMACodebook(nn.Module):
         With fewer vectors than codes they are repeated, with noise of 1 % of their spread to tell them apart.
         """
         vectors = self._vectors(latent)
-        total = _global_count(vectors)
+        total = sum(counts_per_rank(vectors))
         generator = torch.Generator().manual_seed(0)
         picks = torch.cat(
             [torch.randperm(total, generator=generator) for _ in range(-(-self.num_embeddings // total))]
         )[: self.num_embeddings]
-        codes = _global_rows(vectors, picks)
+        codes = global_rows(vectors, picks)
         noise = torch.randn(codes.shape, generator=generator).to(codes) * codes.std(dim=0) * 0.01
         noise[:total] = 0
         self.embedding.copy_(codes + noise)
@@ -167,8 +168,8 @@ class EMACodebook(nn.Module):
         self._pending.clear()
         counts = torch.bincount(indices, minlength=self.num_embeddings).float()
         sums = torch.zeros_like(self.cluster_sum).index_add_(0, indices, vectors)
-        _all_reduce(counts)
-        _all_reduce(sums)
+        all_reduce(counts)
+        all_reduce(sums)
         self.cluster_size.lerp_(counts, 1 - self.decay)
         self.cluster_sum.lerp_(sums, 1 - self.decay)
         means = self.cluster_sum / self.cluster_size.clamp_min(_TINY)[:, None]
@@ -178,12 +179,12 @@ class EMACodebook(nn.Module):
         self.updates += 1
 
     def _restart_dead_codes(self, vectors: Tensor) -> Tensor:
-        total = _global_count(vectors)
+        total = sum(counts_per_rank(vectors))
         budget = min(self.restart_budget, total)
         mean_size = self.cluster_size.mean()
         sizes, codes = self.cluster_size.topk(budget, largest=False)
         generator = torch.Generator().manual_seed(int(self.updates) + 1)
-        rows = _global_rows(vectors, torch.randperm(total, generator=generator)[:budget])
+        rows = global_rows(vectors, torch.randperm(total, generator=generator)[:budget])
         dead = sizes < self.restart_threshold * mean_size
         # a fixed number of rows with a mask: no count has to come back from the device
         rows = torch.where(dead[:, None], rows, self.embedding[codes])
@@ -197,39 +198,3 @@ class EMACodebook(nn.Module):
     def _vectors(latent: Tensor) -> Tensor:
         """(B, E, x, y, z) to (N, E) float32."""
         return latent.float().movedim(1, -1).reshape(-1, latent.shape[1])
-
-
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _all_reduce(tensor: Tensor) -> None:
-    if _is_distributed():
-        dist.all_reduce(tensor)
-
-
-def _counts_per_rank(vectors: Tensor) -> list[int]:
-    if not _is_distributed():
-        return [vectors.shape[0]]
-    counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=vectors.device)
-    counts[dist.get_rank()] = vectors.shape[0]
-    dist.all_reduce(counts)
-    return counts.tolist()
-
-
-def _global_count(vectors: Tensor) -> int:
-    return sum(_counts_per_rank(vectors))
-
-
-def _global_rows(vectors: Tensor, picks: Tensor) -> Tensor:
-    """Rows `picks` of all ranks' vectors, concatenated by rank; the same on every rank."""
-    picks = picks.to(vectors.device)
-    if not _is_distributed():
-        return vectors[picks]
-    counts, rank = _counts_per_rank(vectors), dist.get_rank()
-    local = picks - sum(counts[:rank])
-    mine = (local >= 0) & (local < counts[rank])
-    rows = torch.zeros(len(picks), vectors.shape[1], device=vectors.device)
-    rows[mine] = vectors[local[mine]]
-    dist.all_reduce(rows)
-    return rows

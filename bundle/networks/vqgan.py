@@ -10,6 +10,7 @@ import torch
 from monai.networks.nets.vqvae import Decoder, Encoder
 from torch import Tensor, nn
 
+from bundle.networks.fsq import FSQ
 from bundle.networks.quantizer import EMACodebook
 from bundle.networks.receptive_field import halo_radius
 
@@ -126,7 +127,7 @@ def build_training_pass(generator: VQGAN, compiled: bool = False) -> TrainingPas
 
 
 def build_quantizer(quantizer: str, num_embeddings: int) -> nn.Module:
-    """The quantizer by its name in the configs, `ema`.
+    """The quantizer by its name in the configs, `ema` or `fsq`.
 
     Raises:
         ValueError: unknown name, or `num_embeddings` outside 2..65536 (indices are stored as uint16).
@@ -137,7 +138,9 @@ def build_quantizer(quantizer: str, num_embeddings: int) -> nn.Module:
         )
     if quantizer == "ema":
         return EMACodebook(num_embeddings, EMBEDDING_DIM)
-    raise ValueError(f"`quantizer` must be 'ema', got {quantizer!r}")
+    if quantizer == "fsq":
+        return FSQ(num_embeddings, EMBEDDING_DIM)
+    raise ValueError(f"`quantizer` must be 'ema' or 'fsq', got {quantizer!r}")
 
 
 def build_vqgan(preset: str = "default", quantizer: str = "ema", num_embeddings: int = 16384) -> VQGAN:
@@ -146,7 +149,7 @@ def build_vqgan(preset: str = "default", quantizer: str = "ema", num_embeddings:
     Args:
         preset: `default` (24.8 M parameters, 1.07 MFLOP per voxel), `large` (51.0 M, 6.2 MFLOP per voxel) or
             `lite` (1.9 M, 0.12 MFLOP per voxel, for CPUs).
-        quantizer: `ema`.
+        quantizer: `ema` (codebook by moving averages) or `fsq` (fixed grid, K a power of 4).
         num_embeddings: number of codes K.
 
     Raises:

@@ -1,0 +1,96 @@
+"""Finite scalar quantization: a codebook that cannot collapse, because it is a fixed grid.
+
+Dimension letters: B batch, E embedding width, K codes, D grid axes, x y z latent cells.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from bundle.networks.distributed import all_reduce
+from bundle.networks.quantizer import Quantized
+
+LEVELS = 4
+
+
+class FSQ(nn.Module):
+    """Rounds a projection of the latent to a grid of 4 levels per axis; the same interface as `EMACodebook`.
+
+    A 1x1 convolution brings the latent to D = log4(K) channels, tanh bounds them, rounding with
+    straight-through gradient quantizes them, and another 1x1 convolution brings them back. Nothing is learned
+    that could die, there is no commitment term, and nothing is to be updated.
+    Paper: Mentzer et al. 2023, arXiv:2309.15505, section 3 and appendix A.1.
+
+    Args:
+        num_embeddings: number of codes K, a power of 4 up to 4^8 = 65536.
+        embedding_dim: width E of the latent.
+
+    Raises:
+        ValueError: if K is no power of 4.
+    """
+
+    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
+        super().__init__()
+        axes = round(math.log(num_embeddings, LEVELS))
+        if LEVELS**axes != num_embeddings:
+            raise ValueError(
+                "`num_embeddings` must be a power of 4 with `quantizer` fsq (16384 = 4^7), "
+                f"got {num_embeddings}"
+            )
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.project_in = nn.Conv3d(embedding_dim, axes, 1)
+        self.project_out = nn.Conv3d(axes, embedding_dim, 1)
+        self.register_buffer("basis", LEVELS ** torch.arange(axes), persistent=False)
+        self.is_initialized = True
+        self._counts: Tensor | None = None
+        self.last_counts: Tensor | None = None
+        self.last_restarts: Tensor | None = None
+
+    def quantize(self, latent: Tensor) -> Tensor:
+        """Latent (B, E, x, y, z) of any float type to indices (B, x, y, z), int64."""
+        with torch.autocast(latent.device.type, enabled=False):
+            return self._indices(self._bound(latent).round())
+
+    def indices_to_codes(self, indices: Tensor) -> Tensor:
+        """Indices (B, x, y, z) to the vectors that the decoder saw, (B, E, x, y, z) float32."""
+        digits = indices[:, None] // self.basis[:, None, None, None] % LEVELS
+        with torch.autocast(indices.device.type, enabled=False):
+            return self._codes(digits.float() - LEVELS // 2)
+
+    def forward(self, latent: Tensor) -> Quantized:
+        """Quantizes `latent` (B, E, x, y, z); in training mode also counts the codes for `update()`."""
+        with torch.autocast(latent.device.type, enabled=False):
+            bounded = self._bound(latent)
+            rounded = bounded + (bounded.round() - bounded).detach()
+            indices = self._indices(rounded.detach().round())
+            if self.training:
+                counts = torch.bincount(indices.flatten(), minlength=self.num_embeddings).float()
+                self._counts = counts if self._counts is None else self._counts + counts
+            return Quantized(self._codes(rounded), latent.new_zeros((), dtype=torch.float32), indices)
+
+    @torch.no_grad()
+    def update(self, restart: bool = True) -> None:
+        """Hands over the counts of this iteration's micro-batches and all ranks; nothing is learned here.
+
+        Args:
+            restart: without effect, a grid has no dead codes to restart.
+        """
+        if self._counts is None:
+            return
+        all_reduce(self._counts)
+        self.last_counts, self._counts = self._counts, None
+        self.last_restarts = self.last_counts.new_zeros(())
+
+    def _bound(self, latent: Tensor) -> Tensor:
+        """Projection (B, D, x, y, z), squashed so that rounding gives the 4 levels -2, -1, 0 and 1."""
+        half_range = (LEVELS - 1) * (1 + 1e-3) / 2
+        shift = math.atanh(0.5 / half_range)
+        return torch.tanh(self.project_in(latent.float()) + shift) * half_range - 0.5
+
+    def _codes(self, rounded: Tensor) -> Tensor:
+        return self.project_out(rounded / (LEVELS // 2))
+
+    def _indices(self, rounded: Tensor) -> Tensor:
+        digits = rounded.long() + LEVELS // 2
+        return (digits * self.basis[:, None, None, None]).sum(dim=1)
