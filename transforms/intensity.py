@@ -1,6 +1,7 @@
-"""The HU window: from HU to the network's range and back."""
+"""HU window to network range [-1, 1] and back; HU that are whole numbers come back exactly."""
 
 import logging
+import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -8,90 +9,118 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from monai.utils import ImageMetaKey
-from torch import Tensor
+from monai.utils import ImageMetaKey, convert_to_tensor
 
 logger = logging.getLogger(__name__)
 
 
-class _HUWindowd(MapTransform):
-    """What both directions share: the window and its rule."""
+class HUWindowd(MapTransform):
+    """What both directions share: the window.
 
-    def __init__(self, keys: KeysCollection, hu_min: float, hu_max: float) -> None:
-        super().__init__(keys)
+    Args:
+        keys: items to transform.
+        hu_min: lower end of the window in HU, becomes -1.
+        hu_max: upper end in HU, becomes 1.
+        allow_missing_keys: see `monai.transforms.MapTransform`.
+
+    Raises:
+        ValueError: if `hu_min` is not below `hu_max`, or if the window does not fit int16.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        hu_min: float = -1000,
+        hu_max: float = 1000,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
         if not hu_min < hu_max:
-            raise ValueError(f"`hu_min` must be below `hu_max`, got {hu_min} and {hu_max} HU")
-        self.hu_min, self.hu_max = float(hu_min), float(hu_max)
-
-
-class ScaleHUWindowd(_HUWindowd):
-    """HU to [-1, 1]; voxels outside the window are clipped, and whole volumes say in the log how many.
-
-    Args:
-        keys: keys of tensors (1, X, Y, Z) in HU.
-        hu_min: becomes -1.
-        hu_max: becomes 1.
-        log_clipped: counts and logs the clipped voxels.
-    """
-
-    def __init__(self, keys: KeysCollection, hu_min: float, hu_max: float, log_clipped: bool = True) -> None:
-        super().__init__(keys, hu_min, hu_max)
-        self.log_clipped = log_clipped
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Float32 in place of HU; one copy of the volume at most."""
-        result = dict(data)
-        for key in self.key_iterator(result):
-            image = torch.as_tensor(result[key])
-            if self.log_clipped:
-                self._log_clipped(image)
-            scaled = image.as_subclass(Tensor).to(torch.float32, copy=True)
-            scaled.clamp_(self.hu_min, self.hu_max).sub_(self.hu_min).mul_(
-                2 / (self.hu_max - self.hu_min)
-            ).sub_(1)
-            result[key] = _with_metadata_of(image, scaled)
-        return result
-
-    def _log_clipped(self, image: Tensor) -> None:
-        voxels = image.as_subclass(Tensor)
-        below, above = int((voxels < self.hu_min).sum()), int((voxels > self.hu_max).sum())
-        name = (
-            image.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "volume")
-            if isinstance(image, MetaTensor)
-            else "volume"
-        )
-        logger.info(
-            "%s: %d voxels (%.2f %%) below %g HU and %d (%.2f %%) above %g HU are clipped",
-            name, below, 100 * below / voxels.numel(), self.hu_min,
-            above, 100 * above / voxels.numel(), self.hu_max,
-        )  # fmt: skip
-
-
-class InverseHUWindowd(_HUWindowd):
-    """The network's range to whole HU, int16, clipped to the window.
-
-    Rounding is done here and not by the writer, because MONAI Label drops the writer.
-
-    Args:
-        keys: keys of tensors (1, X, Y, Z) in the network's range.
-        hu_min: what -1 becomes.
-        hu_max: what 1 becomes.
-    """
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Int16 HU in place of the network's range; one float32 copy of the volume at most."""
-        result = dict(data)
-        for key in self.key_iterator(result):
-            image = torch.as_tensor(result[key])
-            hu = image.as_subclass(Tensor).to(torch.float32, copy=True)
-            hu.add_(1).mul_((self.hu_max - self.hu_min) / 2).add_(self.hu_min).clamp_(
-                self.hu_min, self.hu_max
+            raise ValueError(
+                f"`hu_min` must be below `hu_max`, got {hu_min} and {hu_max}; swap or change them"
             )
-            result[key] = _with_metadata_of(image, hu.round_().to(torch.int16))
-        return result
+        limits = torch.iinfo(torch.int16)
+        if hu_min < limits.min or hu_max > limits.max:
+            raise ValueError(
+                f"`hu_min` and `hu_max` must fit int16, got {hu_min} and {hu_max}; narrow the window"
+            )
+        self.hu_min, self.hu_max = hu_min, hu_max
+        self.centre_hu = (hu_min + hu_max) / 2
+        self.half_width_hu = (hu_max - hu_min) / 2
 
 
-def _with_metadata_of(source: Tensor, values: Tensor) -> Tensor:
-    if not isinstance(source, MetaTensor):
-        return values
-    return MetaTensor(values, meta=source.meta, applied_operations=source.applied_operations)
+class ScaleHUWindowd(HUWindowd):
+    """HU to [-1, 1], float32, clipped; says how many voxels of a file were clipped.
+
+    Tensors without a file name in their metadata (patches of the store, counted there) are not counted.
+    One float32 copy, the result.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Windows each item, (C, X, Y, Z) in HU of any numeric type."""
+        scaled = dict(data)
+        for key in self.key_iterator(scaled):
+            image = convert_to_tensor(scaled[key], track_meta=isinstance(scaled[key], MetaTensor))
+            self._log_clipped(image)
+            scaled[key] = _like(self._scale(image), image)
+        return scaled
+
+    def _scale(self, image: torch.Tensor) -> torch.Tensor:
+        voxels = _plain(image).to(torch.float32, copy=True)
+        return voxels.sub_(self.centre_hu).div_(self.half_width_hu).clamp_(-1, 1)
+
+    def _log_clipped(self, image: torch.Tensor) -> None:
+        name = _file_name(image)
+        if not name or not logger.isEnabledFor(logging.INFO):
+            return
+        n_below = int((_plain(image) < self.hu_min).sum())
+        n_above = int((_plain(image) > self.hu_max).sum())
+        logger.info(
+            "%s: %d of %d voxels (%.2f %%) below %g HU and %d (%.2f %%) above %g HU are clipped",
+            *(name, n_below, image.numel(), 100 * n_below / image.numel(), self.hu_min),
+            *(n_above, 100 * n_above / image.numel(), self.hu_max),
+        )
+
+
+class InverseHUWindowd(HUWindowd):
+    """Network range to whole HU, int16, clipped to the window; metadata are kept.
+
+    Rounded here and not by the writer, since MONAI Label writes by itself.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Turns each item, (C, X, Y, Z) about [-1, 1] of any floating type, into HU.
+
+        Raises:
+            ValueError: if a value is NaN or infinite.
+        """
+        restored = dict(data)
+        for key in self.key_iterator(restored):
+            pred = convert_to_tensor(restored[key], track_meta=isinstance(restored[key], MetaTensor))
+            if not all(torch.isfinite(end) for end in torch.aminmax(_plain(pred))):
+                raise ValueError(
+                    f"{_file_name(pred) or key}: the network's output must be finite, got NaN or infinite "
+                    "values; try `--amp false` or another checkpoint"
+                )
+            restored[key] = _like(self._restore(pred), pred)
+        return restored
+
+    def _restore(self, pred: torch.Tensor) -> torch.Tensor:
+        voxels = _plain(pred).to(torch.float32, copy=True)
+        voxels.mul_(self.half_width_hu).add_(self.centre_hu).round_()
+        return voxels.clamp_(math.ceil(self.hu_min), math.floor(self.hu_max)).to(torch.int16)
+
+
+def _plain(image: torch.Tensor) -> torch.Tensor:
+    return image.as_tensor() if isinstance(image, MetaTensor) else image
+
+
+def _like(voxels: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """`voxels` with the metadata of `image`."""
+    if not isinstance(image, MetaTensor):
+        return voxels
+    return MetaTensor(voxels, meta=image.meta, applied_operations=image.applied_operations)
+
+
+def _file_name(image: torch.Tensor) -> str:
+    return str(image.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "")) if isinstance(image, MetaTensor) else ""

@@ -1,26 +1,44 @@
-"""Loading of CT volumes inside MONAI pipelines."""
+"""Loads a CT volume for inference."""
 
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import numpy as np
 from monai.config import KeysCollection
+from monai.data import ImageReader
 from monai.transforms import LoadImaged
 
 from bundle.data.volume import CTReader
 
 
 class LoadImageCTPAd(LoadImaged):
-    """`monai.transforms.LoadImaged` through `CTReader`: HU as float32 (1, X, Y, Z), or an error with the file's name.
+    """Loads NIfTI as (1, X, Y, Z) float32 HU in the file's own axes, through `CTReader` and no other reader.
 
-    A subclass whose name holds `LoadImage`, because MONAI Label and Deploy find loaders so.
+    MONAI falls back to its own readers when one refuses a file, and hides the reason among tracebacks; here
+    the refusal is the error.
 
     Args:
-        keys: keys of file names.
+        keys: items that hold a path.
+        allow_missing_keys: see `monai.transforms.MapTransform`.
     """
 
-    def __init__(self, keys: KeysCollection) -> None:
-        super().__init__(keys=keys, reader=CTReader(), image_only=True, ensure_channel_first=True)
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        self.reader = CTReader()
+        super().__init__(
+            keys,
+            reader=CTReader,
+            dtype=np.float32,
+            image_only=True,
+            ensure_channel_first=True,
+            allow_missing_keys=allow_missing_keys,
+        )
 
-    def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
-        """Loads every key; see `bundle.data.volume.read_volume` for what is refused."""
-        return super().__call__(data, reader)
+    def __call__(
+        self, data: Mapping[Hashable, Any], reader: ImageReader | None = None
+    ) -> dict[Hashable, Any]:
+        """Replaces each path by a MetaTensor.
+
+        Raises:
+            VolumeError: see `bundle.data.volume.read_volume`.
+        """
+        return super().__call__(data, reader or self.reader)

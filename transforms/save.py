@@ -1,33 +1,70 @@
-"""Saving of volumes in HU inside MONAI pipelines."""
+"""Saves a reconstruction in HU beside nothing but its own name."""
 
+from collections.abc import Hashable, Mapping
 from pathlib import Path
+from typing import Any
 
-from monai.config import KeysCollection
+import numpy as np
+from monai.config import KeysCollection, PathLike
+from monai.data import MetaTensor
 from monai.transforms import SaveImaged
+from monai.utils import ImageMetaKey, MetaKeys
 
+from bundle.data.datalist import dataset_root
 from bundle.data.writer import CTWriter
 
 
 class SaveImageCTPAd(SaveImaged):
-    """`monai.transforms.SaveImaged` through `CTWriter`: `<name>_<postfix>.nii.gz`, int16, with the input's geometry.
+    """Saves `<output_dir>/<name>_<output_postfix>.nii.gz` as int16 HU through `CTWriter`.
 
-    A subclass whose name holds `SaveImage`, because MONAI Label and Deploy drop savers so.
+    A SaveImaged, so that MONAI Label finds and drops it; but errors of the writer are passed on as they are.
 
     Args:
-        keys: keys of MetaTensors (1, X, Y, Z) in whole HU.
-        output_dir: folder of the result, made when the first volume is written.
-        output_postfix: added to the file's name.
+        keys: volumes (1, X, Y, Z) in HU, with the metadata of their file.
+        output_dir: folder of the results, made if missing.
+        output_postfix: what is appended to the file's name.
+        output_ext: .nii.gz or .nii.
+        data_root_dir: data set that the files come from (a folder or one file); sub-folders below it are
+            repeated below `output_dir`, so that `p1/ct.nii.gz` and `p2/ct.nii.gz` do not meet. Empty: none are.
+        allow_missing_keys: see `monai.transforms.MapTransform`.
     """
 
-    def __init__(self, keys: KeysCollection, output_dir: str | Path, output_postfix: str) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        output_dir: PathLike = "./",
+        output_postfix: str = "recon",
+        output_ext: str = ".nii.gz",
+        data_root_dir: PathLike = "",
+        allow_missing_keys: bool = False,
+    ) -> None:
         super().__init__(
-            keys=keys,
-            output_dir=output_dir,
+            keys,
+            output_dir=str(output_dir),
             output_postfix=output_postfix,
-            output_ext=".nii.gz",
-            output_dtype=None,
+            output_ext=output_ext,
+            output_dtype=np.int16,
             resample=False,
             separate_folder=False,
-            print_log=False,
+            data_root_dir=dataset_root(data_root_dir) if data_root_dir else "",
             writer=CTWriter,
+            allow_missing_keys=allow_missing_keys,
         )
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Writes each volume and notes its path as `saved_to` in the metadata.
+
+        Raises:
+            VolumeError: if the result would overwrite its input.
+        """
+        for key in self.key_iterator(dict(data)):
+            image = data[key]
+            meta = image.meta if isinstance(image, MetaTensor) else {}
+            source = meta.get(ImageMetaKey.FILENAME_OR_OBJ, str(key))
+            path = Path(self.saver.folder_layout.filename(subject=source))
+            writer = CTWriter()
+            writer.set_data_array(image)
+            writer.set_metadata(meta)
+            writer.write(path)
+            meta[MetaKeys.SAVED_TO] = str(path)
+        return dict(data)

@@ -1,4 +1,4 @@
-"""The one orientation that the network sees, and the way back to the file's own."""
+"""To axes that point right, anterior, superior, and exactly back: flips and permutations, no resampling."""
 
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -9,50 +9,84 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Orientationd
-from monai.utils import MetaKeys
-from torch import Tensor
+from monai.utils import MetaKeys, convert_to_numpy, convert_to_tensor, ensure_tuple_rep
+
+# nibabel's (axis, direction) rows of a volume that lies in RAS already
+RAS = np.array([[0, 1], [1, 1], [2, 1]])
 
 
 class OrientRASd(Orientationd):
-    """Flips and permutes axes to the RAS that is closest; never resamples.
+    """Turns a volume into the axes nearest to right, anterior, superior; training sees the same axes.
 
     Args:
-        keys: keys of MetaTensors (1, X, Y, Z).
+        keys: items (1, X, Y, Z) with an affine.
+        allow_missing_keys: see `monai.transforms.MapTransform`.
     """
 
-    def __init__(self, keys: KeysCollection) -> None:
-        super().__init__(keys=keys, axcodes="RAS", labels=None)
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, axcodes="RAS", labels=None, allow_missing_keys=allow_missing_keys)
 
 
 class RestoreOrientationd(MapTransform):
-    """Undoes `OrientRASd` on a prediction and gives it the original file's affine, bit for bit.
+    """Turns a prediction into the axes of the file its input came from, and gives it that file's affine.
 
-    Works from the affines alone, so that it needs neither the prediction's own metadata nor the list of applied
-    transforms. A product of affines, as `Invertd` makes it, would differ in the last bits.
+    Works from the input's metadata alone, not from recorded transforms, so that it also works where a server
+    wraps or drops transforms and where the prediction is a plain tensor. The affine is the file's, to the
+    last bit; inverting the transforms would return a product of matrices.
 
     Args:
-        keys: keys of tensors (1, X, Y, Z) in RAS.
-        orig_keys: for each of them, the key of the image that `OrientRASd` has seen.
+        keys: predictions (1, X, Y, Z), on the grid of their input.
+        orig_keys: inputs, MetaTensors with `affine` and `original_affine`; one for all keys or one each.
+        allow_missing_keys: see `monai.transforms.MapTransform`.
     """
 
-    def __init__(self, keys: KeysCollection, orig_keys: KeysCollection) -> None:
-        super().__init__(keys)
-        self.orig_keys = (orig_keys,) if isinstance(orig_keys, str) else tuple(orig_keys)
+    def __init__(
+        self, keys: KeysCollection, orig_keys: KeysCollection, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.orig_keys = ensure_tuple_rep(orig_keys, len(self.keys))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Puts every key back on the grid of its file."""
-        result = dict(data)
-        for key, orig_key in self.key_iterator(result, self.orig_keys):
-            meta = result[orig_key].meta
-            affine = torch.as_tensor(meta[MetaKeys.ORIGINAL_AFFINE], dtype=torch.float64)
-            voxels = _from_ras(torch.as_tensor(result[key]).as_subclass(Tensor), affine.numpy())
-            result[key] = MetaTensor(voxels, affine=affine, meta={**meta, MetaKeys.AFFINE: affine})
-        return result
+        """Restores each prediction.
+
+        Raises:
+            ValueError: if an input has no metadata, was resampled or cropped, or has another shape.
+        """
+        restored = dict(data)
+        for key, orig_key in self.key_iterator(restored, self.orig_keys):
+            image = restored[orig_key]
+            if not isinstance(image, MetaTensor) or MetaKeys.ORIGINAL_AFFINE not in image.meta:
+                raise ValueError(f"`{orig_key}` must hold `original_affine`; load it by LoadImageCTPAd")
+            pred = convert_to_tensor(restored[key], track_meta=False)
+            if pred.shape[1:] != image.shape[1:]:
+                raise ValueError(
+                    f"`{key}` must have the shape of `{orig_key}`, {tuple(image.shape[1:])}, "
+                    f"got {tuple(pred.shape[1:])}; restore the orientation before any crop or resize"
+                )
+            original_affine = torch.as_tensor(image.meta[MetaKeys.ORIGINAL_AFFINE], dtype=torch.float64)
+            voxels = _reorient(pred, _orientation_back(image, original_affine, orig_key))
+            geometry = {
+                MetaKeys.AFFINE: original_affine.clone(),
+                MetaKeys.SPATIAL_SHAPE: np.asarray(voxels.shape[1:]),
+            }
+            restored[key] = MetaTensor(voxels, meta={**image.meta, **geometry})
+        return restored
 
 
-def _from_ras(image: Tensor, affine: np.ndarray) -> Tensor:
-    """Axes of `image` (1, X, Y, Z) from closest RAS to those of a file with `affine`."""
-    ras_of_file_axis = nib.orientations.io_orientation(affine)
-    order = [0, *(int(axis) + 1 for axis in ras_of_file_axis[:, 0])]
-    flipped = [number + 1 for number, sign in enumerate(ras_of_file_axis[:, 1]) if sign < 0]
-    return image.permute(order).flip(flipped)
+def _orientation_back(image: MetaTensor, original_affine: torch.Tensor, key: Hashable) -> np.ndarray:
+    """The nibabel orientation that turns the input's present axes into those of its file."""
+    original, present = convert_to_numpy(original_affine), convert_to_numpy(image.affine)
+    back = nib.orientations.ornt_transform(RAS, nib.io_orientation(original))
+    for orientation in (back, RAS):  # RAS: the input was never reoriented
+        if np.allclose(
+            present @ nib.orientations.inv_ornt_aff(orientation, image.shape[1:]), original, atol=1e-3
+        ):
+            return orientation
+    raise ValueError(f"`{key}` must lie on the grid of its file; reorient it by OrientRASd and nothing else")
+
+
+def _reorient(image: torch.Tensor, orientation: np.ndarray) -> torch.Tensor:
+    """`nibabel.apply_orientation` for a tensor (1, X, Y, Z)."""
+    flipped = [axis + 1 for axis, direction in enumerate(orientation[:, 1]) if direction < 0]
+    order = np.argsort(orientation[:, 0]) + 1
+    return image.flip(flipped).permute(0, *order.tolist())
