@@ -4,6 +4,8 @@ Dimension letters: B batch, X Y Z voxels, x y z latent cells. Tiles are counted 
 """
 
 import itertools
+import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +15,12 @@ from monai.utils import ensure_tuple_rep
 from torch import Tensor
 from tqdm import tqdm
 
+from bundle.inferers.tile_size import budget_bytes, choose_tile_size, halved, is_out_of_memory
+
+logger = logging.getLogger(__name__)
+
 DEFAULT_STRIDE = 4
+DEFAULT_BYTES_PER_VOXEL = 256
 
 
 class Tile(NamedTuple):
@@ -44,6 +51,19 @@ def tiles(shape: Sequence[int], core_size: Sequence[int], halo: int) -> Iterator
         yield Tile(*(tuple(part) for part in zip(*spans, strict=True)))
 
 
+class _Pass(NamedTuple):
+    """One sweep over a volume: what is run on a tile, and the steps between arrays and cells."""
+
+    name: str
+    run_tile: Callable[[Tensor], Tensor]
+    source_step: int  # positions per cell in the array that is read
+    target_step: int  # and in the one that is written
+    stride: int  # voxels per cell
+    halo: int  # voxels
+    device: torch.device  # of the network
+    bytes_per_voxel: int  # of activations, for `tile_size: auto`
+
+
 class HaloInferer(Inferer):
     """Runs a network over a volume in tiles with a halo, crops and stitches; no blending, no averaging.
 
@@ -51,10 +71,12 @@ class HaloInferer(Inferer):
     one index map of the whole volume, then tiles of that map into voxels, so that codes never depend on the
     tiling. A network that has only `forward` is run in one pass with twice the halo. With at least the
     network's own halo, tiles equal the whole (up to float32 rounding); a smaller one is faster and leaves
-    seams (at 3 residual units: relative error 7e-3 with a halo of 16 voxels, 1e-5 with 32).
+    seams (at 3 residual units: relative error 7e-3 with a halo of 16 voxels, 1e-5 with 32). The volume may
+    lie on another device than the network: only tiles travel.
 
     Args:
-        tile_size: core of a tile, without halo, in voxels: one number or one per axis, multiples of the stride.
+        tile_size: core of a tile, without halo, in voxels: one number or one per axis, multiples of the
+            stride; `auto` takes what free memory allows. Out of memory, tiles are halved and the log says so.
         halo: in voxels, a multiple of the stride; None = `network.halo`.
         progress: shows a bar with voxels per second and time left.
 
@@ -63,10 +85,12 @@ class HaloInferer(Inferer):
     """
 
     def __init__(
-        self, tile_size: Sequence[int] | int = 128, halo: int | None = None, progress: bool = False
+        self, tile_size: Sequence[int] | int | str = 128, halo: int | None = None, progress: bool = False
     ) -> None:
         super().__init__()
-        self.tile_size = ensure_tuple_rep(tile_size, 3)
+        if isinstance(tile_size, str) and tile_size != "auto":
+            raise ValueError(f"`tile_size` must be voxels or 'auto', got {tile_size!r}")
+        self.tile_size = None if tile_size == "auto" else tuple(ensure_tuple_rep(tile_size, 3))
         self.halo = halo
         self.progress = progress
 
@@ -77,14 +101,13 @@ class HaloInferer(Inferer):
         """
         image = inputs.as_subclass(Tensor)  # a MetaTensor would track every tile
         if hasattr(network, "encode") and hasattr(network, "decode"):
-            padded_size = image.shape[2:]
-            return self.decode(self.encode(image, network), network)[_inside(padded_size)]
-        stride, halo = self._rules(network)
-        padded = _pad_to_multiple(image, stride)
-        output = torch.empty(padded.shape, dtype=torch.float32, device=image.device)
-        self._run(
-            lambda tile: network(tile, *args, **kwargs), padded, output, (stride, stride), 2 * halo, "forward"
-        )
+            output = self.decode(self.encode(image, network), network)
+        else:
+            stride, halo = self._rules(network)
+            padded = _pad_to_multiple(image, stride)
+            output = torch.empty(padded.shape, dtype=torch.float32, device=image.device)
+            run_tile = lambda tile: network(tile, *args, **kwargs)  # noqa: E731
+            self._run(self._make_pass("forward", network, run_tile, stride, stride, 2 * halo), padded, output)
         return output[_inside(image.shape[2:])]
 
     @torch.no_grad()
@@ -94,9 +117,8 @@ class HaloInferer(Inferer):
         padded = _pad_to_multiple(image.as_subclass(Tensor), stride)
         cells = [size // stride for size in padded.shape[2:]]
         indices = torch.empty((padded.shape[0], 1, *cells), dtype=torch.int64, device=image.device)
-        self._run(
-            lambda tile: network.encode(tile).unsqueeze(1), padded, indices, (stride, 1), halo, "encode"
-        )
+        run_tile = lambda tile: network.encode(tile).unsqueeze(1)  # noqa: E731
+        self._run(self._make_pass("encode", network, run_tile, stride, 1, halo), padded, indices)
         return indices.squeeze(1)
 
     @torch.no_grad()
@@ -105,14 +127,8 @@ class HaloInferer(Inferer):
         stride, halo = self._rules(network)
         voxels = [size * stride for size in indices.shape[1:]]
         image = torch.empty((indices.shape[0], 1, *voxels), dtype=torch.float32, device=indices.device)
-        self._run(
-            lambda tile: network.decode(tile.squeeze(1)),
-            indices.unsqueeze(1),
-            image,
-            (1, stride),
-            halo,
-            "decode",
-        )
+        run_tile = lambda tile: network.decode(tile.squeeze(1))  # noqa: E731
+        self._run(self._make_pass("decode", network, run_tile, 1, stride, halo), indices.unsqueeze(1), image)
         return image
 
     def _rules(self, network: Any) -> tuple[int, int]:
@@ -127,33 +143,60 @@ class HaloInferer(Inferer):
             raise ValueError(
                 f"`halo` must be a multiple of the stride {stride} and at least 0, got {halo} voxels"
             )
-        if any(size < 2 * stride or size % stride for size in self.tile_size):
+        if self.tile_size and any(size < 2 * stride or size % stride for size in self.tile_size):
             raise ValueError(
                 f"`tile_size` must be a multiple of the stride {stride} and at least {2 * stride}, "
                 f"got {self.tile_size} voxels"
             )
         return stride, halo
 
-    def _run(
-        self,
-        run_tile: Callable[[Tensor], Tensor],
-        source: Tensor,
-        target: Tensor,
-        voxels_per_cell: tuple[int, int],
-        halo: int,
-        name: str,
+    @staticmethod
+    def _make_pass(
+        name: str, network: Any, run_tile: Callable, source_step: int, target_step: int, halo: int
+    ) -> _Pass:
+        parameter = next(network.parameters(), None) if hasattr(network, "parameters") else None
+        device = torch.device("cpu") if parameter is None else parameter.device
+        cost = getattr(network, "bytes_per_voxel", DEFAULT_BYTES_PER_VOXEL)
+        return _Pass(
+            name, run_tile, source_step, target_step, max(source_step, target_step), halo, device, cost
+        )
+
+    def _run(self, sweep: _Pass, source: Tensor, target: Tensor) -> None:
+        """Fills `target` (B, 1, ...) from `source` (B, 1, ...); starts again with half the tile if need be."""
+        shape = [size // sweep.source_step * sweep.stride for size in source.shape[2:]]
+        tile_size = self.tile_size
+        if tile_size is None:
+            fitting = budget_bytes(sweep.device) // (sweep.bytes_per_voxel * source.shape[0])
+            tile_size = choose_tile_size(shape, sweep.halo, sweep.stride, fitting)
+            logger.info("%s: tiles of %s voxels with a halo of %d", sweep.name, tile_size, sweep.halo)
+        while True:
+            try:
+                return self._sweep(sweep, source, target, shape, tile_size)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                smaller = halved(tile_size, shape, sweep.stride)
+                if not is_out_of_memory(error) or smaller is None:
+                    raise
+            logger.warning(
+                "%s: out of memory with tiles of %s voxels; going on with %s", sweep.name, tile_size, smaller
+            )
+            tile_size = smaller
+            if sweep.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _sweep(
+        self, sweep: _Pass, source: Tensor, target: Tensor, shape: Sequence[int], tile_size: Sequence[int]
     ) -> None:
-        """Fills `target` (B, 1, ...) from `source` (B, 1, ...), whose cells are so many positions wide."""
-        source_step, target_step = voxels_per_cell
-        stride = max(voxels_per_cell)
-        shape = [size // source_step for size in source.shape[2:]]
-        core = [size // stride for size in self.tile_size]
-        voxels = source[0, 0].numel() * stride**3 // source_step**3
-        with tqdm(total=voxels, unit="voxel", unit_scale=True, desc=name, disable=not self.progress) as bar:
-            for tile in tiles(shape, core, halo // stride):
-                result = run_tile(source[_scaled(tile.window, source_step)])
-                target[_scaled(tile.core, target_step)] = result[_scaled(tile.crop, target_step)].to(target)
-                bar.update(target[_scaled(tile.core, target_step)][0].numel() * stride**3 // target_step**3)
+        cells = [size // sweep.stride for size in shape]
+        core = [size // sweep.stride for size in tile_size]
+        with tqdm(
+            total=math.prod(shape), unit="voxel", unit_scale=True, desc=sweep.name, disable=not self.progress
+        ) as bar:
+            for tile in tiles(cells, core, sweep.halo // sweep.stride):
+                result = sweep.run_tile(source[_scaled(tile.window, sweep.source_step)].to(sweep.device))
+                target[_scaled(tile.core, sweep.target_step)] = result[
+                    _scaled(tile.crop, sweep.target_step)
+                ].to(target)
+                bar.update(math.prod((span.stop - span.start) * sweep.stride for span in tile.core))
 
 
 def _scaled(spans: Sequence[slice], step: int) -> tuple:

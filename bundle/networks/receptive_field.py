@@ -17,10 +17,9 @@ def input_interval(layers: nn.Module, first: int, last: int) -> tuple[int, int]:
     convolutions = [module for module in layers.modules() if isinstance(module, _CONVOLUTIONS)]
     for conv in reversed(convolutions):
         reach = (conv.kernel_size[0] - 1) * conv.dilation[0]
-        stride, padding = conv.stride[0], conv.padding[0]
-        if isinstance(
-            conv, _TRANSPOSED
-        ):  # output o takes input i if o = i * stride - padding + j, 0 <= j <= reach
+        stride, padding = conv.stride[0], int(conv.padding[0])
+        if isinstance(conv, _TRANSPOSED):
+            # output o takes input i if o = i * stride - padding + j, 0 <= j <= reach
             first = math.ceil((first + padding - reach) / stride)
             last = (last + padding) // stride
         else:

@@ -4,7 +4,7 @@ Dimension letters: B batch, E embedding width, X Y Z voxels, x y z latent cells 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from monai.networks.nets.vqvae import Decoder, Encoder
@@ -15,6 +15,7 @@ from bundle.networks.quantizer import EMACodebook
 from bundle.networks.receptive_field import halo_radius
 
 EMBEDDING_DIM = 8
+Quantizer = EMACodebook | FSQ
 # channels per level (each level halves the resolution) and residual units per level
 PRESETS: dict[str, tuple[tuple[int, ...], int]] = {
     "default": ((64, 256), 3),
@@ -41,17 +42,18 @@ class VQGAN(nn.Module):
     Args:
         channels: width of each level; each level halves the resolution.
         num_res_layers: residual units per level.
-        quantizer: `EMACodebook` or another module with its interface.
+        quantizer: `EMACodebook` or `FSQ`.
 
     Attributes:
         stride: voxels per latent cell and axis.
         halo: voxels of context that make a tile equal to the whole, for encode and for decode alone.
+        bytes_per_voxel: roughly, of the activations when encoding or decoding without gradients.
     """
 
-    def __init__(self, channels: Sequence[int], num_res_layers: int, quantizer: nn.Module) -> None:
+    def __init__(self, channels: Sequence[int], num_res_layers: int, quantizer: Quantizer) -> None:
         super().__init__()
         levels = len(channels)
-        shared = {
+        shared: dict[str, Any] = {
             "spatial_dims": 3,
             "channels": tuple(channels),
             "num_res_layers": num_res_layers,
@@ -75,6 +77,10 @@ class VQGAN(nn.Module):
         self.quantizer = quantizer
         self.stride = 2**levels
         self.halo = halo_radius(self.encoder, self.decoder, self.stride)
+        # the widest level, float32, with input, output and two intermediates of a residual unit alive
+        self.bytes_per_voxel = (
+            4 * 4 * max(width // 8**level + 1 for level, width in enumerate(channels, start=1))
+        )
 
     def encode_latent(self, image: Tensor) -> Tensor:
         """Image (B, 1, X, Y, Z) in [-1, 1] to the continuous latent (B, E, x, y, z), before quantization."""
@@ -126,7 +132,7 @@ def build_training_pass(generator: VQGAN, compiled: bool = False) -> TrainingPas
     return training_pass
 
 
-def build_quantizer(quantizer: str, num_embeddings: int) -> nn.Module:
+def build_quantizer(quantizer: str, num_embeddings: int) -> Quantizer:
     """The quantizer by its name in the configs, `ema` or `fsq`.
 
     Raises:

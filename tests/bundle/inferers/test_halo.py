@@ -107,3 +107,35 @@ def test_wrong_tiles_are_refused_with_the_rule(tiny_vqgan, arguments, message):
 def test_a_network_that_does_not_know_its_halo_needs_one():
     with pytest.raises(ValueError, match="`halo` must be given"):
         HaloInferer(16)(torch.zeros(1, 1, 16, 16, 16), identity)
+
+
+def test_auto_takes_one_tile_where_memory_allows_and_gives_the_same(tiny_vqgan, volume, caplog):
+    network = tiny_vqgan()
+    with torch.no_grad(), caplog.at_level("INFO"):
+        torch.testing.assert_close(
+            HaloInferer("auto")(volume, network), WHOLE(volume, network), rtol=0, atol=1e-5
+        )
+    assert "tiles of (84, 72, 104) voxels with a halo of 20" in caplog.text
+
+
+def test_out_of_memory_halves_the_tile_and_goes_on(volume, caplog):
+    def needs_small_tiles(tile):
+        if tile.numel() > 30**3:
+            raise torch.OutOfMemoryError("too large")
+        return tile
+
+    assert torch.equal(HaloInferer(64, halo=0)(volume, needs_small_tiles), volume)
+    assert "out of memory with tiles of (64, 64, 64) voxels; going on with (32, 64, 64)" in caplog.text
+
+
+def test_out_of_memory_with_the_smallest_tile_and_other_errors_are_passed_on(volume):
+    def never_fits(tile):
+        raise torch.OutOfMemoryError("too large")
+
+    def broken(tile):
+        raise RuntimeError("something else")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        HaloInferer(16, halo=0)(volume, never_fits)
+    with pytest.raises(RuntimeError, match="something else"):
+        HaloInferer(16, halo=0)(volume, broken)

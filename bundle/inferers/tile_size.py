@@ -1,0 +1,79 @@
+"""Chooses the tiles that waste the least on halos and fit into free memory."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+# On a CPU larger windows are no faster, and the rest of the machine wants its memory.
+CPU_BUDGET_BYTES = 2**30
+FREE_SHARE = 0.6
+MAX_CUTS = 24
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that may be taken on `device` now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
+        return CPU_BUDGET_BYTES
+    fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def budget_bytes(device: torch.device) -> int:
+    """Memory that the activations of one tile may take."""
+    budget = int(free_bytes(device) * FREE_SHARE)
+    return budget if device.type == "cuda" else min(budget, CPU_BUDGET_BYTES)
+
+
+def choose_tile_size(shape: Sequence[int], halo: int, stride: int, max_voxels: int) -> tuple[int, int, int]:
+    """The core that covers `shape` with the fewest voxels run, halos included.
+
+    Args:
+        shape: of the volume in voxels.
+        halo: in voxels.
+        stride: cores are multiples of it.
+        max_voxels: largest window (core and halo) that fits into memory.
+
+    Returns:
+        Core per axis in voxels; the smallest possible, 2 strides, if nothing fits.
+    """
+    axes = []
+    for size in shape:
+        options = {}
+        for cuts in range(1, MAX_CUTS + 1):
+            core = max(2 * stride, math.ceil(math.ceil(size / cuts) / stride) * stride)
+            windows = [
+                min(size, start + core + halo) - max(0, start - halo) for start in range(0, size, core)
+            ]
+            options[core] = (sum(windows), max(windows))
+        axes.append(options)
+    best, least = None, math.inf
+    for cores in itertools.product(*axes):
+        run, largest = 1, 1
+        for options, core in zip(axes, cores, strict=True):
+            run, largest = run * options[core][0], largest * options[core][1]
+        if largest <= max_voxels and run < least:
+            best, least = cores, run
+    return (2 * stride,) * 3 if best is None else best
+
+
+def halved(tile_size: Sequence[int], shape: Sequence[int], stride: int) -> tuple[int, ...] | None:
+    """Tiles with their longest side halved; None if they are as small as they can be."""
+    sides = [
+        min(size, math.ceil(extent / stride) * stride) for size, extent in zip(tile_size, shape, strict=True)
+    ]
+    longest = sides.index(max(sides))
+    half = math.ceil(sides[longest] / 2 / stride) * stride
+    if half < 2 * stride or half == sides[longest]:
+        return None
+    return tuple(half if axis == longest else side for axis, side in enumerate(sides))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch ran out of memory, on a GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,42 @@
+import itertools
+import math
+
+import pytest
+
+from bundle.inferers.tile_size import choose_tile_size, halved
+
+
+def voxels_run(shape, core, halo):
+    """Total and largest window of a tiling, by its definition."""
+    totals, largest = [], []
+    for size, side in zip(shape, core, strict=True):
+        windows = [min(size, s + side + halo) - max(0, s - halo) for s in range(0, size, side)]
+        totals.append(sum(windows))
+        largest.append(max(windows))
+    return math.prod(totals), math.prod(largest)
+
+
+@pytest.mark.parametrize("max_voxels", [10**9, 20 * 10**6, 2 * 10**6])
+def test_the_choice_fits_and_no_cube_that_fits_runs_fewer_voxels(max_voxels):
+    shape = (512, 512, 604)
+    core = choose_tile_size(shape, 20, 4, max_voxels)
+    run, largest = voxels_run(shape, core, 20)
+    assert largest <= max_voxels
+    assert all(side % 4 == 0 for side in core)
+    for cube in range(32, 512, 32):
+        cube_run, cube_largest = voxels_run(shape, (cube,) * 3, 20)
+        assert cube_largest > max_voxels or run <= cube_run
+
+
+def test_without_room_for_any_tile_it_is_the_smallest():
+    assert choose_tile_size((512, 512, 604), 44, 4, 10) == (8, 8, 8)
+
+
+def test_halving_goes_down_to_the_smallest_tile_and_ends():
+    tile, steps = (64, 64, 32), []
+    while tile is not None:
+        steps.append(tile)
+        tile = halved(tile, (512, 512, 40), 4)
+    assert steps[1] == (32, 64, 32)
+    assert steps[-1] == (8, 8, 8)
+    assert all(math.prod(a) > math.prod(b) for a, b in itertools.pairwise(steps))
