@@ -25,7 +25,7 @@ class SaveImageCTPAd(SaveImaged):
         output_postfix: what is appended to the file's name.
         output_ext: .nii.gz or .nii.
         data_root_dir: data set that the files come from (a folder or one file); sub-folders below it are
-            repeated below `output_dir`, so that `p1/ct.nii.gz` and `p2/ct.nii.gz` do not meet. Empty: none are.
+            repeated below `output_dir`, so that `p1/ct.nii.gz` and `p2/ct.nii.gz` do not meet.
         allow_missing_keys: see `monai.transforms.MapTransform`.
     """
 
