@@ -101,11 +101,7 @@ def render_triptych(
 def _rows(
     centre: Sequence[int], shape: Sequence[int], sizes: Sequence[tuple[int, int]], windows: Sequence[HUWindow]
 ) -> list[Row]:
-    titles = [
-        f"{role}\n{window.name}: level {number(window.level)}, width {number(window.width)} HU"
-        for window in windows
-        for role in ("Original", "Reconstruction")
-    ]
+    titles = [f"{role}\n{window}" for window in windows for role in ("Original", "Reconstruction")]
     titles.append("Difference\nreconstruction \N{MINUS SIGN} original")
     return [
         Row(
@@ -130,8 +126,8 @@ class Pictures:
     """Writes a picture of the first validation volumes, for the eye to judge what figures do not show.
 
     Attach it to the validation engine, whose output is a list of dictionaries with `image` and `pred`,
-    (1, X, Y, Z) in [-1, 1] with RAS axes, `spacing_mm`, and `name` where there is one. PNG files go to
-    `<output_dir>/pictures`, the same pictures to TensorBoard under `val/pictures`.
+    (1, X, Y, Z) in [-1, 1] with RAS axes, and whose batch is one with `spacing_mm`, and `name` where there
+    is one. PNG files go to `<output_dir>/pictures`, the same pictures to TensorBoard under `val/pictures`.
 
     Args:
         output_dir: folder of the run.
@@ -165,7 +161,11 @@ class Pictures:
 
     def draw(self, engine: Engine) -> None:
         """Draws the volumes of one validation iteration until there are enough."""
-        volumes: list[dict[str, Any]] = engine.state.output  # type: ignore[assignment]
+        # MONAI's evaluator keeps what the data set says of a volume in the batch
+        volumes: list[dict[str, Any]] = [
+            {**source, **item}
+            for source, item in zip(engine.state.batch, engine.state.output, strict=True)  # type: ignore[arg-type]
+        ]
         for item in volumes[: self.max_volumes - self._n_drawn]:
             # the validation engine has an epoch of its own; the trainer leaves its iteration here
             iteration = getattr(engine.state, "trainer_iteration", engine.state.epoch)

@@ -35,6 +35,9 @@ class HUWindow(NamedTuple):
     level: float
     width: float
 
+    def __str__(self) -> str:
+        return f"{self.name}: level {number(self.level)}, width {number(self.width)} HU"
+
 
 class Plane(NamedTuple):
     """An anatomical plane of a RAS volume; the letters stand at the left and upper border of its picture."""
@@ -126,8 +129,10 @@ class Sheet:
         self.column_width = max(column_width, SMALLEST_COLUMN_PX)
         self.heights = [max(row.height, SMALLEST_ROW_PX) for row in rows]
         self.tops: list[int] = []
+        self.title_tops: list[int] = []
         bottom = 0
         for row, height in zip(rows, self.heights, strict=True):
+            self.title_tops.append(bottom + GAP_PX // 2)
             n_title_lines = max((title.count("\n") + 1 for title in row.titles), default=0)
             self.tops.append(bottom + GAP_PX + n_title_lines * LINE_PX)
             bottom = self.tops[-1] + height
@@ -186,7 +191,7 @@ class Sheet:
         lines = title.split("\n")
         draw, x = ImageDraw.Draw(self.image), self._left(column) + self.column_width / 2
         for n, line in enumerate(lines):
-            y = self.tops[row] - GAP_PX / 2 - (len(lines) - n - 0.5) * LINE_PX
+            y = self.title_tops[row] + (n + 0.5) * LINE_PX
             fill = TEXT if n == 0 else DIM_TEXT
             draw.text((x, y), line, font=_font(FONT_PX - 2 * (n > 0)), fill=fill, anchor="mm")
 
@@ -211,9 +216,15 @@ def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _colours(share: np.ndarray) -> np.ndarray:
     """[-1, 1] to RGB: blue below, orange above (colour-blind eyes tell them), dark at 0: errors shine."""
+    return _colour_table()[((share.clip(-1, 1) + 1) * 255).round().astype(np.int16)]
+
+
+@lru_cache
+def _colour_table() -> np.ndarray:
+    """uint8 (511, 3), the middle entry for a difference of 0."""
     stops = np.array([[190, 235, 255], [40, 125, 235], [16, 16, 18], [225, 95, 20], [255, 228, 150]])
-    at = np.linspace(-1, 1, len(stops))
-    channels = [np.interp(share, at, stops[:, channel]) for channel in range(3)]
+    at, shares = np.linspace(-1, 1, len(stops)), np.linspace(-1, 1, 511)
+    channels = [np.interp(shares, at, stops[:, channel]) for channel in range(3)]
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 

@@ -1,0 +1,188 @@
+"""What is told about a reconstructed volume: figures in a file and a table, a picture, and videos."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import apply_orientation, io_orientation
+from PIL import Image
+
+from bundle.data.volume import read_volume
+from bundle.handlers.pictures import render_triptych
+from bundle.handlers.rendering import PLANES
+from bundle.launch import write_atomically
+from bundle.metrics.reconstruction import Figures, reconstruction_figures
+from scripts.video import Display, write_comparison_video
+
+POSTFIX = "_recon.nii.gz"
+COLUMNS = {
+    "PSNR dB": ("psnr", ".2f"),
+    "SSIM": ("ssim", ".4f"),
+    "MAE HU": ("mae_hu", ".1f"),
+    "RMSE HU": ("rmse_hu", ".1f"),
+}
+LONGEST_TITLE = 34
+
+
+class CaseFigures(NamedTuple):
+    """A volume's name, and its figures by the label of each checkpoint."""
+
+    name: str
+    figures: dict[str, Figures]
+
+
+class RASVolume(NamedTuple):
+    """Voxels in the axes closest to right, front and head, flipped and permuted only.
+
+    Attributes:
+        voxels: (X, Y, Z) in HU.
+        spacing_mm: of a voxel along X, Y, Z.
+    """
+
+    voxels: torch.Tensor
+    spacing_mm: tuple[float, ...]
+
+
+def read_ras(path: Path) -> RASVolume:
+    """Reads a NIfTI volume of any orientation.
+
+    Raises:
+        VolumeError: if the file cannot be used, naming it.
+    """
+    volume = read_volume(path)
+    orientation = io_orientation(volume.affine)
+    voxels = np.ascontiguousarray(apply_orientation(volume.voxels, orientation))
+    spacing_mm = np.empty(3)
+    spacing_mm[orientation[:, 0].astype(int)] = voxel_sizes(volume.affine)
+    return RASVolume(torch.from_numpy(voxels), tuple(spacing_mm.tolist()))
+
+
+def report_case(
+    image_path: Path, recon_paths: Mapping[str, Path], axes: Sequence[str], fps: float, display: Display
+) -> CaseFigures:
+    """Compares a volume with its reconstructions and writes what there is to see.
+
+    Beside the first reconstruction `<name>_recon.nii.gz` come `<name>_figures.json`, `<name>_picture.png` and
+    `<name>_<axis>.mp4`, beside the second its own picture.
+
+    Args:
+        image_path: original NIfTI volume.
+        recon_paths: one or two reconstructed NIfTI volumes by the label of their checkpoint.
+        axes: names of `bundle.handlers.rendering.PLANES` to make videos of.
+        fps: slices per second.
+        display: windows and scales; its HU window is also the one of the figures.
+
+    Returns:
+        Name and figures.
+    """
+    image, spacing_mm = read_ras(image_path)
+    recons = {label: read_ras(path).voxels for label, path in recon_paths.items()}
+    hu_min, hu_max = display.hu_min, display.hu_max
+    figures = {label: reconstruction_figures(image, recon, hu_min, hu_max) for label, recon in recons.items()}
+    first = next(iter(recon_paths.values()))
+    name = first.name.removesuffix(POSTFIX)
+    record = _record(image_path, recon_paths, figures, hu_min, hu_max)
+    write_atomically(
+        first.with_name(f"{name}_figures.json"), json.dumps(record, indent=2, allow_nan=False) + "\n"
+    )
+    for label, path in recon_paths.items():
+        caption = f"{name}, {label}, PSNR {figures[label].psnr:.2f} dB, SSIM {figures[label].ssim:.4f}"
+        picture = render_triptych(
+            image, recons[label], spacing_mm, hu_min=hu_min, hu_max=hu_max, caption=caption,
+            difference_hu=display.difference_hu,
+        )  # fmt: skip
+        Image.fromarray(picture).save(path.with_name(f"{name}_picture.png"))
+    titles = [f"{n}: {_shortened(label)}" for n, label in enumerate(recons, start=1)]
+    shown = dict(zip(titles if len(titles) > 1 else ["Reconstruction"], recons.values(), strict=True))
+    for axis in axes:
+        path = first.with_name(f"{name}_{axis}.mp4")
+        write_comparison_video(
+            path, image, shown, spacing_mm, PLANES[axis], fps, display, _notes(name, figures)
+        )
+    return CaseFigures(name, figures)
+
+
+def figures_table(cases: Sequence[CaseFigures], hu_min: float, hu_max: float) -> str:
+    """Returns the figures of all cases and their mean as text; of two checkpoints as first / second.
+
+    Args:
+        cases: from `report_case`, at least one, all with the same checkpoints.
+        hu_min: lower end of the HU window of the figures.
+        hu_max: upper end.
+    """
+    labels = list(cases[0].figures)
+    rows = [(case.name, [case.figures[label] for label in labels]) for case in cases]
+    if len(cases) > 1:
+        rows.append(("mean", [_mean([case.figures[label] for case in cases]) for label in labels]))
+    lines = [["case", *COLUMNS]]
+    lines += [[name, *(_cell(per_checkpoint, column) for column in COLUMNS)] for name, per_checkpoint in rows]
+    widths = [max(len(line[n]) for line in lines) for n in range(len(lines[0]))]
+    table = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+    head = [
+        f"HU window {hu_min:g} to {hu_max:g}, data range {hu_max - hu_min:g} HU for PSNR and SSIM; "
+        "SSIM: 2D per axial slice, 7 x 7",
+        "checkpoint: " + ", ".join(labels) + (" (first / second)" if len(labels) > 1 else ""),
+    ]
+    return "\n".join(head + table)
+
+
+def _mean(figures: Sequence[Figures]) -> Figures:
+    psnr, ssim, mae_hu, rmse_hu = (
+        sum(values) / len(figures) for values in list(zip(*figures, strict=True))[:4]
+    )
+    return Figures(psnr, ssim, mae_hu, rmse_hu, sum(f.n_voxels for f in figures))
+
+
+def _record(
+    image_path: Path,
+    recon_paths: Mapping[str, Path],
+    figures: Mapping[str, Figures],
+    hu_min: float,
+    hu_max: float,
+) -> dict[str, Any]:
+    """The content of the figures file: names that say nothing of this machine, finite numbers only."""
+    folder = next(iter(recon_paths.values())).parent
+    return {
+        "image": image_path.name,
+        "hu_window": [hu_min, hu_max],
+        "data_range_hu": hu_max - hu_min,
+        "ssim": "2D per axial slice, 7 x 7 uniform window, mean over slices",
+        "reconstructions": [
+            {"checkpoint": label, "file": os.path.relpath(path, folder)} | _finite(figures[label])
+            for label, path in recon_paths.items()
+        ],
+        "versions": {package: version(package) for package in ("monai", "torch", "numpy", "nibabel")},
+    }
+
+
+def _finite(figures: Figures) -> dict[str, Any]:
+    numbers = figures._asdict()
+    values = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+    odd = [f"{name} is {value}" for name, value in numbers.items() if values[name] is None]
+    return values | ({"note": ", ".join(odd)} if odd else {})
+
+
+def _notes(name: str, figures: Mapping[str, Figures]) -> list[str]:
+    return [_shortened(name), *(f"{column} {_cell(figures.values(), column)}" for column in COLUMNS)]
+
+
+def _cell(figures: Iterable[Figures], column: str) -> str:
+    name, form = COLUMNS[column]
+    return " / ".join(format(getattr(f, name), form) for f in figures)
+
+
+def _shortened(label: str) -> str:
+    """Text that fits over a panel; the end of a path says most."""
+    return label if len(label) <= LONGEST_TITLE else "\N{HORIZONTAL ELLIPSIS}" + label[1 - LONGEST_TITLE :]
