@@ -1,6 +1,7 @@
 """Checks of the training settings, before anything is built, read or written."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from bundle.networks.discriminators import MIN_PATCH_SIZE
 
@@ -24,7 +25,7 @@ def check_training_settings(
     max_iterations: int | None,
     discriminator_iter_start: int,
     discriminator_pretrain_iters: int,
-    weights: dict[str, float],
+    weights: Mapping[str, float],
     hu_min: float,
     hu_max: float,
     loss_margin: int,
@@ -34,36 +35,68 @@ def check_training_settings(
     Raises:
         SettingsError: naming the setting, its value, the rule and what to do.
     """
-    adversarial = weights["image_gan_weight"] > 0 or weights["video_gan_weight"] > 0
-    for name, value in weights.items():
-        _require(value >= 0, f"`{name}` must be at least 0, got {value}")
-    for name, value in {
+    counts = {
         "batch_size": batch_size,
         "micro_batch_size": micro_batch_size,
         "max_epochs": max_epochs,
         "epoch_length": epoch_length,
-    }.items():
+    }
+    _check_counts(counts if max_iterations is None else counts | {"max_iterations": max_iterations}, least=1)
+    iterations = {
+        "discriminator_iter_start": discriminator_iter_start,
+        "discriminator_pretrain_iters": discriminator_pretrain_iters,
+    }
+    _check_counts(iterations | {"loss_margin": loss_margin}, least=0)
+    _check_weights(weights)
+    _check_window(hu_min, hu_max)
+    adversarial = weights["image_gan_weight"] > 0 or weights["video_gan_weight"] > 0
+    _check_patch(patch_size, loss_margin, MIN_PATCH_SIZE if adversarial else 4)
+    if adversarial:
+        total = total_iterations(max_epochs, epoch_length, max_iterations)
+        _check_gate(discriminator_iter_start + discriminator_pretrain_iters, total)
+
+
+def _check_counts(counts: Mapping[str, Any], least: int) -> None:
+    for name, value in counts.items():
         _require(
-            isinstance(value, int) and value >= 1, f"`{name}` must be a whole number from 1, got {value!r}"
+            isinstance(value, int) and value >= least,
+            f"`{name}` must be a whole number from {least}, got {value!r}",
         )
-    _require(hu_min < hu_max, f"`hu_min` must be below `hu_max`, got {hu_min} and {hu_max}")
-    smallest = MIN_PATCH_SIZE if adversarial else 4
+
+
+def _check_weights(weights: Mapping[str, Any]) -> None:
+    for name, value in weights.items():
+        _require(
+            isinstance(value, int | float) and value >= 0, f"`{name}` must be a number from 0, got {value!r}"
+        )
+
+
+def _check_window(hu_min: Any, hu_max: Any) -> None:
     _require(
-        len(patch_size) == 3 and all(size % 4 == 0 and size >= smallest for size in patch_size),
-        f"`patch_size` must hold three multiples of 4, each at least {smallest}, got {list(patch_size)}",
+        all(isinstance(value, int | float) for value in (hu_min, hu_max)) and hu_min < hu_max,
+        f"`hu_min` must be a number below `hu_max`, got {hu_min!r} and {hu_max!r}",
+    )
+
+
+def _check_patch(patch_size: Any, loss_margin: int, smallest: int) -> None:
+    _require(
+        isinstance(patch_size, Sequence)
+        and len(patch_size) == 3
+        and all(isinstance(size, int) and size % 4 == 0 and size >= smallest for size in patch_size),
+        f"`patch_size` must hold three multiples of 4, each at least {smallest}, got {patch_size!r}",
     )
     _require(
-        0 <= loss_margin < min(patch_size) / 2,
-        f"`loss_margin` must lie between 0 and half of the smallest patch side, got {loss_margin}",
+        loss_margin < min(patch_size) / 2,
+        f"`loss_margin` must be below half of the smallest patch side, got {loss_margin} with {patch_size!r}",
     )
-    total = total_iterations(max_epochs, epoch_length, max_iterations)
-    opens = discriminator_iter_start + discriminator_pretrain_iters
+
+
+def _check_gate(opens: int, total: int) -> None:
     _require(
-        not adversarial or total > opens,
-        f"`discriminator_iter_start` + `discriminator_pretrain_iters` must be below the run's {total} "
-        f"iterations (`max_epochs` {max_epochs} x `epoch_length` {epoch_length}, `max_iterations` "
-        f"{max_iterations}), got {opens}: the discriminators would never act on the generator; train longer or "
-        "open the gate earlier",
+        opens < total,
+        "`discriminator_iter_start` + `discriminator_pretrain_iters` must be below the run's "
+        f"{total} iterations (`max_epochs` x `epoch_length`, at most `max_iterations`), got {opens}: the "
+        "discriminators would never act on the generator; train longer or open the gate earlier",
     )
 
 

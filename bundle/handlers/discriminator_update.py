@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from bundle.engines.events import AdversarialEvents, MicroBatch
 from bundle.engines.optimizers import step_optimizer
@@ -33,7 +33,7 @@ class DiscriminatorUpdate:
         image_gan_weight: float,
         video_gan_weight: float,
         gate: IterationGate,
-        schedule: LRScheduler | None = None,
+        schedule: LambdaLR | None = None,
         gradient_clip: float | None = None,
     ) -> None:
         self.optimizer = optimizer

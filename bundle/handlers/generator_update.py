@@ -2,7 +2,7 @@
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from bundle.engines.events import AdversarialEvents
 from bundle.engines.optimizers import step_optimizer
@@ -29,7 +29,7 @@ class GeneratorUpdate:
         optimizer: Optimizer,
         objective: nn.Module,
         gate: IterationGate,
-        schedule: LRScheduler | None = None,
+        schedule: LambdaLR | None = None,
         gradient_clip: float | None = None,
     ) -> None:
         self.optimizer = optimizer

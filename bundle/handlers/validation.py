@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
+from monai.engines import Evaluator
 from torch import Tensor, nn
 
 from bundle.metrics.reconstruction import reconstruction_figures
@@ -48,7 +49,7 @@ class ReconstructionQuality(Metric):
                 }
             )
             if self.perceptual is not None:
-                self.volumes[-1]["lpips"] = self._lpips(image, pred.clamp(-1, 1))
+                self.volumes[-1]["lpips"] = slice_lpips(self.perceptual, image, pred.clamp(-1, 1))
 
     def compute(self) -> float:
         """Mean PSNR in dB."""
@@ -69,16 +70,17 @@ class ReconstructionQuality(Metric):
     def _to_hu(self, image: Tensor) -> Tensor:
         return (image + 1) * ((self.hu_max - self.hu_min) / 2) + self.hu_min
 
-    @torch.no_grad()
-    def _lpips(self, image: Tensor, pred: Tensor) -> float:
-        count = min(LPIPS_SLICES, image.shape[-1])
-        slices = torch.linspace(0, image.shape[-1] - 1, count).round().long()
-        device = next(self.perceptual.parameters()).device
-        distances = [
-            self.perceptual(image[None, ..., z].to(device), pred[None, ..., z].to(device))
-            for z in slices.tolist()
-        ]
-        return float(torch.cat(distances).mean())
+
+@torch.no_grad()
+def slice_lpips(perceptual: nn.Module, image: Tensor, pred: Tensor) -> float:
+    """Mean distance of at most 16 axial slices of two volumes (1, X, Y, Z) in [-1, 1], evenly spread."""
+    count = min(LPIPS_SLICES, image.shape[-1])
+    slices = torch.linspace(0, image.shape[-1] - 1, count).round().long()
+    device = next(perceptual.parameters()).device
+    distances = [
+        perceptual(image[None, ..., z].to(device), pred[None, ..., z].to(device)) for z in slices.tolist()
+    ]
+    return float(torch.cat(distances).mean())
 
 
 class ValidateEvery:
@@ -89,7 +91,7 @@ class ValidateEvery:
         interval: in epochs.
     """
 
-    def __init__(self, validator: Engine, interval: int) -> None:
+    def __init__(self, validator: Evaluator, interval: int) -> None:
         if interval < 1:
             raise ValueError(f"`val_interval` must be at least 1 epoch, got {interval}")
         self.validator = validator

@@ -47,8 +47,8 @@ def tiles(shape: Sequence[int], core_size: Sequence[int], halo: int) -> Iterator
             first, last = max(0, start - halo), min(size, stop + halo)
             spans.append((slice(start, stop), slice(first, last), slice(start - first, stop - first)))
         axes.append(spans)
-    for spans in itertools.product(*axes):
-        yield Tile(*(tuple(part) for part in zip(*spans, strict=True)))
+    for tile in itertools.product(*axes):
+        yield Tile(*(tuple(part) for part in zip(*tile, strict=True)))
 
 
 class _Pass(NamedTuple):

@@ -30,7 +30,7 @@ def budget_bytes(device: torch.device) -> int:
     return budget if device.type == "cuda" else min(budget, CPU_BUDGET_BYTES)
 
 
-def choose_tile_size(shape: Sequence[int], halo: int, stride: int, max_voxels: int) -> tuple[int, int, int]:
+def choose_tile_size(shape: Sequence[int], halo: int, stride: int, max_voxels: int) -> tuple[int, ...]:
     """The core that covers `shape` with the fewest voxels run, halos included.
 
     Args:

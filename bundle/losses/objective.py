@@ -66,8 +66,10 @@ class GeneratorObjective(nn.Module):
             "commitment_loss": reconstruction.commitment_loss,
         }
         total = self.l1_weight * terms["recon_loss"] + self.commitment_weight * terms["commitment_loss"]
-        if gate > 0 and self.perceptual_weight > 0:
-            terms["perceptual_loss"] = self._perceptual(image, reconstruction.image, positions)
+        if gate > 0 and self.perceptual is not None and self.perceptual_weight > 0:
+            terms["perceptual_loss"] = _slice_distance(
+                self.perceptual, image, reconstruction.image, positions
+            )
             total = total + self.perceptual_weight * terms["perceptual_loss"]
         if gate > 0 and len(self.discriminators) > 0:
             adversarial, feature = self._adversarial(image, reconstruction.image, positions)
@@ -80,12 +82,8 @@ class GeneratorObjective(nn.Module):
 
     def _l1(self, image: Tensor, reconstruction: Tensor) -> Tensor:
         margin = self.loss_margin
-        inside = (..., *(slice(margin, size - margin) for size in image.shape[2:]))
-        return (image[inside].float() - reconstruction[inside].float()).abs().mean()
-
-    def _perceptual(self, image: Tensor, reconstruction: Tensor, positions: Tensor) -> Tensor:
-        pairs = zip(take_slices(image, positions), take_slices(reconstruction, positions), strict=True)
-        return torch.stack([self.perceptual(real, fake).mean() for real, fake in pairs]).mean()
+        x, y, z = (slice(margin, size - margin) for size in image.shape[2:])
+        return (image[..., x, y, z].float() - reconstruction[..., x, y, z].float()).abs().mean()
 
     def _adversarial(self, image: Tensor, reconstruction: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Weighted hinge terms and unweighted feature matching, each summed over the discriminators."""
@@ -103,3 +101,10 @@ class GeneratorObjective(nn.Module):
                     matching = feature_matching_loss(real_features, fake_features)
                     feature = feature + matching / len(fake_views)
         return adversarial, feature
+
+
+def _slice_distance(
+    perceptual: nn.Module, image: Tensor, reconstruction: Tensor, positions: Tensor
+) -> Tensor:
+    pairs = zip(take_slices(image, positions), take_slices(reconstruction, positions), strict=True)
+    return torch.stack([perceptual(real, fake).mean() for real, fake in pairs]).mean()

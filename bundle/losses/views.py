@@ -18,7 +18,7 @@ def take_slices(volume: Tensor, positions: Tensor) -> list[Tensor]:
     """The slices of `volume` (B, 1, X, Y, Z) at `positions` (B, 3), one per sample and axis.
 
     Returns:
-        One tensor (B, 1, H, W) per axis; for cubic patches a single (3 B, 1, H, W), which is one pass of three.
+        One tensor (B, 1, H, W) per axis; for cubic patches one (3 B, 1, H, W) of all three.
     """
     sample = torch.arange(volume.shape[0], device=volume.device)
     x, y, z = positions.to(volume.device).unbind(dim=1)

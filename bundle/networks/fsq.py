@@ -30,6 +30,8 @@ class FSQ(nn.Module):
         ValueError: if K is no power of 4.
     """
 
+    basis: Tensor
+
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
         super().__init__()
         axes = round(math.log(num_embeddings, LEVELS))
@@ -42,7 +44,6 @@ class FSQ(nn.Module):
         self.project_in = nn.Conv3d(embedding_dim, axes, 1)
         self.project_out = nn.Conv3d(axes, embedding_dim, 1)
         self.register_buffer("basis", LEVELS ** torch.arange(axes), persistent=False)
-        self.is_initialized = True
         self._counts: Tensor | None = None
         self.last_counts: Tensor | None = None
         self.last_restarts: Tensor | None = None
