@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bundle.engines.events import EVENT_TO_ATTR, AdversarialEvents, MicroBatch
 from bundle.losses.views import draw_positions
+from bundle.networks.quantizer import EMACodebook
 from bundle.networks.vqgan import VQGAN, TrainingPass
 
 
@@ -72,9 +73,10 @@ class AdversarialTrainer(Trainer):
         self.codebook_restart_until = codebook_restart_until
         self.state.losses = {}
         self.state.micro_batch = None
-        if max_iterations is not None:
-            self.add_event_handler(Events.ITERATION_COMPLETED, self._stop_at_max_iterations)
+        self.add_event_handler(Events.ITERATION_COMPLETED, self._stop_at_max_iterations)
         self._register_handlers(train_handlers or [])
+        # after the handlers, one of which may resume a run that has already come this far
+        self.add_event_handler(Events.STARTED, self._stop_at_max_iterations)
 
     def autocast(self) -> torch.autocast:
         """The autocast context that all networks run in; losses and the codebook leave it."""
@@ -86,8 +88,8 @@ class AdversarialTrainer(Trainer):
         self.state.losses = {}
         self.training_pass.train()
         micro_images = image.split(self.micro_batch_size)
-        if not self.network.quantizer.is_initialized:
-            self._initialize_codebook(micro_images)
+        if isinstance(self.network.quantizer, EMACodebook) and not self.network.quantizer.is_initialized:
+            self._initialize_codebook(self.network.quantizer, micro_images)
         for number, (micro, micro_positions) in enumerate(
             zip(micro_images, positions.split(self.micro_batch_size), strict=True)
         ):
@@ -115,15 +117,15 @@ class AdversarialTrainer(Trainer):
             self.state.losses[name] = self.state.losses.get(name, 0.0) + share * value.detach()
 
     @torch.no_grad()
-    def _initialize_codebook(self, micro_images: tuple[Tensor, ...]) -> None:
+    def _initialize_codebook(self, codebook: EMACodebook, micro_images: tuple[Tensor, ...]) -> None:
         """The codebook's first values look at the whole first batch, not at its first micro-batch."""
         with self.autocast():
             latents = [self.network.encode_latent(micro).float() for micro in micro_images]
-        self.network.quantizer.initialize(torch.cat(latents))
+        codebook.initialize(torch.cat(latents))
 
     def _restarts(self) -> bool:
         return self.codebook_restart_until is None or self.state.iteration <= self.codebook_restart_until
 
     def _stop_at_max_iterations(self) -> None:
-        if self.state.iteration >= self.max_iterations:
+        if self.max_iterations is not None and self.state.iteration >= self.max_iterations:
             self.terminate()

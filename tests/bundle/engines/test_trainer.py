@@ -223,7 +223,6 @@ def test_curves_appear_when_the_gate_opens(tiny_vqgan):
 def test_training_ends_at_max_iterations(tiny_vqgan):
     setup = Setup(tiny_vqgan(), iterations=10, weights=(0, 0, 0))
     setup.trainer.max_iterations = 2
-    setup.trainer.add_event_handler(Events.ITERATION_COMPLETED, setup.trainer._stop_at_max_iterations)
     completed = []
     setup.trainer.add_event_handler(Events.COMPLETED, lambda: completed.append(1))
     setup.run()
