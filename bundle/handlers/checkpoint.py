@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.engines import Trainer
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from bundle.handlers.checkpoint_file import read_checkpoint, write_checkpoint
 
@@ -34,7 +36,7 @@ class TrainingState:
         settings: dict[str, Any],
         discriminators: nn.ModuleDict,
         optimizers: dict[str, torch.optim.Optimizer | None],
-        schedules: dict[str, torch.optim.lr_scheduler.LRScheduler | None],
+        schedules: dict[str, LambdaLR | None],
     ) -> None:
         self.network = network
         self.settings = settings
@@ -42,7 +44,7 @@ class TrainingState:
         self.optimizers = {name: part for name, part in optimizers.items() if part is not None}
         self.schedules = {name: part for name, part in schedules.items() if part is not None}
 
-    def state_dict(self, engine: Engine) -> dict[str, Any]:
+    def state_dict(self, engine: Trainer) -> dict[str, Any]:
         """Tensors and plain numbers only, so that it loads with `weights_only=True`."""
         return {
             "model": self.network.state_dict(),
@@ -58,15 +60,17 @@ class TrainingState:
             "random": random_state(),
         }
 
-    def load_state_dict(self, content: dict[str, Any], engine: Engine) -> None:
-        """Restores all that `state_dict` holds, but for `max_epochs`, which a resumed run may extend."""
+    def load_state_dict(self, content: dict[str, Any], engine: Trainer) -> None:
+        """Restores all that `state_dict` holds, but for `max_epochs`, which a resumed run may extend.
+
+        Learning rates follow from this run's own schedules, so that a resumed run may change them.
+        """
         self.network.load_state_dict(content["model"])
         self.discriminators.load_state_dict(content["discriminators"])
-        for name, part in self.optimizers.items():
-            part.load_state_dict(content["optimizers"][name])
-        for name, part in self.schedules.items():
-            part.last_epoch = content["schedules"][name]["last_epoch"]
-            part._last_lr = [group["lr"] for group in part.optimizer.param_groups]
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(content["optimizers"][name])
+        for name, schedule in self.schedules.items():
+            _set_step(schedule, content["schedules"][name]["last_epoch"])
         engine.state.iteration = content["trainer"]["iteration"]
         engine.state.epoch = engine.state.iteration // engine.state.epoch_length
         set_random_state(content["random"])
@@ -98,46 +102,54 @@ class CheckpointHandler:
         self.interval = interval
         self.validator = validator
         self.metric = metric
+        self._saved_at: int | None = None
         self.best: list[tuple[float, int]] = []  # figure and iteration of best_1, best_2, ...; figures fall
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Trainer) -> None:
         """Joins the trainer, and the validation engine if there is one."""
         engine.add_event_handler(Events.STARTED, self.restore)
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self.save_last)
         engine.add_event_handler(Events.COMPLETED, self.save_last)
         if self.validator is not None:
-            self.validator.add_event_handler(Events.COMPLETED, lambda: self.save_best(engine))
+            self.validator.add_event_handler(Events.COMPLETED, self.save_best, engine)
 
-    def save_last(self, engine: Engine) -> None:
-        """Writes `last.pt`."""
-        write_checkpoint(self.folder / "last.pt", self.state.state_dict(engine))
+    def save_last(self, engine: Trainer) -> None:
+        """Writes `last.pt`, once per iteration."""
+        if self._saved_at != engine.state.iteration:
+            write_checkpoint(self.folder / "last.pt", self.state.state_dict(engine))
+            self._saved_at = engine.state.iteration
 
-    def save_best(self, engine: Engine) -> None:
-        """Writes a `best_*.pt` if the last validation is among the best three."""
-        figure, iteration = float(self.validator.state.metrics[self.metric]), engine.state.iteration
-        self._forget(iteration)
-        rank = sum(figure <= better for better, _ in self.best)
+    def save_best(self, validator: Engine, engine: Trainer) -> None:
+        """Writes a `best_*.pt` if the last validation is among the best three.
+
+        The new file is complete before the older ones move up, so that none is lost if it cannot be written.
+        """
+        figure, iteration = float(validator.state.metrics[self.metric]), engine.state.iteration
+        kept = [(better, known) for better, known in self.best if known != iteration]
+        rank = sum(figure <= better for better, _ in kept)
         if not figure > float("-inf") or rank >= BEST_COUNT:
             return
+        content = {**self.state.state_dict(engine), "figures": {self.metric: figure}}
+        write_checkpoint(self.folder / "best_new.pt", content)
+        self._forget(iteration)
         for worse in range(min(len(self.best), BEST_COUNT - 1), rank, -1):
             self._path(worse).replace(self._path(worse + 1))
+        (self.folder / "best_new.pt").replace(self._path(rank + 1))
         self.best = [*self.best[:rank], (figure, iteration), *self.best[rank:]][:BEST_COUNT]
-        write_checkpoint(
-            self._path(rank + 1), {**self.state.state_dict(engine), "figures": {self.metric: figure}}
-        )
         logger.info(
             "Iteration %d: %s %.3f ranks %d in this run, saved as best_%d.pt",
             iteration, self.metric, figure, rank + 1, rank + 1,
         )  # fmt: skip
 
-    def restore(self, engine: Engine) -> None:
-        """A resumed run goes on with the ranking that its folder holds."""
+    def restore(self, engine: Trainer) -> None:
+        """A resumed run goes on with the ranking that its folder holds, gaps left by a stopped run closed."""
         if engine.state.iteration == 0:
             return
-        for rank in range(1, BEST_COUNT + 1):
-            if self._path(rank).is_file():
-                content = read_checkpoint(self._path(rank))
+        for path in (self._path(rank) for rank in range(1, BEST_COUNT + 1)):
+            if path.is_file():
+                content = read_checkpoint(path)
                 self.best.append((content["figures"][self.metric], content["trainer"]["iteration"]))
+                path.replace(self._path(len(self.best)))
 
     def _forget(self, iteration: int) -> None:
         """Drops a best of the same iteration: a resumed run came by again."""
@@ -153,18 +165,25 @@ class CheckpointHandler:
         return self.folder / f"best_{rank}.pt"
 
 
+def _set_step(schedule: LambdaLR, step: int) -> None:
+    schedule.last_epoch = step
+    factors = [factor(step) for factor in schedule.lr_lambdas]
+    for group, base, factor in zip(schedule.optimizer.param_groups, schedule.base_lrs, factors, strict=True):
+        group["lr"] = base * factor
+
+
 def random_state() -> dict[str, Any]:
     """States of the random generators of Python, NumPy, torch and CUDA, as tensors and plain numbers."""
     version, numbers, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    numpy = np.random.get_state(legacy=False)
     return {
         "python": {"version": version, "numbers": list(numbers), "gauss": gauss},
         "numpy": {
-            "name": str(name),
-            "keys": torch.from_numpy(keys.astype(np.int64)),
-            "position": int(position),
-            "has_gauss": int(has_gauss),
-            "cached": float(cached),
+            "name": str(numpy["bit_generator"]),
+            "keys": torch.from_numpy(numpy["state"]["key"].astype(np.int64)),
+            "position": int(numpy["state"]["pos"]),
+            "has_gauss": int(numpy["has_gauss"]),
+            "cached": float(numpy["gauss"]),
         },
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
