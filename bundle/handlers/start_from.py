@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
+from monai.engines import Trainer
 
 from bundle.handlers.checkpoint import TrainingState
 from bundle.handlers.checkpoint_file import CheckpointError, check_network, load_generator, read_checkpoint
@@ -43,33 +44,39 @@ class StartFrom:
         self.path = resume_from_checkpoint if init_from is None else init_from
         self.resuming = resume_from_checkpoint is not None
         self.sampler = sampler
-        self.content: dict[str, Any] | None = None
+        self.content: dict[str, Any] = {}
         if self.path is not None:
             self.content = read_checkpoint(self.path)
             check_network(self.path, self.content, state.settings)
         if self.resuming:
             self._check_same_parts()
 
-    def attach(self, engine: Engine) -> None:
-        """Joins the trainer at its start."""
-        engine.add_event_handler(Events.STARTED, self)
+    def attach(self, engine: Trainer) -> None:
+        """Joins the trainer at its start, if there is a file to start from.
 
-    def __call__(self, engine: Engine) -> None:
-        """Loads the checkpoint once."""
-        if self.content is None:
-            return
+        Raises:
+            CheckpointError: a run to continue whose epochs have another length.
+        """
         if self.resuming:
             self._check_epoch_length(engine)
+        if self.path is not None:
+            engine.add_event_handler(Events.STARTED, self, self.path)
+
+    def __call__(self, engine: Trainer, path: str | Path) -> None:
+        """Loads the checkpoint once."""
+        if not self.content:
+            return
+        if self.resuming:
             self.state.load_state_dict(self.content, engine)
             if self.sampler is not None:
                 self.sampler.start_iteration = engine.state.iteration
-            logger.info("Resuming %s at iteration %d", self.path, engine.state.iteration)
+            logger.info("Resuming %s at iteration %d", path, engine.state.iteration)
         else:
-            matched = load_generator(self.state.network, self.path, self.content)
+            matched = load_generator(self.state.network, path, self.content)
             logger.info(
-                "Starting from the weights of %s: %d tensors matched, counters at zero", self.path, matched
+                "Starting from the weights of %s: %d tensors matched, counters at zero", path, matched
             )
-        self.content = None  # frees the copy
+        self.content = {}  # frees the copy
 
     def _check_same_parts(self) -> None:
         """A base checkpoint cannot continue an adversarial run, nor the other way round."""
@@ -79,11 +86,11 @@ class StartFrom:
         }.items():
             if set(self.content.get(part, ())) != mine:
                 raise CheckpointError(
-                    f"{self.path}: its {part} are not those of this run, so it cannot be resumed here; "
-                    f"to start from its weights use --init_from {self.path} instead of --resume_from_checkpoint"
+                    f"{self.path}: its {part} are not those of this run, so it cannot be resumed here; to "
+                    f"start from its weights use --init_from {self.path} instead of --resume_from_checkpoint"
                 )
 
-    def _check_epoch_length(self, engine: Engine) -> None:
+    def _check_epoch_length(self, engine: Trainer) -> None:
         saved = self.content["trainer"]["epoch_length"]
         if saved != engine.state.epoch_length:
             raise CheckpointError(
