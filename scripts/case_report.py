@@ -30,7 +30,7 @@ COLUMNS = {
     "MAE HU": ("mae_hu", ".1f"),
     "RMSE HU": ("rmse_hu", ".1f"),
 }
-LONGEST_TITLE = 34
+LONGEST_TITLE = 32
 
 
 class CaseFigures(NamedTuple):

@@ -29,7 +29,7 @@ from bundle.handlers.rendering import (
 BLOCK_PX = 16  # encoders work in blocks of this side; other sizes are rescaled or refused by some players
 # players take HD video for BT.709: convert to it and say so, or colours shift
 BT709 = "scale=out_color_matrix=bt709,setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709"
-MINUS_ORIGINAL = " \N{MINUS SIGN} original"
+DIFFERENCE = "reconstruction \N{MINUS SIGN} original"
 
 
 class Display(NamedTuple):
@@ -140,14 +140,16 @@ def _page(
     """What all frames share."""
     label = plane.name.capitalize()
     original = f"Original\n{display.window}"
-    clipped = f"values clipped to {number(display.hu_min)} to {number(display.hu_max)} HU"
+    clipped = f"Values clipped to {number(display.hu_min)} to {number(display.hu_max)} HU"
     if len(names) == 1:
-        titles = [original, names[0], f"Difference\n{names[0]}{MINUS_ORIGINAL}"]
+        titles = [original, names[0], f"Difference\n{DIFFERENCE}"]
         sheet = Sheet([Row(label, size[1], titles)], 3, size[0], n_lines=3)
-        sheet.footer(", ".join([*notes, clipped]), line=2)
+        sheet.footer(". ".join(filter(None, [", ".join(notes), clipped])), line=2)
     else:
-        differences = ["", *(f"{name}{MINUS_ORIGINAL}" for name in names)]
-        rows = [Row(label, size[1], [original, *names]), Row("Difference", size[1], differences)]
+        rows = [
+            Row(label, size[1], [original, *names]),
+            Row("Difference", size[1], ["", DIFFERENCE, DIFFERENCE]),
+        ]
         sheet = Sheet(rows, 3, size[0], n_lines=3)
         sheet.note(notes, 1, 0)
         sheet.footer(clipped, line=2)

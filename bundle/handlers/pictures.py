@@ -162,10 +162,9 @@ class Pictures:
     def draw(self, engine: Engine) -> None:
         """Draws the volumes of one validation iteration until there are enough."""
         # MONAI's evaluator keeps what the data set says of a volume in the batch
-        volumes: list[dict[str, Any]] = [
-            {**source, **item}
-            for source, item in zip(engine.state.batch, engine.state.output, strict=True)  # type: ignore[arg-type]
-        ]
+        sources: Any = engine.state.batch
+        outputs: Any = engine.state.output
+        volumes = [{**source, **item} for source, item in zip(sources, outputs, strict=True)]
         for item in volumes[: self.max_volumes - self._n_drawn]:
             # the validation engine has an epoch of its own; the trainer leaves its iteration here
             iteration = getattr(engine.state, "trainer_iteration", engine.state.epoch)

@@ -32,10 +32,13 @@ def _volume(hu: float = -800.0) -> torch.Tensor:
 
 
 def _validate(items: list[dict[str, Any]], pictures: Pictures, iteration: int, batches: int = 1) -> None:
-    engine = Engine(lambda engine, batch: items)
+    """As MONAI's evaluator: the volumes are in the output, what the data set says of them in the batch."""
+    volumes = [{key: item[key] for key in ("image", "pred")} for item in items]
+    sources = [{key: item[key] for key in ("spacing_mm", "name")} for item in items]
+    engine = Engine(lambda engine, batch: volumes)
     pictures.attach(engine)
     engine.state.trainer_iteration = iteration
-    engine.run([0] * batches)
+    engine.run([sources] * batches)
 
 
 def _item(name: str, seed: int = 0) -> dict[str, Any]:
