@@ -73,8 +73,8 @@ class ScaleHUWindowd(HUWindowd):
         name = _file_name(image)
         if not name or not logger.isEnabledFor(logging.INFO):
             return
-        n_below = int((_plain(image) < self.hu_min).sum())
-        n_above = int((_plain(image) > self.hu_max).sum())
+        n_below = int(torch.count_nonzero(_plain(image) < self.hu_min))
+        n_above = int(torch.count_nonzero(_plain(image) > self.hu_max))
         logger.info(
             "%s: %d of %d voxels (%.2f %%) below %g HU and %d (%.2f %%) above %g HU are clipped",
             *(name, n_below, image.numel(), 100 * n_below / image.numel(), self.hu_min),

@@ -146,10 +146,21 @@ def test_the_reader_gives_monai_the_geometry_and_no_more_of_the_header(save_nift
 
     voxels, meta = reader.get_data(reader.read(path))
 
+    np.testing.assert_array_equal(voxels, hu_voxels((6, 5, 4)))
     np.testing.assert_array_equal(meta["affine"], nib.load(path).affine)
     np.testing.assert_array_equal(meta["original_affine"], nib.load(path).affine)
     assert set(meta) == {"affine", "original_affine", "spatial_shape", "space", "original_channel_dim"}
     assert tuple(meta["spatial_shape"]) == voxels.shape
+
+
+def test_the_reader_gives_c_order_with_every_voxel_in_place(save_nifti):
+    voxels = hu_voxels((70, 3, 45))  # not whole blocks
+    reader = CTReader()
+
+    array, _ = reader.get_data(reader.read(save_nifti(voxels)))
+
+    assert array.flags.c_contiguous
+    np.testing.assert_array_equal(array, voxels)
 
 
 def test_the_reader_takes_one_file_per_image(save_nifti):
