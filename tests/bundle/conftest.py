@@ -1,0 +1,112 @@
+"""A small adversarial run, built of the real parts."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from bundle.data.patches import ResumableSampler
+from bundle.engines.optimizers import build_optimizer, build_schedule
+from bundle.engines.trainer import AdversarialTrainer
+from bundle.handlers.checkpoint import TrainingState
+from bundle.handlers.checkpoint_file import network_settings
+from bundle.handlers.discriminator_update import DiscriminatorUpdate
+from bundle.handlers.generator_update import GeneratorUpdate
+from bundle.handlers.iteration_gate import IterationGate
+from bundle.losses.objective import GeneratorObjective
+from bundle.networks.discriminators import build_discriminators
+from bundle.networks.vqgan import VQGAN, TrainingPass
+
+TINY_SETTINGS = network_settings("lite", "ema", 32, -1000, 1000)
+
+
+class NumberedPatches(Dataset):
+    """Sample n is the same patch in every run."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(number)
+        return {"image": torch.rand(1, self.size, self.size, self.size, generator=generator) * 2 - 1}
+
+
+class SmallRun:
+    """A run of random patches; `handlers` makes those that are attached after the two updates.
+
+    `weights` are those of the slice discriminator, of the volume discriminator and of feature matching.
+    """
+
+    def __init__(
+        self,
+        network: VQGAN,
+        iterations: int,
+        start: int = 1,
+        pretrain: int = 0,
+        batch: int = 2,
+        micro: int = 2,
+        size: int = 24,
+        weights: tuple[float, float, float] = (1.0, 0.5, 4.0),
+        max_epochs: int = 1,
+        max_iterations: int | None = None,
+        warmup: int | None = None,
+        handlers: Callable[["SmallRun"], list] = lambda run: [],
+    ) -> None:
+        torch.manual_seed(0)
+        self.network = network
+        self.discriminators = build_discriminators(*weights[:2])
+        self.optimizer = build_optimizer(network, 1e-4)
+        self.discriminator_optimizer = build_optimizer(self.discriminators, 1e-4)
+        self.schedule = self.discriminator_schedule = None
+        if warmup is not None:
+            self.schedule = build_schedule(self.optimizer, iterations * max_epochs, warmup, 0.1)
+            self.discriminator_schedule = build_schedule(self.discriminator_optimizer, 5, warmup, 0.1)
+        self.state = TrainingState(
+            network,
+            TINY_SETTINGS,
+            self.discriminators,
+            {"generator": self.optimizer, "discriminator": self.discriminator_optimizer},
+            {"generator": self.schedule, "discriminator": self.discriminator_schedule},
+        )
+        self.sampler = ResumableSampler(batch)
+        self.trainer = AdversarialTrainer(
+            device="cpu",
+            max_epochs=max_epochs,
+            train_data_loader=DataLoader(NumberedPatches(size), batch_sampler=self.sampler),
+            epoch_length=iterations,
+            network=network,
+            training_pass=TrainingPass(network),
+            micro_batch_size=micro,
+            max_iterations=max_iterations,
+            train_handlers=[*self._updates(IterationGate(start, pretrain), *weights), *handlers(self)],
+        )
+
+    def _updates(self, gate, image_weight, video_weight, feature_weight):
+        terms = (0.0, image_weight, video_weight, feature_weight)
+        objective = GeneratorObjective(1.0, 0.25, *terms, self.discriminators)
+        updates = [GeneratorUpdate(self.optimizer, objective, gate, self.schedule, gradient_clip=None)]
+        if len(self.discriminators):
+            optimizer, schedule = self.discriminator_optimizer, self.discriminator_schedule
+            updates.append(
+                DiscriminatorUpdate(
+                    optimizer, self.discriminators, image_weight, video_weight, gate, schedule
+                )
+            )
+        return updates
+
+    def run(self) -> "SmallRun":
+        self.trainer.run()
+        return self
+
+
+@pytest.fixture
+def small_run() -> type[SmallRun]:
+    """The class, to be called with what the test is about."""
+    return SmallRun
+
+
+@pytest.fixture
+def tiny_settings() -> dict:
+    """`network_settings` of the generator that `small_run` trains."""
+    return dict(TINY_SETTINGS)
