@@ -6,7 +6,6 @@ counters and random states besides.
 """
 
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,15 +61,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of foreign bytes the unpickler raises whatever it stumbles over
         raise CheckpointError(f"{path}: {_why_unreadable(path, error)}") from error
-    if not isinstance(content, dict) or "model" not in content or "network" not in content:
-        raise CheckpointError(f"{path}: {_why_foreign(content)}")
-    if content.get("format_version", 0) > FORMAT_VERSION:
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}: written in format {content['format_version']}, this version reads up to "
-            f"{FORMAT_VERSION}; update this project"
+            f"{path}: written in format {version}, this version reads up to {FORMAT_VERSION}; "
+            "update this project"
         )
+    if not _is_ours(content):
+        raise CheckpointError(f"{path}: {_why_foreign(content)}")
     return content
 
 
@@ -99,6 +99,13 @@ def load_generator(network: torch.nn.Module, path: str | Path, content: Mapping[
     except RuntimeError as error:
         raise CheckpointError(f"{path}: its weights do not fit this generator: {error}") from error
     return len(content["model"])
+
+
+def _is_ours(content: Any) -> bool:
+    if not isinstance(content, dict) or "model" not in content:
+        return False
+    network = content.get("network")
+    return isinstance(network, dict) and not network.keys().isdisjoint(NETWORK_SETTINGS)
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
