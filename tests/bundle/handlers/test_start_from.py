@@ -33,7 +33,8 @@ class History:
         iteration = engine.state.iteration
         rates = [part.param_groups[0]["lr"] for part in self.run.state.optimizers.values()]
         losses = {name: float(value) for name, value in engine.state.output.items()}
-        self.seen[iteration] = (engine.state.epoch, rates, losses)
+        restarts = int(self.run.network.quantizer.last_restarts)
+        self.seen[iteration] = (engine.state.epoch, rates, losses, restarts)
         if iteration in self.save_at:
             write_checkpoint(self.folder / f"{iteration}.pt", self.run.state.state_dict(engine))
 
@@ -50,7 +51,9 @@ def resumed_from(tiny_vqgan, small_run):
             histories.append(History(run))
             return [StartFrom(run.state, resume_from_checkpoint=path, sampler=run.sampler), histories[0]]
 
-        run = small_run(tiny_vqgan(), **SHAPE | changes, handlers=handlers)
+        network = tiny_vqgan()
+        network.quantizer.restart_threshold = 2.0
+        run = small_run(network, **SHAPE | changes, handlers=handlers)
         return run, histories[0]
 
     return make
@@ -65,8 +68,10 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_by_bit(tmp_path, tiny_vq
 
     network = tiny_vqgan()
     network.quantizer.initialized.fill_(False)  # the first values come from the first batch
+    network.quantizer.restart_threshold = 2.0  # some codes restart in every iteration
     whole = small_run(network, **SHAPE, handlers=handlers).run()
     expected = whole.state.state_dict(whole.trainer)
+    assert all(restarts > 0 for *_, restarts in histories[0].seen.values())
     for iteration in (2, 3, 5):
         run, history = resumed_from(tmp_path / f"{iteration}.pt")
         run.run()

@@ -1,0 +1,132 @@
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import SupervisedEvaluator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bundle.handlers.checkpoint import CheckpointHandler
+from bundle.handlers.checkpoint_file import read_checkpoint
+from bundle.handlers.scalar_log import ScalarLog, TensorBoardLog
+from bundle.handlers.validation import ReconstructionQuality, ValidateEvery, slice_lpips
+from bundle.inferers.halo import HaloInferer
+from bundle.losses.perceptual import SlicePerceptualLoss
+from bundle.metrics.reconstruction import reconstruction_figures
+
+WINDOW = (-1000.0, 1000.0)
+
+
+def volumes(count, shape=(24, 20, 16)):
+    return [torch.rand(1, *shape) * 2 - 1 for _ in range(count)]
+
+
+def evaluator(network, images, perceptual=None):
+    metric = ReconstructionQuality(*WINDOW, perceptual)
+    loader = [{"image": image[None]} for image in images]
+    inferer = HaloInferer(tile_size=24)
+    return SupervisedEvaluator("cpu", loader, network, inferer=inferer, key_val_metric={"val/psnr": metric})
+
+
+def test_figures_are_the_means_over_volumes_of_the_stated_metric(tiny_vqgan):
+    network, images = tiny_vqgan(), volumes(3)
+    validator = evaluator(network, images)
+    validator.run()
+    with torch.no_grad():
+        pairs = [(image[0], network(image[None])[0, 0].clamp(-1, 1)) for image in images]
+    each = [reconstruction_figures(image * 1000, pred * 1000, *WINDOW) for image, pred in pairs]
+    expected = {
+        f"val/{name}": sum(getattr(figures, name) for figures in each) / 3
+        for name in ("psnr", "ssim", "mae_hu", "rmse_hu")
+    }
+    assert validator.state.metrics == pytest.approx(expected, rel=1e-4)
+
+
+def test_lpips_is_there_only_with_a_backbone_and_is_the_mean_of_at_most_16_slices(tiny_vqgan):
+    network, images = tiny_vqgan(), volumes(1, (32, 32, 36))
+    perceptual = SlicePerceptualLoss("squeeze", "random")
+    seen = []
+    perceptual.register_forward_hook(lambda module, inputs, output: seen.append(float(output)))
+    validator = evaluator(network, images, perceptual)
+    validator.run()
+    assert len(seen) == 16
+    assert validator.state.metrics["val/lpips"] == pytest.approx(sum(seen) / 16, rel=1e-5)
+    with torch.no_grad():
+        recon = network(images[0][None])[0].clamp(-1, 1)
+    assert slice_lpips(perceptual, images[0], recon) == pytest.approx(sum(seen[:16]) / 16, rel=1e-3)
+
+
+def test_reconstructions_beyond_the_window_are_clipped_before_they_are_compared():
+    metric = ReconstructionQuality(*WINDOW)
+    image = torch.ones(1, 8, 8, 8)
+    metric.update([{"image": image, "pred": image * 3}])
+    assert metric.means()["mae_hu"] == 0
+
+
+def test_a_second_validation_forgets_the_first(tiny_vqgan):
+    validator = evaluator(tiny_vqgan(), volumes(2))
+    validator.run()
+    first = dict(validator.state.metrics)
+    validator.run()
+    assert validator.state.metrics == first
+
+
+@pytest.fixture
+def finished_run(tmp_path, tiny_vqgan, small_run):
+    """Runs with validation, curves and checkpoints in the order of configs/train.yaml."""
+
+    def run(interval=1, **shape):
+        happened = []
+        network = tiny_vqgan()
+        validator = evaluator(network, volumes(1))
+
+        def handlers(run):
+            return [
+                ValidateEvery(validator, interval),
+                ScalarLog(TensorBoardLog(tmp_path), tmp_path, 10, run.optimizer, validator, progress=False),
+                CheckpointHandler(run.state, tmp_path, 100, validator),
+            ]
+
+        last = tmp_path / "checkpoints" / "last.pt"
+        small = small_run(network, weights=(0, 0, 0), handlers=handlers, **shape)
+        validator.add_event_handler(
+            Events.COMPLETED, lambda engine: happened.append((engine.state.trainer_iteration, last.exists()))
+        )
+        small.run()
+        return happened, small
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("shape", "validated_at"),
+    [
+        ({"iterations": 2, "max_epochs": 2}, [2, 4]),
+        ({"iterations": 2, "max_epochs": 3, "interval": 2}, [4, 6]),
+        ({"iterations": 4, "max_iterations": 3}, [3]),
+        ({"iterations": 2, "max_epochs": 2, "max_iterations": 3}, [2, 3]),
+        ({"iterations": 2, "max_epochs": 3, "max_iterations": 4}, [2, 4]),
+    ],
+    ids=["full", "every second epoch", "within the first epoch", "within an epoch", "at the end of an epoch"],
+)
+def test_every_run_ends_with_one_validation_and_then_its_last_checkpoint(
+    tmp_path, finished_run, shape, validated_at
+):
+    happened, run = finished_run(**shape)
+    assert happened == [(iteration, False) for iteration in validated_at]
+    assert run.trainer.state.iteration == validated_at[-1]
+    assert read_checkpoint(tmp_path / "checkpoints" / "last.pt")["trainer"]["iteration"] == validated_at[-1]
+    assert (tmp_path / "checkpoints" / "best_1.pt").is_file()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [point.step for point in events.Scalars("val/psnr")] == validated_at
+
+
+def test_validation_leaves_the_training_as_it_was(tmp_path, finished_run, tiny_vqgan, small_run):
+    torch.manual_seed(1)
+    _, validated = finished_run(iterations=1, max_epochs=3)
+    torch.manual_seed(1)
+    plain = small_run(tiny_vqgan(), iterations=1, max_epochs=3, weights=(0, 0, 0)).run()
+    torch.testing.assert_close(validated.network.state_dict(), plain.network.state_dict(), rtol=0, atol=0)
+
+
+def test_an_interval_below_one_epoch_is_refused():
+    with pytest.raises(ValueError, match="`val_interval` must be at least 1 epoch, got 0"):
+        ValidateEvery(Engine(lambda *_: None), 0)
