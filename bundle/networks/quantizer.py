@@ -60,7 +60,8 @@ class EMACodebook(nn.Module):
     Args:
         num_embeddings: number of codes K.
         embedding_dim: width E.
-        decay: of the moving averages, per update.
+        decay: of the moving averages, per update; the first updates use less, (1 + n) / (10 + n), because the
+            codes have to follow an encoder that changes fast.
         restart_threshold: share of the mean count below which a code is dead.
         restart_share: at most this share of K restarts in one update.
         lookup_bytes: memory that one chunk of distances may take.
@@ -170,8 +171,9 @@ class EMACodebook(nn.Module):
         sums = torch.zeros_like(self.cluster_sum).index_add_(0, indices, vectors)
         all_reduce(counts)
         all_reduce(sums)
-        self.cluster_size.lerp_(counts, 1 - self.decay)
-        self.cluster_sum.lerp_(sums, 1 - self.decay)
+        step = 1 - min(self.decay, (1 + int(self.updates)) / (10 + int(self.updates)))
+        self.cluster_size.lerp_(counts, step)
+        self.cluster_sum.lerp_(sums, step)
         means = self.cluster_sum / self.cluster_size.clamp_min(_TINY)[:, None]
         self.embedding.copy_(torch.where(self.cluster_size[:, None] > _TINY, means, self.embedding))
         self.last_counts = counts

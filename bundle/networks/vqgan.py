@@ -168,12 +168,9 @@ def build_vqgan(preset: str = "default", quantizer: str = "ema", num_embeddings:
 
 
 def to_device(network: nn.Module, device: torch.device | str) -> nn.Module:
-    """The network on its device; on a GPU with channels-last convolutions, which bf16 is faster with."""
+    """The network on its device, with channels-last convolutions: faster in bf16 on a GPU and on a CPU too."""
     network = network.to(device)
-    if torch.device(device).type == "cuda":
-        for module in network.modules():
-            if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-                module.to(memory_format=torch.channels_last_3d)
-            elif isinstance(module, nn.Conv2d):
-                module.to(memory_format=torch.channels_last)
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+            module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return network

@@ -1,0 +1,112 @@
+"""The main job on real CT in five minutes: train on the embedded crop, reconstruct, look.
+
+    python -m scripts.demo [--output_dir outputs/demo]
+
+Trains `configs/train.yaml` + `train_with_discriminator.yaml` + `smoke.yaml` on one part of a CT of
+LIDC-IDRI-0001, reconstructs the other part through `python -m monai.bundle run`, and leaves figures, picture
+and videos. Every step is a command that a user would type; it is printed before it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from bundle.handlers.pictures import DIFFERENCE_HU
+from bundle.handlers.rendering import MEDIASTINUM, PLANES
+from bundle.launch import report_error
+from scripts.case_report import figures_table, report_case
+from scripts.reconstruct import output_name
+from scripts.video import Display
+
+BUNDLE_ROOT = Path(__file__).resolve().parent.parent
+DATA = Path("tests/data")
+VALIDATION = DATA / "lidc_idri_0001_validation.nii.gz"
+
+
+class DemoError(RuntimeError):
+    """A step of the demo that failed; its own output is above."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line of this module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=BUNDLE_ROOT / "outputs" / "demo")
+    output_dir = parser.parse_args(arguments).output_dir.resolve()
+    start = time.monotonic()
+    set_aside(output_dir)
+    train(output_dir)
+    checkpoint = output_dir / "checkpoints" / "last.pt"
+    reconstruct(checkpoint, output_dir / "reconstruction")
+    picture = report(checkpoint, output_dir)
+    print(f"Took {time.monotonic() - start:.0f} s. Everything is in {output_dir}")
+    print(f"Open {picture}")
+
+
+def set_aside(output_dir: Path) -> None:
+    """An earlier demo moves to the next free name; it is not deleted."""
+    if not output_dir.exists():
+        return
+    number = next(n for n in range(1, 10_000) if not output_dir.with_name(f"{output_dir.name}-{n}").exists())
+    aside = output_dir.with_name(f"{output_dir.name}-{number}")
+    output_dir.rename(aside)
+    print(f"The earlier demo is now in {aside}")
+
+
+def train(output_dir: Path) -> None:
+    """Warm-up, opening of the gate, adversarial phase, on the training part."""
+    configs = [f"configs/{name}.yaml" for name in ("train", "train_with_discriminator", "smoke")]
+    run_bundle(str(configs), dataset_dir=DATA / "datalist.json", output_dir=output_dir)
+
+
+def reconstruct(checkpoint: Path, output_dir: Path) -> None:
+    """The validation part, which was not trained on, to a NIfTI in HU."""
+    smoke = yaml.safe_load((BUNDLE_ROOT / "configs" / "smoke.yaml").read_text(encoding="utf-8"))
+    run_bundle(
+        "configs/inference.yaml",
+        dataset_dir=VALIDATION,
+        ckpt_path=checkpoint,
+        output_dir=output_dir,
+        preset=smoke["preset"],
+        num_embeddings=smoke["num_embeddings"],
+    )
+
+
+def run_bundle(config_file: str, **overrides: object) -> None:
+    """Runs a config as a user does, from the bundle's root.
+
+    Raises:
+        DemoError: if it fails.
+    """
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", config_file]
+    for name, value in overrides.items():
+        command += [f"--{name}", str(value)]
+    print(f"\n$ {shlex.join(['python', *command[1:]])}", flush=True)
+    # MONAI warns at every start that configs are code; here they are this project's own
+    result = subprocess.run([command[0], "-W", "ignore::UserWarning", *command[1:]], cwd=BUNDLE_ROOT)
+    if result.returncode:
+        raise DemoError(f"{config_file}: the run failed with exit code {result.returncode}; see above")
+
+
+def report(checkpoint: Path, output_dir: Path) -> Path:
+    """Figures on the terminal and in JSON, a picture, a video per plane; returns the picture's path."""
+    recon = output_dir / "reconstruction" / output_name(BUNDLE_ROOT / VALIDATION, BUNDLE_ROOT / DATA)
+    hu_min, hu_max = -1000.0, 1000.0
+    display = Display(MEDIASTINUM, DIFFERENCE_HU, hu_min, hu_max)
+    case = report_case(BUNDLE_ROOT / VALIDATION, {checkpoint.name: recon}, list(PLANES), 10, display)
+    print("\n" + figures_table([case], hu_min, hu_max))
+    drawn = next(recon.parent.glob("*_picture.png"))
+    return Path(shutil.copy(drawn, output_dir / "picture.png"))
+
+
+if __name__ == "__main__":
+    sys.excepthook = report_error
+    main()
