@@ -38,7 +38,9 @@ class DemoError(RuntimeError):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of this module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output_dir", type=Path, default=BUNDLE_ROOT / "outputs" / "demo")
     output_dir = parser.parse_args(arguments).output_dir.resolve()
     start = time.monotonic()
