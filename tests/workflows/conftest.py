@@ -1,0 +1,126 @@
+"""Commands as a user types them, phantoms of three patients, and one checkpoint for all tests here."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from bundle.data.phantom import write_phantom
+from bundle.handlers.checkpoint_file import network_settings, write_checkpoint
+from bundle.networks.vqgan import VQGAN, build_vqgan
+
+ROOT = Path(__file__).resolve().parents[2]
+# On the CPU wherever the tests run: a warm process that has touched a GPU cannot fork.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+CONFIGS = {
+    "base": ["configs/train.yaml", "configs/smoke.yaml"],
+    "adversarial": ["configs/train.yaml", "configs/train_with_discriminator.yaml", "configs/smoke.yaml"],
+    "inference": ["configs/inference.yaml", "configs/smoke.yaml"],
+}
+CODES = 64
+TINY = {"max_epochs": 1, "epoch_length": 2, "patch_size": [24, 24, 24], "log_interval": 1}
+
+
+class Ended(NamedTuple):
+    """A command that came to its end."""
+
+    code: int
+    output: str
+
+    @property
+    def last_line(self) -> str:
+        return self.output.rstrip().splitlines()[-1]
+
+    def expect_success(self) -> None:
+        assert self.code == 0, self.output[-3000:]
+
+
+def words_of(workflow: str, settings: dict) -> list[str]:
+    """The words behind `python -m monai.bundle run`; a network and patches for two cores unless told else."""
+    tiny = {"num_embeddings": CODES} | ({} if workflow == "inference" else TINY)
+    words = ["--config_file", str(CONFIGS[workflow])]
+    for name, value in (tiny | settings).items():
+        words += [f"--{name}", str(value)]
+    return words
+
+
+class Python:
+    """`python -m MODULE WORDS` in the bundle's root; warm = without waiting for imports each time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.output = folder / "output.txt"
+        server = [sys.executable, str(Path(__file__).with_name("warm_python.py"))]
+        self.process = subprocess.Popen(
+            server, cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __call__(self, module: str, *words: str, **environment: str) -> Ended:
+        """One command in a fork of the warm process."""
+        command = {"module": module, "words": words, "environment": environment}
+        command |= {"folder": str(ROOT), "output": str(self.output)}
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(json.dumps(command), file=self.process.stdin, flush=True)
+        code = int(self.process.stdout.readline())
+        return Ended(code, self.output.read_text(encoding="utf-8"))
+
+    def run(self, workflow: str, **settings: object) -> Ended:
+        """`python -m monai.bundle run` with the configs of a workflow and these overrides."""
+        return self("monai.bundle", "run", *words_of(workflow, settings))
+
+    def run_cold(self, workflow: str, **settings: object) -> Ended:
+        """The same in a process of its own, imports and all."""
+        command = [sys.executable, "-m", "monai.bundle", "run", *words_of(workflow, settings)]
+        both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, timeout=300, **both)
+        return Ended(done.returncode, done.stdout)
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Python]:
+    warm = Python(tmp_path_factory.mktemp("python"))
+    yield warm
+    warm.process.communicate()
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three patients, each with a volume of the same name."""
+    folder = tmp_path_factory.mktemp("dataset")
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    for number in range(3):
+        write_phantom(folder / f"p{number}" / "ct.nii.gz", (48, 48, 40), affine, seed=number)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def network() -> VQGAN:
+    """The lite network of smoke.yaml with a small codebook that has seen one patch."""
+    torch.manual_seed(0)
+    network = build_vqgan("lite", "ema", CODES).eval()
+    with torch.no_grad():
+        network.quantizer.initialize(network.encode_latent(torch.rand(1, 1, 24, 24, 24) * 2 - 1))
+    return network
+
+
+@pytest.fixture(scope="session")
+def checkpoint(network: VQGAN, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An installed model of `network`."""
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    settings = network_settings("lite", "ema", CODES, -1000, 1000)
+    write_checkpoint(path, {"model": network.state_dict(), "network": settings})
+    return path
+
+
+@pytest.fixture
+def listing() -> Callable[[Path], dict[str, bytes]]:
+    """Every file below a folder and what it holds."""
+    return lambda folder: {
+        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
