@@ -1,4 +1,4 @@
-"""Three runs one after the other: base, adversarial from its weights and across the gate, and that resumed."""
+"""Three runs, one after the other: base, adversarial from its weights across the gate, that one resumed."""
 
 import csv
 import json
@@ -181,15 +181,19 @@ def test_a_second_run_into_the_same_folder_is_refused_and_changes_nothing(python
     assert listing(base) == before
 
 
-def test_a_seed_gives_the_same_run_twice(python, base, dataset, outputs):
-    settings = {"dataset_dir": dataset, "cache_dir": outputs / "another_cache"}
+@pytest.fixture(scope="module")
+def again(python, base, dataset, outputs):
+    """The base run once more, unpacked anew, its device given as a plain word."""
+    settings = {"dataset_dir": dataset, "cache_dir": outputs / "another_cache", "device": "cpu"}
     python.run("base", **settings, output_dir=outputs / "again").expect_success()
-
-    model, again = (load(outputs / run / "checkpoints" / "last.pt")["model"] for run in ("base", "again"))
-    assert all(torch.equal(tensor, again[name]) for name, tensor in model.items())
+    return outputs / "again"
 
 
-def test_the_device_may_be_a_plain_word(python, dataset, outputs):
-    python.run("base", dataset_dir=dataset, output_dir=outputs / "word", device="cpu").expect_success()
+def test_a_seed_gives_the_same_run_twice(base, again):
+    model, same = (load(run / "checkpoints" / "last.pt")["model"] for run in (base, again))
 
-    assert record_of(outputs / "word")["device"] == "cpu"
+    assert all(torch.equal(tensor, same[name]) for name, tensor in model.items())
+
+
+def test_the_device_may_be_a_plain_word(again):
+    assert record_of(again)["device"] == "cpu"

@@ -1,7 +1,7 @@
 """Starts `python -m MODULE WORDS` many times and imports torch and MONAI once.
 
-Not a test: a process of its own. It reads one JSON line per command, forks, and lets the fork run the module as
-`python -m` would, with its own output file, error hook and exit code; it answers each with the exit code.
+Not a test: a process of its own. It reads one JSON line per command, forks, and lets the fork run the module
+as `python -m` would, with its own output file, error hook and exit code; it answers each with the exit code.
 """
 
 import json
