@@ -79,7 +79,7 @@ class EMACodebook(nn.Module):
         embedding_dim: int,
         decay: float = 0.99,
         restart_threshold: float = 0.1,
-        restart_share: float = 1 / 64,
+        restart_share: float = 1 / 16,
         lookup_bytes: int = 2**25,
     ) -> None:
         super().__init__()
@@ -92,7 +92,9 @@ class EMACodebook(nn.Module):
         self.register_buffer("cluster_sum", torch.zeros(num_embeddings, embedding_dim))
         self.register_buffer("initialized", torch.tensor(False))
         self.register_buffer("updates", torch.tensor(0))
-        self._knows_initialized = False  # spares a device synchronisation per forward
+        # two numbers that are known here spare device synchronisations
+        self._knows_initialized = False
+        self._known_updates: int | None = None
         self.register_load_state_dict_post_hook(lambda module, _: module._forget())
         self._pending: list[
             tuple[Tensor, Tensor]
@@ -102,6 +104,7 @@ class EMACodebook(nn.Module):
 
     def _forget(self) -> None:
         self._knows_initialized = False
+        self._known_updates = None
         self._pending.clear()
 
     @property
@@ -171,21 +174,23 @@ class EMACodebook(nn.Module):
         sums = torch.zeros_like(self.cluster_sum).index_add_(0, indices, vectors)
         all_reduce(counts)
         all_reduce(sums)
-        step = 1 - min(self.decay, (1 + int(self.updates)) / (10 + int(self.updates)))
+        number = int(self.updates) if self._known_updates is None else self._known_updates
+        step = 1 - min(self.decay, (1 + number) / (10 + number))
         self.cluster_size.lerp_(counts, step)
         self.cluster_sum.lerp_(sums, step)
         means = self.cluster_sum / self.cluster_size.clamp_min(_TINY)[:, None]
         self.embedding.copy_(torch.where(self.cluster_size[:, None] > _TINY, means, self.embedding))
         self.last_counts = counts
-        self.last_restarts = self._restart_dead_codes(vectors) if restart else counts.new_zeros(())
+        self.last_restarts = self._restart_dead_codes(vectors, number) if restart else counts.new_zeros(())
         self.updates += 1
+        self._known_updates = number + 1
 
-    def _restart_dead_codes(self, vectors: Tensor) -> Tensor:
+    def _restart_dead_codes(self, vectors: Tensor, number: int) -> Tensor:
         total = sum(counts_per_rank(vectors))
         budget = min(self.restart_budget, total)
         mean_size = self.cluster_size.mean()
         sizes, codes = self.cluster_size.topk(budget, largest=False)
-        generator = torch.Generator().manual_seed(int(self.updates) + 1)
+        generator = torch.Generator().manual_seed(number + 1)
         rows = global_rows(vectors, torch.randperm(total, generator=generator)[:budget])
         dead = sizes < self.restart_threshold * mean_size
         # a fixed number of rows with a mask: no count has to come back from the device

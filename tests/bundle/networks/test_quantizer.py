@@ -61,11 +61,25 @@ def test_a_loaded_codebook_never_starts_again_from_data():
 def test_one_update_is_the_exponential_moving_average_by_hand():
     codebook = EMACodebook(2, 1, decay=0.9).train()
     codebook.initialize(latent_of(torch.tensor([[0.0], [10.0]])))
+    codebook.updates.fill_(1000)  # past the first ones, which use a smaller decay
     codebook(latent_of(torch.tensor([[1.0], [2.0], [3.0], [12.0]])))
     codebook.update(restart=False)
     sizes = torch.tensor([0.9 * 1 + 0.1 * 3, 0.9 * 1 + 0.1 * 1])
     sums = torch.tensor([0.9 * 0 + 0.1 * 6, 0.9 * 10 + 0.1 * 12])
     torch.testing.assert_close(codebook.embedding[:, 0].sort().values, (sums / sizes).sort().values)
+
+
+@pytest.mark.parametrize(
+    ("updates", "decay"), [(0, 1 / 10), (5, 6 / 15), (79, 80 / 89), (80, 0.9), (500, 0.9)]
+)
+def test_the_first_updates_follow_the_encoder_faster(updates, decay):
+    codebook = EMACodebook(2, 1, decay=0.9).train()
+    codebook.initialize(latent_of(torch.tensor([[0.0], [10.0]])))
+    near_zero = codebook.embedding[:, 0].argmin()
+    codebook.updates.fill_(updates)
+    codebook(latent_of(torch.ones(1, 1)))
+    codebook.update(restart=False)
+    torch.testing.assert_close(codebook.embedding[near_zero], torch.tensor([1 - decay]))
 
 
 def test_micro_batches_make_the_full_batch_s_update():
