@@ -4,7 +4,7 @@ Dimension letters: B batch, E embedding width, X Y Z voxels, x y z latent cells 
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from monai.networks.nets.vqvae import Decoder, Encoder
@@ -16,6 +16,7 @@ from bundle.networks.receptive_field import halo_radius
 
 EMBEDDING_DIM = 8
 Quantizer = EMACodebook | FSQ
+Network = TypeVar("Network", bound=nn.Module)
 # channels per level (each level halves the resolution) and residual units per level
 PRESETS: dict[str, tuple[tuple[int, ...], int]] = {
     "default": ((64, 256), 3),
@@ -167,10 +168,10 @@ def build_vqgan(preset: str = "default", quantizer: str = "ema", num_embeddings:
     return VQGAN(channels, num_res_layers, build_quantizer(quantizer, num_embeddings))
 
 
-def to_device(network: nn.Module, device: torch.device | str) -> nn.Module:
-    """The network on its device, with channels-last convolutions: faster in bf16 on a GPU and on a CPU too."""
+def to_device(network: Network, device: torch.device | str) -> Network:
+    """The network on its device, with channels-last convolutions: faster on a GPU in bf16, and on a CPU."""
     network = network.to(device)
     for module in network.modules():
         if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-            module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+            module.to(memory_format=torch.channels_last_3d)
     return network

@@ -56,19 +56,7 @@ class SmallRun:
         torch.manual_seed(0)
         self.network = network
         self.discriminators = build_discriminators(*weights[:2])
-        self.optimizer = build_optimizer(network, 1e-4)
-        self.discriminator_optimizer = build_optimizer(self.discriminators, 1e-4)
-        self.schedule = self.discriminator_schedule = None
-        if warmup is not None:
-            self.schedule = build_schedule(self.optimizer, iterations * max_epochs, warmup, 0.1)
-            self.discriminator_schedule = build_schedule(self.discriminator_optimizer, 5, warmup, 0.1)
-        self.state = TrainingState(
-            network,
-            TINY_SETTINGS,
-            self.discriminators,
-            {"generator": self.optimizer, "discriminator": self.discriminator_optimizer},
-            {"generator": self.schedule, "discriminator": self.discriminator_schedule},
-        )
+        self._build_optimizers(iterations * max_epochs, warmup)
         self.sampler = ResumableSampler(batch)
         self.trainer = AdversarialTrainer(
             device="cpu",
@@ -80,6 +68,21 @@ class SmallRun:
             micro_batch_size=micro,
             max_iterations=max_iterations,
             train_handlers=[*self._updates(IterationGate(start, pretrain), *weights), *handlers(self)],
+        )
+
+    def _build_optimizers(self, iterations, warmup):
+        self.optimizer = build_optimizer(self.network, 1e-4)
+        self.discriminator_optimizer = build_optimizer(self.discriminators, 1e-4)
+        self.schedule = self.discriminator_schedule = None
+        if warmup is not None:
+            self.schedule = build_schedule(self.optimizer, iterations, warmup, 0.1)
+            self.discriminator_schedule = build_schedule(self.discriminator_optimizer, 5, warmup, 0.1)
+        self.state = TrainingState(
+            self.network,
+            TINY_SETTINGS,
+            self.discriminators,
+            {"generator": self.optimizer, "discriminator": self.discriminator_optimizer},
+            {"generator": self.schedule, "discriminator": self.discriminator_schedule},
         )
 
     def _updates(self, gate, image_weight, video_weight, feature_weight):
