@@ -7,6 +7,7 @@ as `python -m` would, with its own output file, error hook and exit code; it ans
 import json
 import os
 import runpy
+import signal
 import sys
 import warnings
 
@@ -17,11 +18,14 @@ import monai.bundle  # noqa: E402, F401
 import monai.engines  # noqa: E402, F401
 import torch.utils.tensorboard  # noqa: E402, F401
 
+LIMIT_S = 240
+
 warnings.filterwarnings("ignore", "parsing config_file", UserWarning)
 
 
 def become(command: dict) -> None:
     """Turns this fork into the process of one command."""
+    signal.alarm(LIMIT_S)  # ends a command that hangs
     output = os.open(command["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (output, 1), (output, 2)):
