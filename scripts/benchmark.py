@@ -28,7 +28,7 @@ from bundle.handlers.checkpoint_file import network_settings, write_checkpoint
 from bundle.inferers.halo import HaloInferer
 from bundle.launch import write_atomically
 from bundle.networks.quantizer import EMACodebook, nearest_codes
-from bundle.networks.vqgan import PRESETS, build_vqgan, to_device
+from bundle.networks.vqgan import PRESETS, VQGAN, build_vqgan, to_device
 from scripts.training_benchmark import measure_training
 
 BUNDLE_ROOT = Path(__file__).resolve().parent.parent
@@ -130,7 +130,6 @@ def measure_presets(output: Path) -> list[dict[str, Any]]:
 def measure_volume_memory(output: Path) -> list[dict[str, Any]]:
     """Time and peak resident memory of `configs/inference.yaml` on 512 x 512 x 302 and x 604 voxels."""
     network = build_vqgan("lite", "ema", 1024)
-    network.quantizer.initialize(network.encode_latent(torch.rand(1, 1, 32, 32, 32) * 2 - 1).detach())
     checkpoint = output / "lite.pt"
     write_checkpoint(
         checkpoint,
@@ -159,7 +158,7 @@ def measure_volume_memory(output: Path) -> list[dict[str, Any]]:
     return [*rows, {"slices": "bytes per further voxel", "seconds": None, "peak resident MiB": growth}]
 
 
-def count_operations(network: torch.nn.Module) -> float:
+def count_operations(network: VQGAN) -> float:
     """Operations (2 per multiply-add) per voxel of encoder and decoder."""
     from torch.utils.flop_counter import FlopCounterMode
 
