@@ -38,8 +38,21 @@ class Ended(NamedTuple):
     def last_line(self) -> str:
         return self.output.rstrip().splitlines()[-1]
 
+    @property
+    def message(self) -> str:
+        """From `error:` to the end; a list of unusable files takes a line for each."""
+        return self.output[self.output.rindex("error: ") :]
+
     def expect_success(self) -> None:
         assert self.code == 0, self.output[-3000:]
+
+    def expect_refusal(self, *parts: str, output_dir: Path) -> None:
+        """A message that holds these parts, no traceback, and no output folder."""
+        assert self.code != 0, self.output[-3000:]
+        assert "error: " in self.output, self.output[-3000:]
+        assert [part for part in parts if part not in self.message] == [], self.output[-3000:]
+        assert "Traceback" not in self.output
+        assert not output_dir.exists()
 
 
 def words_of(workflow: str, settings: dict) -> list[str]:
@@ -116,6 +129,12 @@ def checkpoint(network: VQGAN, tmp_path_factory: pytest.TempPathFactory) -> Path
     settings = network_settings("lite", "ema", CODES, -1000, 1000)
     write_checkpoint(path, {"model": network.state_dict(), "network": settings})
     return path
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """An output folder that does not exist yet."""
+    return tmp_path / "out"
 
 
 @pytest.fixture
