@@ -23,7 +23,7 @@ def test_an_unknown_setting_is_refused_by_the_front_door(python, dataset, out):
 
 
 def test_inference_without_a_checkpoint_never_runs(python, dataset, tmp_path, out):
-    done = python.run_cold("inference", dataset_dir=dataset, output_dir=out, ckpt_path=tmp_path / "no.pt")
+    done = python.run("inference", dataset_dir=dataset, output_dir=out, ckpt_path=tmp_path / "no.pt")
 
     done.expect_refusal(f"error: {tmp_path / 'no.pt'}: no such checkpoint", output_dir=out)
 

@@ -32,7 +32,7 @@ def scans(tmp_path_factory):
 @pytest.fixture(scope="module")
 def output(python, scans, checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reconstruction")
-    python.run_cold("inference", dataset_dir=scans, ckpt_path=checkpoint, output_dir=folder).expect_success()
+    python.run("inference", dataset_dir=scans, ckpt_path=checkpoint, output_dir=folder).expect_success()
     return folder
 
 

@@ -19,7 +19,7 @@ def outputs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def base(python, dataset, outputs):
-    done = python.run_cold("base", dataset_dir=dataset, output_dir=outputs / "base")
+    done = python.run("base", dataset_dir=dataset, output_dir=outputs / "base")
     done.expect_success()
     return outputs / "base"
 

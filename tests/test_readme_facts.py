@@ -1,0 +1,116 @@
+"""What the README states is so: paths, links, settings with their defaults, names of curves, overrides."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bundle.command import Command, check_overrides
+from bundle.handlers.scalar_log import TAGS
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROSE = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+CODE = re.findall(r"`([^`\n]+)`", PROSE)
+CONFIGS = {
+    name: yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
+    for name in ("train", "inference", "train_with_discriminator")
+}
+ADVERSARIAL = "['configs/train.yaml','configs/train_with_discriminator.yaml']"
+# Tests of the commands look for these behind the commands that write them.
+LEFT_BY_RUNS = {"run.json", "last.pt", "best_1.pt", "best_3.pt", "training.log", "metrics.csv", "model.pt"}
+SUFFIX = r"\.(?:py|yaml|json|md|txt|sh|toml|png|csv|log|pt)"
+NAMED = {word for code in CODE for word in re.findall(rf"^[\w./-]*\w{SUFFIX}$", code)}
+PATHS = sorted(
+    path for path in NAMED if Path(path).name not in LEFT_BY_RUNS and not path.startswith("outputs/")
+)
+# The last two belong to the launcher and to scripts.reconstruct.
+OVERRIDES = sorted(
+    {code for code in CODE if code.startswith("--")} - {"--id value", "--background", "--compare"}
+)
+
+
+def settings_rows() -> dict[str, tuple[str, str]]:
+    """Default and explanation by id, out of the table of settings."""
+    _, _, table = README.partition("| id | default | unit | what it does |\n")
+    rows = [
+        [cell.strip() for cell in line.strip("|\n").split(" | ")]
+        for line in table.split("\n\n")[0].splitlines()
+    ]
+    return {row[0].strip("` "): (row[1].strip("` "), row[3]) for row in rows[1:]}
+
+
+ROWS = settings_rows()
+
+
+def scalars(config: dict) -> set[str]:
+    return {name for name, value in config.items() if is_setting(value)}
+
+
+def is_setting(value: object) -> bool:
+    """A number, word or list of them that stands for itself."""
+    if isinstance(value, list):
+        return all(isinstance(item, int | float) for item in value)
+    return not isinstance(value, dict)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_file_that_is_named_exists(path):
+    assert (
+        (ROOT / path).is_file() or list((ROOT / "bundle").rglob(path)) or list((ROOT / "configs").glob(path))
+    )
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(([^)\s]+)\)", PROSE))
+def test_a_link_leads_somewhere(target):
+    if target.startswith("#"):
+        headings = re.findall(r"^#+ (.*)$", PROSE, re.MULTILINE)
+        anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+        assert target[1:] in anchors
+    elif not target.startswith("https://"):
+        assert (ROOT / target).is_file()
+
+
+def test_every_setting_of_both_configs_stands_in_the_table_and_nothing_else():
+    assert set(ROWS) == scalars(CONFIGS["train"]) | scalars(CONFIGS["inference"])
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_default_is_that_of_the_config(name):
+    default, _ = ROWS[name]
+    value = next(config[name] for config in CONFIGS.values() if name in config)
+
+    if isinstance(value, str) and value.startswith("$"):
+        assert value.startswith(default.split("...")[0])
+    else:
+        assert yaml.safe_load(default) == value
+
+
+@pytest.mark.parametrize("name", CONFIGS["train_with_discriminator"])
+def test_the_value_that_the_adversarial_overlay_sets_is_told_in_the_table(name):
+    default, explanation = ROWS[name]
+    value = CONFIGS["train_with_discriminator"][name]
+
+    told = (
+        value.removesuffix("'").removeprefix("$@bundle_root + '/outputs/vqgan_patches")
+        if isinstance(value, str)
+        else str(value)
+    )
+    assert told in f"{default} {explanation}"
+
+
+@pytest.mark.parametrize("words", OVERRIDES)
+def test_an_override_that_is_recommended_is_known(words):
+    words = words if " " in words else f"{words} x"
+
+    check_overrides(
+        Command(["--config_file", f"{ADVERSARIAL[:-1]},'configs/inference.yaml']", *shlex.split(words)])
+    )
+
+
+def test_every_curve_is_in_the_table_and_every_curve_in_the_table_exists():
+    told = {word for word in re.findall(r"\b(?:train|val|codebook)/\w+", PROSE) if not (ROOT / word).exists()}
+
+    assert told == set(TAGS) - {"train/learning_rate"}
