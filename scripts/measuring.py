@@ -1,0 +1,65 @@
+"""Seconds and peak memory of a call or a process, for the benchmarks."""
+
+from __future__ import annotations
+
+import platform
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def describe_machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    cuda = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds and extra peak memory in MiB of one call."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        start = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        return time.perf_counter() - start, (torch.cuda.max_memory_allocated() - before) / 2**20
+    before_mib, done, peaks = resident_mib("self"), threading.Event(), [0.0]
+    watcher = threading.Thread(target=lambda: peaks.append(watch_resident("self", lambda: not done.is_set())))
+    watcher.start()
+    start = time.perf_counter()
+    run()
+    seconds = time.perf_counter() - start
+    done.set()
+    watcher.join()
+    return seconds, max(0.0, max(peaks) - before_mib)
+
+
+def watch_resident(pid: int | str, goes_on: Callable[[], bool]) -> float:
+    """Peak resident memory of a process in MiB while `goes_on`, sampled every 5 ms."""
+    peak = 0.0
+    while goes_on():
+        peak = max(peak, resident_mib(pid))
+        time.sleep(0.005)
+    return peak
+
+
+def resident_mib(pid: int | str) -> float:
+    """Resident memory of a process in MiB; 0 once it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return 0.0
+    lines = [line for line in status.splitlines() if line.startswith("VmRSS")]
+    return int(lines[0].split()[1]) / 1024 if lines else 0.0
