@@ -27,7 +27,16 @@ UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zl
 
 
 class VolumeError(ValueError):
-    """A file that cannot be used as a CT volume. The message begins with its path."""
+    """A file that cannot be used as a CT volume. The message begins with its path.
+
+    Args:
+        message: for a person.
+        code: the reason for a machine, one word of `bundle.data.screening` or `unusable`.
+    """
+
+    def __init__(self, message: str, code: str = "unusable") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class VolumeHeader(NamedTuple):
