@@ -3,7 +3,7 @@
 import logging
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,18 @@ logger = logging.getLogger(__name__)
 BEST_COUNT = 3
 
 
+class Stateful(Protocol):
+    """What a checkpoint can keep: see `TrainingState`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain numbers."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
+        """The inverse of `state_dict`."""
+        ...
+
+
 class TrainingState:
     """Everything of a run that a checkpoint has to hold, by name.
 
@@ -28,6 +40,9 @@ class TrainingState:
         discriminators: may be empty.
         optimizers: by name; entries of None are networks that do not exist in this run.
         schedules: by name, likewise.
+        extras: whatever else goes on where it was, by name: objects with `state_dict()`, of tensors and plain
+            numbers, and `load_state_dict()`. A handler may add itself to the attribute of that name until the
+            run starts. One that a checkpoint does not know is left alone.
     """
 
     def __init__(
@@ -37,12 +52,14 @@ class TrainingState:
         discriminators: nn.ModuleDict,
         optimizers: dict[str, torch.optim.Optimizer | None],
         schedules: dict[str, LambdaLR | None],
+        extras: dict[str, Stateful] | None = None,
     ) -> None:
         self.network = network
         self.settings = settings
         self.discriminators = discriminators
         self.optimizers = {name: part for name, part in optimizers.items() if part is not None}
         self.schedules = {name: part for name, part in schedules.items() if part is not None}
+        self.extras = dict(extras or {})
 
     def state_dict(self, engine: Trainer) -> dict[str, Any]:
         """Tensors and plain numbers only, so that it loads with `weights_only=True`."""
@@ -58,6 +75,7 @@ class TrainingState:
                 "max_epochs": engine.state.max_epochs,
             },
             "random": random_state(),
+            "extras": {name: part.state_dict() for name, part in self.extras.items()},
         }
 
     def load_state_dict(self, content: dict[str, Any], engine: Trainer) -> None:
@@ -74,6 +92,9 @@ class TrainingState:
         engine.state.iteration = content["trainer"]["iteration"]
         engine.state.epoch = engine.state.iteration // engine.state.epoch_length
         set_random_state(content["random"])
+        known = content.get("extras", {})
+        for name in self.extras.keys() & known.keys():
+            self.extras[name].load_state_dict(known[name])
 
 
 class CheckpointHandler:

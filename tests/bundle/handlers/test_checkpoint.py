@@ -136,13 +136,41 @@ def test_everything_of_a_run_is_in_the_checkpoint_and_loads_with_weights_only(
         handlers=lambda run: [CheckpointHandler(run.state, tmp_path, 10)],
     ).run()
     content = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
-    parts = {"model", "network", "discriminators", "optimizers", "schedules", "trainer", "random"}
+    parts = {"model", "network", "discriminators", "optimizers", "schedules", "trainer", "random", "extras"}
     assert set(content) == parts | {"format_version"}
     torch.testing.assert_close(content["model"], dict(run.network.state_dict()), rtol=0, atol=0)
     assert {"quantizer.embedding", "quantizer.initialized", "quantizer.updates"} <= set(content["model"])
     assert content["trainer"] == {"iteration": 2, "epoch_length": 2, "max_epochs": 1}
     assert set(content["optimizers"]) == {"generator", "discriminator"}
     assert content["schedules"] == {"generator": {"last_epoch": 2}, "discriminator": {"last_epoch": 1}}
+
+
+class Counter:
+    """Counts, and goes on counting after a restart."""
+
+    def __init__(self, count=0):
+        self.count = count
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, content):
+        self.count = content["count"]
+
+
+def test_extras_come_back_by_name_and_those_that_a_file_does_not_know_are_left_alone(tiny_settings):
+    saved, engine = new_state(tiny_settings), Engine(lambda *_: None)
+    engine.state.epoch_length = 10
+    saved.extras = {"known": Counter(3), "dropped": Counter(4)}
+    content = saved.state_dict(engine)
+    known, new = Counter(), Counter(7)
+    state = TrainingState(nn.Linear(2, 2), tiny_settings, nn.ModuleDict(), {}, {}, {"known": known})
+    state.extras["new"] = new
+    state.load_state_dict(content, engine)
+    assert (known.count, new.count) == (3, 7)
+    del content["extras"]  # as in format 1
+    state.load_state_dict(content, engine)
+    assert (known.count, new.count) == (3, 7)
 
 
 def test_random_numbers_go_on_where_they_were(tmp_path):
