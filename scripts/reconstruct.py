@@ -25,6 +25,7 @@ if not __package__:
 import torch
 from monai.bundle import ConfigWorkflow
 
+from bundle.data import names
 from bundle.data.datalist import dataset_root, inference_cases
 from bundle.handlers.checkpoint_file import NETWORK_SETTINGS, CheckpointError, read_checkpoint
 from bundle.handlers.pictures import DIFFERENCE_HU, WINDOWS
@@ -100,8 +101,8 @@ def run_inference(dataset_dir: Path, ckpt_path: Path, output_dir: Path, override
 
 def output_name(image: Path, root: Path) -> Path:
     """Where inference writes the reconstruction of `image`, relative to its output folder."""
-    stem = image.name[: -len(".nii.gz")] if image.name.lower().endswith(".gz") else image.name[: -len(".nii")]
-    return image.parent.relative_to(root) / f"{stem}_recon.nii.gz"
+    name = names.output_name(image, root)
+    return name.with_name(f"{name.name}_recon.nii.gz")
 
 
 def checkpoint_labels(checkpoints: Sequence[Path]) -> list[str]:
@@ -157,7 +158,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--ckpt_path", type=Path, required=True, help="checkpoint of a training run, or an installed model")
-    add("--input", type=Path, required=True, help="a NIfTI volume, a folder of them, or a datalist .json")
+    add(
+        "--input",
+        type=Path,
+        required=True,
+        help="a NIfTI volume, a DICOM series, a folder of them, or a datalist .json",
+    )
     add("--output_dir", type=Path, required=True, help="folder of all results")
     add("--compare", type=Path, metavar="CKPT_PATH", help="second checkpoint, shown beside the first")
     add("--axes", nargs="*", choices=PLANES, default=list(PLANES), help="videos to make; default: all three")

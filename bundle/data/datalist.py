@@ -1,42 +1,27 @@
-"""Finds CT volumes, names their patients and splits them; reads headers only and writes nothing.
+"""Lists the volumes of a data set and splits them by patient; reads headers only and writes nothing."""
 
-Patient = first folder below `dataset_dir`; of a loose file, its name without suffix. The split of a patient
-depends on the patient's name alone, so volumes that come later move nobody from training to validation.
-"""
-
-import hashlib
-import json
-import logging
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from monai.config import PathLike
 
-from bundle.data.header import SUFFIXES, VolumeError, read_header
+from bundle.data.cases import LISTS, DatasetError, Found, find_volumes, read_datalist
+from bundle.data.names import output_name
+from bundle.data.patients import Case, keep_patients, validation_patients, warn_of_shared_patients
 
-logger = logging.getLogger(__name__)
-
-VALIDATION_RATIO = 0.2
-LISTS = ("training", "validation", "testing", "test")
-# Two salts: with one, the smallest hashes that `max_patients` takes would all be validation patients.
-SPLIT_SALT = "ctpa_vqgan/validation"
-SUBSET_SALT = "ctpa_vqgan/max_patients"
-
-Case = dict[str, str]
-
-
-class DatasetError(ValueError):
-    """A `dataset_dir` that cannot be used; the message names the folder or every file at fault."""
+__all__ = ["Case", "DatasetError", "dataset_root", "find_cases", "inference_cases", "split_cases"]
 
 
 def find_cases(dataset_dir: PathLike) -> list[Case]:
-    """Lists the volumes of a data set without opening them.
+    """Lists the volumes of a data set: of NIfTI files the names, of DICOM the headers decide.
+
+    Series that are no CT volume by nature (localizer, dose report, other modality) are left out with one
+    warning each; damaged ones are listed.
 
     Args:
-        dataset_dir: a folder (searched to its depth, hidden files left out), one .nii or .nii.gz file, or a
-            Decathlon-style datalist .json whose paths are relative to it.
+        dataset_dir: a folder of NIfTI files, of DICOM folders, or of both (searched to its depth, hidden
+            files left out); one .nii or .nii.gz file; one file of a DICOM series; or a Decathlon-style
+            datalist .json whose paths, of files or DICOM folders, are relative to it.
 
     Returns:
         sorted items `{"image": path, "patient": name}`; of a datalist, its lists in their own order.
@@ -44,19 +29,7 @@ def find_cases(dataset_dir: PathLike) -> list[Case]:
     Raises:
         DatasetError: if it is missing or empty, or if a datalist is malformed or points outside its folder.
     """
-    source = _existing(dataset_dir)
-    if source.suffix.lower() == ".json":
-        lists = _read_datalist(source)
-        cases = [case for name in LISTS for case in lists.get(name, [])]
-    elif source.is_file():
-        if not source.name.lower().endswith(SUFFIXES):
-            raise DatasetError(f"{source}: must be a folder, a .nii or .nii.gz file, or a datalist .json")
-        cases = [_case(source.parent, source)]
-    else:
-        cases = [_case(source, path) for path in sorted(_volumes_below(source))]
-    if not cases:
-        raise DatasetError(f"{source}: holds no .nii or .nii.gz volume; give another `dataset_dir`")
-    return cases
+    return [found.case for found in _find(_existing(dataset_dir))]
 
 
 def split_cases(dataset_dir: PathLike, max_patients: int | None = None) -> dict[str, list[Case]]:
@@ -78,20 +51,23 @@ def split_cases(dataset_dir: PathLike, max_patients: int | None = None) -> dict[
     if max_patients is not None and max_patients < 1:
         raise DatasetError(f"`max_patients` must be at least 1, got {max_patients}; leave it out to use all")
     source = _existing(dataset_dir)
-    lists = _read_datalist(source) if source.suffix.lower() == ".json" else {}
-    cases = _keep(lists.get("training", []) if lists else find_cases(source), max_patients)
+    lists = read_datalist(source) if _is_datalist(source) else {}
+    volumes = lists.get("training", []) if lists else _find(source)
+    cases = keep_patients([found.case for found in volumes], max_patients)
     if not cases:
         raise DatasetError(f"{source}: its list `training` is empty; name at least one volume there")
-    if lists.get("validation"):
-        split = {"training": cases, "validation": lists["validation"]}
+    own_validation = lists.get("validation", [])
+    if own_validation:
+        split = {"training": cases, "validation": [found.case for found in own_validation]}
     else:
-        patients = _validation_patients({case["patient"] for case in cases})
+        patients = validation_patients({case["patient"] for case in cases})
         split = {
             "training": [case for case in cases if case["patient"] not in patients] or cases,
             "validation": [case for case in cases if case["patient"] in patients],
         }
-    _warn_of_shared_patients(split)
-    _check_headers(source, split["training"] + split["validation"])
+    warn_of_shared_patients(split)
+    used = {case["image"] for case in split["training"] + split["validation"]}
+    _check_headers(source, [found for found in [*volumes, *own_validation] if found.case["image"] in used])
     return split
 
 
@@ -108,16 +84,17 @@ def inference_cases(dataset_dir: PathLike) -> list[Case]:
         DatasetError: see `find_cases`; if volumes are unusable, naming each; or if two would get the same
             output name.
     """
-    cases = find_cases(dataset_dir)
-    _check_headers(Path(dataset_dir), cases)
-    seen: dict[str, str] = {}
-    for case in cases:
-        image = case["image"]
-        if seen.setdefault(_without_suffix(image), image) != image:
-            raise DatasetError(
-                f"{image}: would get the same output name as {seen[_without_suffix(image)]}; rename one"
-            )
-    return cases
+    source = _existing(dataset_dir)
+    volumes = _find(source)
+    _check_headers(source, volumes)
+    root = dataset_root(source)
+    seen: dict[Path, str] = {}
+    for found in volumes:
+        image = found.case["image"]
+        other = seen.setdefault(output_name(image, root), image)
+        if other != image:
+            raise DatasetError(f"{image}: would get the same output name as {other}; rename one")
+    return [found.case for found in volumes]
 
 
 def dataset_root(dataset_dir: PathLike) -> str:
@@ -127,112 +104,36 @@ def dataset_root(dataset_dir: PathLike) -> str:
 
 def _existing(dataset_dir: PathLike) -> Path:
     if not str(dataset_dir or ""):
-        raise DatasetError("`dataset_dir` must be given; name a folder, a NIfTI file or a datalist .json")
+        raise DatasetError(
+            "`dataset_dir` must be given; name a folder, a NIfTI file, a DICOM file or a datalist .json"
+        )
     source = Path(dataset_dir).expanduser()
     if not source.exists():
         raise DatasetError(f"{source}: no such file or folder; check `dataset_dir`")
     return source
 
 
-def _volumes_below(folder: Path) -> Iterator[Path]:
-    """NIfTI files below a folder, through links but never twice through the same folder."""
-    visited = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        folders[:] = [] if real in visited else [name for name in folders if not name.startswith(".")]
-        if real not in visited:
-            visible = (name for name in names if not name.startswith("."))
-            yield from (Path(parent) / name for name in visible if name.lower().endswith(SUFFIXES))
-        visited.add(real)
+def _is_datalist(source: Path) -> bool:
+    return source.suffix.lower() == ".json" and source.is_file()
 
 
-def _read_datalist(source: Path) -> dict[str, list[Case]]:
-    try:
-        content = json.loads(source.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DatasetError(f"{source}: is not valid JSON ({error}); correct it") from error
-    if not isinstance(content, dict) or not any(isinstance(content.get(name), list) for name in LISTS):
+def _find(source: Path) -> list[Found]:
+    if _is_datalist(source):
+        lists = read_datalist(source)
+        volumes = [found for name in LISTS for found in lists.get(name, [])]
+    else:
+        volumes = find_volumes(source)
+    if not volumes:
         raise DatasetError(
-            f'{source}: must hold {{"training": [{{"image": "FILE.nii.gz"}}, ...]}}, as Decathlon lists'
+            f"{source}: holds no .nii or .nii.gz volume and no DICOM CT; give another `dataset_dir`"
         )
-    lists = {name: content[name] for name in LISTS if isinstance(content.get(name), list)}
-    return {name: [_listed_case(source, item) for item in items] for name, items in lists.items()}
+    return volumes
 
 
-def _listed_case(source: Path, item: Any) -> Case:
-    image = item.get("image") if isinstance(item, dict) else item
-    if not isinstance(image, str) or not image:
-        raise DatasetError(
-            f'{source}: each item must be {{"image": "FILE.nii.gz"}}, got {item!r}; correct it'
-        )
-    # Compared as written: a link inside the folder is its owner's decision, a path with ".." is not.
-    path = Path(os.path.normpath(source.parent / image))
-    if not path.is_relative_to(os.path.normpath(source.parent)):
-        raise DatasetError(
-            f"{source}: points outside its own folder, to {image}; move the volume or the list"
-        )
-    case = _case(Path(os.path.normpath(source.parent)), path)
-    if isinstance(item, dict) and isinstance(item.get("patient"), str):
-        case["patient"] = item["patient"]
-    return case
-
-
-def _case(root: Path, path: Path) -> Case:
-    first = path.relative_to(root).parts[0]
-    return {"image": str(path), "patient": first if path.parent != root else _without_suffix(first)}
-
-
-def _without_suffix(name: str) -> str:
-    return name[: -len(".nii.gz")] if name.lower().endswith(".gz") else name[: -len(".nii")]
-
-
-def _hash(salt: str, patient: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{salt}/{patient}".encode()).digest())
-
-
-def _keep(cases: list[Case], max_patients: int | None) -> list[Case]:
-    """The cases of the patients with the smallest hashes."""
-    ranked = sorted({case["patient"] for case in cases}, key=lambda patient: _hash(SUBSET_SALT, patient))
-    kept = set(ranked[:max_patients])
-    return [case for case in cases if case["patient"] in kept]
-
-
-def _validation_patients(patients: set[str]) -> set[str]:
-    ranked = sorted(patients, key=lambda patient: _hash(SPLIT_SALT, patient))
-    limit = int(VALIDATION_RATIO * 2**256)
-    validation = [patient for patient in ranked if _hash(SPLIT_SALT, patient) < limit]
-    if len(ranked) == 1:
-        validation = ranked
-    elif not validation:
-        validation = ranked[:1]
-        logger.warning("none of %d patients falls to validation; %s is taken", len(ranked), validation[0])
-    elif len(validation) == len(ranked):
-        validation = ranked[:-1]
-        logger.warning("none of %d patients falls to training; %s is taken", len(ranked), ranked[-1])
-    return set(validation)
-
-
-def _warn_of_shared_patients(split: dict[str, list[Case]]) -> None:
-    shared = {case["patient"] for case in split["training"]} & {
-        case["patient"] for case in split["validation"]
-    }
-    if shared:
-        logger.warning(
-            "VALIDATION IS NOT INDEPENDENT: patient(s) %s are in training and in validation; "
-            "its figures say nothing about other patients",
-            ", ".join(sorted(shared)),
-        )
-
-
-def _check_headers(source: Path, cases: Iterable[Case]) -> None:
-    """Reads every header once and reports all unusable files together."""
-    faults = []
-    images = dict.fromkeys(case["image"] for case in cases)
-    for image in images:
-        try:
-            read_header(image)
-        except VolumeError as error:
-            faults.append(str(error))
+def _check_headers(source: Path, volumes: Iterable[Found]) -> None:
+    """Looks at every volume once and reports all unusable ones together."""
+    once = {found.case["image"]: found for found in volumes}
+    faults = [fault for found in once.values() if (fault := found.fault())]
     if faults:
         lines = "\n  ".join(faults)
-        raise DatasetError(f"{source}: {len(faults)} of {len(images)} volumes cannot be used:\n  {lines}")
+        raise DatasetError(f"{source}: {len(faults)} of {len(once)} volumes cannot be used:\n  {lines}")

@@ -14,7 +14,7 @@ from monai.config import PathLike
 
 from bundle.data.dicom_file import DicomError, DicomHeader, is_dicom, read_dicom_header
 from bundle.data.dicom_geometry import Geometry
-from bundle.data.header import SUFFIXES
+from bundle.data.nifti import SUFFIXES
 from bundle.data.screening import SKIPPED, Refusal, screen_series
 
 # An index of other files; lies at the root of every CD.
@@ -58,7 +58,7 @@ def find_series(folder: PathLike) -> list[Series]:
     Returns:
         all series, those that cannot be used too, sorted by path.
     """
-    found = [series for parent, paths in walk_files(Path(folder)) for series in _series_of(parent, paths)]
+    found = [series for parent, paths in walk_files(Path(folder)) for series in series_in(parent, paths)]
     return sorted(found, key=lambda series: series.path)
 
 
@@ -76,10 +76,10 @@ def find_one_series(path: PathLike) -> Series:
     """
     path = Path(path)
     if path.is_file():
-        here = _series_of(path.parent, _visible_files(path.parent) if path.parent.is_dir() else [path])
+        here = series_in(path.parent, _visible_files(path.parent) if path.parent.is_dir() else [path])
         found = [series for series in here if str(path) in series.files]
     else:
-        here = _series_of(path, _visible_files(path)) if path.is_dir() else []
+        here = series_in(path, _visible_files(path)) if path.is_dir() else []
         found = here or (find_series(path) if path.is_dir() else [])
         found = [series for series in found if not series.is_skipped] or found
     if not found:
@@ -92,7 +92,7 @@ def find_one_series(path: PathLike) -> Series:
             f"{Path(found[0].files[0]).name}",
             "several_series",
         )
-    return found[0]._replace(path=str(path))
+    return _renamed(found[0], path)
 
 
 def walk_files(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
@@ -110,8 +110,8 @@ def _visible_files(folder: Path) -> list[Path]:
     return next((paths for _, paths in walk_files(folder)), [])
 
 
-def _series_of(folder: Path, paths: Iterable[Path]) -> list[Series]:
-    """The series among the files of one folder."""
+def series_in(folder: Path, paths: Iterable[Path]) -> list[Series]:
+    """The series among the files of one folder; see `find_series`."""
     groups: dict[str, list[DicomHeader]] = {}
     for path in paths:
         if path.name.lower().endswith(SUFFIXES) or not path.is_file() or not is_dicom(path):
@@ -142,9 +142,9 @@ def _screened(headers: list[DicomHeader]) -> Series:
     )
 
 
-def _renamed(series: Series, folder: Path) -> Series:
-    """The series under its folder's name."""
+def _renamed(series: Series, path: Path) -> Series:
+    """The series under another path that stands for it."""
     reason = series.reason
     if reason:
-        reason = reason._replace(message=f"{folder}{reason.message[len(series.path) :]}")
-    return series._replace(path=str(folder), reason=reason)
+        reason = reason._replace(message=f"{path}{reason.message[len(series.path) :]}")
+    return series._replace(path=str(path), reason=reason)

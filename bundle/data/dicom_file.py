@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from bundle.data.header import VolumeError
+from bundle.data.nifti import VolumeError
 
 PREAMBLE_BYTES = 128
 MAX_ELEMENTS = 20_000

@@ -1,4 +1,4 @@
-"""Reads one CT volume from a NIfTI file: checked, in HU, without a copy larger than the volume itself."""
+"""Reads one CT volume, NIfTI or DICOM: checked, in HU, without a copy larger than the volume itself."""
 
 import gzip
 from collections.abc import Sequence
@@ -11,15 +11,9 @@ from monai.config import PathLike
 from monai.data import ImageReader, is_supported_format
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
-from bundle.data.header import (
-    CHUNK_BYTES,
-    SUFFIXES,
-    UNREADABLE,
-    VolumeError,
-    is_gzip,
-    open_image,
-    spatial_shape,
-)
+from bundle.data.dicom_volume import read_series
+from bundle.data.header import SUFFIXES, VolumeError, is_series
+from bundle.data.nifti import CHUNK_BYTES, UNREADABLE, is_gzip, open_image, spatial_shape
 
 
 class Volume(NamedTuple):
@@ -28,7 +22,7 @@ class Volume(NamedTuple):
     Attributes:
         voxels: (X, Y, Z) in HU, slope and intercept applied; int16 where that is exact, else float32.
         affine: (4, 4) float64, voxel to RAS millimetres.
-        header: copy of the nibabel header.
+        header: copy of the nibabel header; of a DICOM series one made of the affine.
     """
 
     voxels: np.ndarray
@@ -42,7 +36,8 @@ def read_volume(path: PathLike) -> Volume:
     Voxels are read and converted in slabs of a few MB: a float64 or scaled file never needs a float64 copy.
 
     Args:
-        path: .nii or .nii.gz file with one volume of real numbers; leading and trailing axes of 1 go.
+        path: .nii or .nii.gz file with one volume of real numbers, whose leading and trailing axes of 1 go;
+            or a folder that holds one DICOM series, or any file of a series.
 
     Returns:
         voxels in HU, affine and header.
@@ -52,6 +47,8 @@ def read_volume(path: PathLike) -> Volume:
             that only reading finds.
     """
     path = Path(path)
+    if is_series(path):
+        return Volume(*read_series(path))
     image = open_image(path)
     try:
         voxels, n_not_finite = _read_voxels(path, image.dataobj, spatial_shape(image.shape))
@@ -71,11 +68,12 @@ class CTReader(ImageReader):
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether the file name ends in .nii or .nii.gz."""
-        return is_supported_format(filename, [suffix[1:] for suffix in SUFFIXES])
+        """Whether it is a DICOM series, or its name ends in .nii or .nii.gz."""
+        is_nifti = is_supported_format(filename, [suffix[1:] for suffix in SUFFIXES])
+        return is_nifti or all(is_series(Path(path)) for path in ensure_tuple(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Volume:
-        """Reads one file; see `read_volume`."""
+        """Reads one file or series; see `read_volume`."""
         paths = ensure_tuple(data)
         if len(paths) != 1:
             raise VolumeError(

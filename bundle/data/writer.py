@@ -1,4 +1,4 @@
-"""Writes a volume in HU as int16 NIfTI with the geometry of the file it was made from."""
+"""Writes a volume in HU as int16 NIfTI with the geometry of the file or series it was made from."""
 
 import gzip
 import logging
@@ -15,7 +15,7 @@ from monai.data import ImageWriter
 from monai.utils import ImageMetaKey, MetaKeys, convert_to_numpy
 
 from bundle.data.atomic import complete_or_absent
-from bundle.data.header import SUFFIXES, VolumeError, is_gzip, read_header
+from bundle.data.nifti import SUFFIXES, VolumeError, header_of_affine, is_gzip, read_nifti_header
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def _source_geometry(source: Path, shape: tuple[int, ...], affine: np.ndarray) -
     """A header for int16 voxels of `shape` with the source file's geometry bits, or with the affine's."""
     header: nib.Nifti1Header | None = None
     if source.is_file() and source.name.lower().endswith(SUFFIXES):
-        original = read_header(source)
+        original = read_nifti_header(source)
         if original.shape == shape and np.array_equal(original.affine, affine):
             header = (
                 nib.Nifti2Header() if isinstance(original.header, nib.Nifti2Header) else nib.Nifti1Header()
@@ -120,10 +120,7 @@ def _source_geometry(source: Path, shape: tuple[int, ...], affine: np.ndarray) -
                 header[field] = original.header[field]
             header["pixdim"][:4] = original.header["pixdim"][:4]
     if header is None:
-        header = nib.Nifti1Header()
-        header.set_xyzt_units("mm")
-        header.set_sform(affine, code="scanner")
-        header.set_qform(affine, code="scanner", strip_shears=True)
+        header = header_of_affine(affine, shape)
     header.set_data_dtype(np.int16)
     header.set_data_shape(shape)
     header.set_slope_inter(1, 0)

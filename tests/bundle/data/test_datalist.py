@@ -82,11 +82,11 @@ def test_one_file_is_a_data_set(save_nifti):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("", "`dataset_dir` must be given; name a folder, a NIfTI file or a datalist"),
+        ("", "`dataset_dir` must be given; name a folder, a NIfTI file, a DICOM file or a datalist"),
         (None, "`dataset_dir` must be given"),
         ("gone", "gone: no such file or folder; check `dataset_dir`"),
-        ("empty", "empty: holds no .nii or .nii.gz volume; give another `dataset_dir`"),
-        ("notes.txt", "notes.txt: must be a folder, a .nii or .nii.gz file, or a datalist .json"),
+        ("empty", "empty: holds no .nii or .nii.gz volume and no DICOM CT; give another `dataset_dir`"),
+        ("notes.txt", "notes.txt: must be a folder, a .nii or .nii.gz file, a DICOM file, or a datalist"),
     ],
 )
 def test_what_is_no_data_set_is_named(tmp_path, name, message):

@@ -65,8 +65,8 @@ def test_a_missing_file_is_named(tmp_path):
         read_header(tmp_path / "gone.nii.gz")
 
 
-def test_a_folder_is_not_a_volume(tmp_path):
-    with pytest.raises(VolumeError, match="no such file"):
+def test_a_folder_without_dicom_is_not_a_volume(tmp_path):
+    with pytest.raises(VolumeError, match="holds no DICOM series; give a folder of one or one of its files"):
         read_header(tmp_path)
 
 

@@ -1,0 +1,150 @@
+"""Finds the volumes of a folder, a file or a datalist: NIfTI and DICOM, alone or mixed.
+
+Patient = the hashed PatientID of a DICOM series; else the first folder below the data set, or of a loose file
+its name.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bundle.data.dicom import Series, find_one_series, series_in, walk_files
+from bundle.data.header import is_series
+from bundle.data.names import volume_name
+from bundle.data.nifti import SUFFIXES, VolumeError, read_nifti_header
+from bundle.data.patients import Case
+
+logger = logging.getLogger(__name__)
+
+LISTS = ("training", "validation", "testing", "test")
+
+
+class DatasetError(ValueError):
+    """A `dataset_dir` that cannot be used; the message names the folder or every file at fault."""
+
+
+class Found(NamedTuple):
+    """A volume that was found.
+
+    Attributes:
+        case: `{"image": path, "patient": name}`.
+        is_dicom: whether its headers were read while it was found.
+        dicom_fault: what is wrong with them.
+    """
+
+    case: Case
+    is_dicom: bool = False
+    dicom_fault: str | None = None
+
+    def fault(self) -> str | None:
+        """What makes it unusable, by its header; None if nothing."""
+        if not self.is_dicom:
+            try:
+                read_nifti_header(self.case["image"])
+            except VolumeError as error:
+                return str(error)
+        return self.dicom_fault
+
+
+def find_volumes(source: Path) -> list[Found]:
+    """Finds the volumes of a folder, sorted, or the one that a file stands for.
+
+    Series that are no CT volume by nature are left out with a warning each.
+
+    Raises:
+        DatasetError: if a file is no volume.
+    """
+    if source.is_dir():
+        volumes = list(_volumes_below(source))
+        _join_patients(source, volumes)
+        return sorted(volumes, key=lambda found: Path(found.case["image"]))
+    if source.name.lower().endswith(SUFFIXES):
+        return [Found(_case(source.parent, source))]
+    if is_series(source):
+        return [_listed_series(source.parent, source)]
+    raise DatasetError(
+        f"{source}: must be a folder, a .nii or .nii.gz file, a DICOM file, or a datalist .json"
+    )
+
+
+def read_datalist(source: Path) -> dict[str, list[Found]]:
+    """The volumes of a Decathlon-style datalist, by list.
+
+    Raises:
+        DatasetError: if it is malformed or points outside its folder.
+    """
+    try:
+        content = json.loads(source.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DatasetError(f"{source}: is not valid JSON ({error}); correct it") from error
+    if not isinstance(content, dict) or not any(isinstance(content.get(name), list) for name in LISTS):
+        raise DatasetError(
+            f'{source}: must hold {{"training": [{{"image": "FILE.nii.gz"}}, ...]}}, as Decathlon lists'
+        )
+    lists = {name: content[name] for name in LISTS if isinstance(content.get(name), list)}
+    return {name: [_listed(source, item) for item in items] for name, items in lists.items()}
+
+
+def _volumes_below(folder: Path) -> Iterator[Found]:
+    for parent, paths in walk_files(folder):
+        yield from (Found(_case(folder, path)) for path in paths if path.name.lower().endswith(SUFFIXES))
+        for series in series_in(parent, paths):
+            if series.is_skipped and series.reason:
+                logger.warning("%s; it is skipped", series.reason.message)
+            else:
+                yield _found_series(folder, series)
+
+
+def _found_series(root: Path, series: Series) -> Found:
+    case = _case(root, Path(series.path))
+    case["patient"] = series.patient or case["patient"]
+    return Found(case, True, series.reason.message if series.reason else None)
+
+
+def _join_patients(root: Path, volumes: Sequence[Found]) -> None:
+    """Gives NIfTI files the hash of the one DICOM patient in the same patient's folder."""
+    hashes: dict[str, set[str]] = {}
+    for found in volumes:
+        if found.is_dicom:
+            hashes.setdefault(_case(root, Path(found.case["image"]))["patient"], set()).add(
+                found.case["patient"]
+            )
+    for found in volumes:
+        known = hashes.get(found.case["patient"], set())
+        if not found.is_dicom and len(known) == 1 and Path(found.case["image"]).parent != root:
+            found.case["patient"] = next(iter(known))
+
+
+def _listed(source: Path, item: Any) -> Found:
+    image = item.get("image") if isinstance(item, dict) else item
+    if not isinstance(image, str) or not image:
+        raise DatasetError(
+            f'{source}: each item must be {{"image": "FILE.nii.gz"}}, got {item!r}; correct it'
+        )
+    # Compared as written: a link inside the folder is its owner's decision, a path with ".." is not.
+    root = Path(os.path.normpath(source.parent))
+    path = Path(os.path.normpath(source.parent / image))
+    if not path.is_relative_to(root):
+        raise DatasetError(
+            f"{source}: points outside its own folder, to {image}; move the volume or the list"
+        )
+    found = _listed_series(root, path) if is_series(path) else Found(_case(root, path))
+    if isinstance(item, dict) and isinstance(item.get("patient"), str):
+        found.case["patient"] = item["patient"]
+    return found
+
+
+def _listed_series(root: Path, path: Path) -> Found:
+    """A series that somebody named: whatever is wrong with it is a fault."""
+    try:
+        return _found_series(root, find_one_series(path))
+    except VolumeError as error:
+        return Found(_case(root, path), True, str(error))
+
+
+def _case(root: Path, path: Path) -> Case:
+    parts = path.relative_to(root).parts
+    return {"image": str(path), "patient": parts[0] if len(parts) > 1 else volume_name(path)}

@@ -1,0 +1,85 @@
+"""Reads one DICOM series into a volume in HU."""
+
+import logging
+from contextlib import closing
+
+import nibabel as nib
+import numpy as np
+from monai.config import PathLike
+
+from bundle.data.dicom import Series, find_one_series
+from bundle.data.dicom_file import DicomError
+from bundle.data.dicom_geometry import Geometry
+from bundle.data.dicom_pixels import DECODER
+from bundle.data.nifti import VolumeHeader, header_of_affine
+
+logger = logging.getLogger(__name__)
+
+INT16 = np.iinfo(np.int16)
+# Below it, the tilt is the rounding of the positions.
+TILT_DEGREES = 0.1
+
+
+def read_series_header(path: PathLike) -> VolumeHeader:
+    """Checks a DICOM series by its headers, without reading its pixels.
+
+    Args:
+        path: a folder that holds one series, or any file of a series.
+
+    Returns:
+        shape, affine and a NIfTI header made of them.
+
+    Raises:
+        DicomError: for everything that `bundle.data.screening` refuses.
+    """
+    series, geometry = _usable(path)
+    return _header(series, geometry)
+
+
+def read_series(path: PathLike) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
+    """Reads a DICOM series; see `read_series_header` for the path and what is refused.
+
+    Returns:
+        voxels (X, Y, Z) = (columns, rows, slices) in HU by each file's own slope and intercept, int16 where
+        that is exact, else float32; affine (4, 4), voxel to RAS mm; a NIfTI header made of the affine.
+    """
+    series, geometry = _usable(path)
+    header = _header(series, geometry)
+    columns, rows, _ = geometry.shape
+    voxels = np.empty(geometry.shape, np.int16, order="F")
+    # closed at once, whatever happens: the decoder serves one series at a time
+    with closing(DECODER.decode(series.files, columns, rows)) as slices:
+        for z, slice_hu in enumerate(slices):
+            if not np.isfinite(slice_hu).all():
+                raise DicomError(
+                    f"{series.files[z]}: holds NaN or infinite voxels; export it again", "damaged"
+                )
+            if voxels.dtype == np.int16 and not _is_int16(slice_hu):
+                voxels = voxels.astype(np.float32)
+            voxels[..., z] = slice_hu.T
+    return voxels, geometry.affine.copy(), header.header
+
+
+def _usable(path: PathLike) -> tuple[Series, Geometry]:
+    series = find_one_series(path)
+    if series.reason or series.geometry is None:
+        code, message = series.reason or ("damaged", f"{path}: cannot be used")
+        raise DicomError(message, code)
+    return series, series.geometry
+
+
+def _header(series: Series, geometry: Geometry) -> VolumeHeader:
+    if geometry.tilt_degrees > TILT_DEGREES:
+        logger.warning(
+            "%s: gantry tilt of %.1f degrees; voxels stay as they are and the affine carries the shear "
+            "(ITK-based viewers refuse such files)",
+            *(series.path, geometry.tilt_degrees),
+        )
+    header = header_of_affine(geometry.affine, geometry.shape)
+    return VolumeHeader(geometry.shape, geometry.affine.copy(), header)
+
+
+def _is_int16(slice_hu: np.ndarray) -> bool:
+    if slice_hu.min() < INT16.min or slice_hu.max() > INT16.max:
+        return False
+    return slice_hu.dtype.kind in "iu" or bool((np.rint(slice_hu) == slice_hu).all())

@@ -1,0 +1,25 @@
+"""Names that outputs get from their inputs, files and DICOM folders alike."""
+
+from pathlib import Path
+
+from monai.config import PathLike
+
+ENDINGS = (".nii.gz", ".nii", ".dcm", ".dicom", ".ima")
+
+
+def volume_name(image: PathLike) -> str:
+    """Last part of a volume's path without its suffix; folders keep theirs, since UIDs are full of dots."""
+    name = Path(image).name
+    return next((name[: -len(end)] for end in ENDINGS if name.lower().endswith(end)), name)
+
+
+def output_name(image: PathLike, root: PathLike = "") -> Path:
+    """Where the result of a volume goes, without postfix and suffix, relative to the output folder.
+
+    Args:
+        image: the volume.
+        root: its data set; folders below it are repeated. A volume outside of it keeps its name alone.
+    """
+    image = Path(image)
+    is_below = bool(str(root)) and image != Path(root) and image.is_relative_to(root)
+    return (image.parent.relative_to(root) if is_below else Path()) / volume_name(image)
