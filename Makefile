@@ -5,12 +5,16 @@ BIN := $(VENV)/bin
 # By content, not by time: a fresh checkout with the same pyproject.toml finds its environment finished.
 INSTALLED := $(VENV)/.installed-$(shell cksum < pyproject.toml | cut -d ' ' -f 1)
 UNFINISHED := $(VENV)/.unfinished
+# MONAI Label lies on top of the environment, in one of its own: its pins would take NumPy 2 away from the bundle.
+LABEL := $(VENV)-label
+LABEL_NEEDS := scripts/monailabel/requirements.txt scripts/monailabel/requirements-no-deps.txt
+LABEL_INSTALLED := $(LABEL)/.installed-$(shell cat pyproject.toml $(LABEL_NEEDS) | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check bench clean
+.PHONY: help venv demo test test-label check bench clean
 
 help:  ## show this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST)
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST)
 
 venv: $(INSTALLED)  ## build the environment in .venv (once; about 6 GB)
 
@@ -31,6 +35,18 @@ demo: $(INSTALLED)  ## train on the embedded CT crop and reconstruct it (5 minut
 
 test: $(INSTALLED)  ## run all tests
 	$(BIN)/python -m pytest -q
+
+$(LABEL_INSTALLED): $(INSTALLED)
+	rm -rf "$(LABEL)"
+	$(BIN)/python -m venv --without-pip "$(LABEL)"
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  "$$($(LABEL)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/bundle_environment.pth"
+	$(LABEL)/bin/python -m pip install -r scripts/monailabel/requirements.txt
+	$(LABEL)/bin/python -m pip install --no-deps -r scripts/monailabel/requirements-no-deps.txt
+	@touch "$@"
+
+test-label: $(LABEL_INSTALLED)  ## run a real MONAI Label server against its tests (1 GB more, 3 minutes)
+	$(LABEL)/bin/python -m pytest -q tests/scripts/monailabel
 
 check: $(INSTALLED)  ## lint, format, types
 	$(BIN)/python -m ruff check .

@@ -1,0 +1,92 @@
+"""Reconstruction of one volume in MONAI Label, voxel by voxel what `configs/inference.yaml` writes."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from monailabel.interfaces.tasks.infer_v2 import InferType
+from monailabel.tasks.infer.bundle import BundleInferTask
+
+from bundle.data.header import SUFFIXES
+from bundle.data.writer import CTWriter
+from bundle.handlers.checkpoint_file import NETWORK_SETTINGS, load_generator, read_checkpoint
+from bundle.networks.vqgan import to_device
+
+
+class ResultError(ValueError):
+    """A result that was asked for in a form that cannot be written."""
+
+
+class ReconstructionTask(BundleInferTask):
+    """`BundleInferTask` that runs the installed model and no other, loaded strictly.
+
+    Preset, quantizer, number of codes and HU window are those that `models/model.pt` names, whatever the
+    config's defaults are. Label itself would load the .pt file with the shortest name, keep random weights
+    where names do not match, skip mixed precision, and round the geometry through ITK.
+
+    Args:
+        root: the bundle.
+        conf: of the app.
+
+    Raises:
+        CheckpointError: if `models/model.pt` is missing, damaged, foreign or does not fit its own settings.
+    """
+
+    def __init__(self, root: Path, conf: dict[str, str]) -> None:
+        self.checkpoint = root / "models" / "model.pt"
+        self._content = read_checkpoint(self.checkpoint)
+        super().__init__(str(root), conf, type=InferType.OTHERS, add_post_restore=False)
+        self._config["model_filename"] = [self.checkpoint.name]
+        self.generator: torch.nn.Module = self.network.eval()
+        load_generator(self.generator, self.checkpoint, self._content)
+        self._content = {}
+
+    def writer(
+        self, data: dict[str, Any], extension: str | None = None, dtype: Any = None
+    ) -> tuple[str, dict]:
+        """Writes int16 HU with the geometry of the input to a temporary file.
+
+        Args:
+            data: what the postprocessing left; `result_extension` may be .nii or .nii.gz (default).
+            extension: takes precedence over `result_extension`.
+            dtype: not read: whole HU are int16.
+
+        Returns:
+            path of the file, and an empty result.
+
+        Raises:
+            ResultError: for another extension.
+        """
+        extension = extension or data.get("result_extension") or ".nii.gz"
+        if extension not in SUFFIXES:
+            raise ResultError(f"`result_extension` must be .nii or .nii.gz, got {extension}; leave it out")
+        handle, path = tempfile.mkstemp(suffix=extension)
+        os.close(handle)
+        pred = data[self.output_label_key]
+        writer = CTWriter()
+        writer.set_data_array(pred)
+        writer.set_metadata(pred.meta)
+        writer.write(path)
+        return path, {}
+
+    def run_inferer(
+        self, data: dict[str, Any], convert_to_batch: bool = True, device: str = "cuda"
+    ) -> dict[str, Any]:
+        """See `BasicInferTask`; in bf16 on a GPU if the config says `amp`, as inference does."""
+        is_mixed = device.startswith("cuda") and bool(self.bundle_config.get_parsed_content("amp"))
+        with torch.autocast("cuda", torch.bfloat16, enabled=is_mixed):
+            return super().run_inferer(data, convert_to_batch, device)
+
+    def _get_network(self, device: str, data: dict[str, Any] | None) -> torch.nn.Module:
+        return to_device(self.generator, device)
+
+    def _load_bundle_config(self, path: str, config: str) -> ConfigParser:
+        parser = super()._load_bundle_config(path, config)
+        network = self._content["network"]
+        parser.update({name: network[name] for name in NETWORK_SETTINGS if name in network})
+        return parser

@@ -1,0 +1,169 @@
+"""Training on the images of a MONAI Label datastore, labelled or not; the result becomes the served model."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+from monailabel.tasks.train.bundle import BundleTrainTask
+
+from bundle.command import merge_configs
+from bundle.data.atomic import complete_or_absent
+from bundle.handlers.checkpoint_file import NETWORK_SETTINGS, read_checkpoint
+from scripts.install import install
+
+logger = logging.getLogger(__name__)
+
+Case = dict[str, str]
+# Shown as options by clients; every other setting of train.yaml can be sent as well.
+OFFERED = ("max_epochs", "epoch_length", "patch_size", "batch_size", "learning_rate")
+# What Label and its clients put into a request besides settings.
+LABEL_KEYS = (
+    *("model", "device", "pretrained", "val_split", "run_id", "model_filename", "bundle_path", "client_id"),
+    *("tracking", "tracking_uri", "tracking_experiment_name", "tracking_run_name", "local_rank", "name"),
+    *("multi_gpu", "force_multi_gpu", "gpus"),
+)
+# Set by the task itself.
+OWN_SETTINGS = ("bundle_root", "dataset_dir", "output_dir", "device", "init_from", "resume_from_checkpoint")
+
+
+class TrainingRequestError(ValueError):
+    """A training request with a setting or data that cannot be used."""
+
+
+class PatchTrainingTask(BundleTrainTask):
+    """One round of `configs/train.yaml` over all images of the datastore.
+
+    Label lists the files directly in `--studies`, so each image counts as a patient. The round starts from
+    `models/model.pt` (its weights, strictly; `pretrained` false: from scratch), writes a folder of its own
+    below `outputs/monailabel`, and at its end installs its best checkpoint as `models/model.pt` in one step;
+    the model before it stays as `models/model_before_training.pt`. One GPU; for several use torchrun.
+
+    Args:
+        root: the bundle.
+        conf: of the app; `train_configs`: names of configs to merge on train.yaml, e.g.
+            `train_with_discriminator`, separated by commas.
+    """
+
+    def __init__(self, root: Path, conf: dict[str, str]) -> None:
+        super().__init__(str(root), conf)
+        self.root = root
+        self.model = root / "models" / "model.pt"
+        names = [name.strip() for name in conf.get("train_configs", "").split(",") if name.strip()]
+        self.config_files = [str(root / "configs" / f"{name}.yaml") for name in ("train", *names)]
+        self.settings = _settings(self.config_files)
+        self.output_dir = Path()
+
+    def config(self) -> dict[str, Any]:
+        """Options that clients show, with their defaults."""
+        shown = super().config()
+        kept = {
+            name: shown[name] for name in ("device", "pretrained", "val_split", "tracking", "tracking_uri")
+        }
+        return kept | {name: self.settings[name] for name in OFFERED}
+
+    def __call__(self, request: dict[str, Any], datastore: Any) -> dict[str, Any]:
+        """Trains and installs.
+
+        Args:
+            request: `max_epochs`, `val_split` and any setting of train.yaml.
+            datastore: of the app.
+
+        Returns:
+            the run's folder, the installed checkpoint and the final figures.
+
+        Raises:
+            TrainingRequestError: an unknown setting, a `val_split` outside (0, 1), or no image.
+        """
+        self._check(request)
+        started = datetime.now(UTC).strftime("%Y%m%d_%H%M%S_%f")
+        self.output_dir = self.root / "outputs" / "monailabel" / started
+        super().__call__({**request, "multi_gpu": False, "force_multi_gpu": False}, datastore)
+        checkpoints = self.output_dir / "checkpoints"
+        trained = next(
+            path for path in (checkpoints / "best_1.pt", checkpoints / "last.pt") if path.is_file()
+        )
+        if self.model.is_file():
+            with complete_or_absent(self.model.with_name("model_before_training.pt")) as copy:
+                shutil.copyfile(self.model, copy)
+        install(trained, self.model)
+        logger.info("installed %s as %s", trained, self.model)
+        figures = json.loads((self.output_dir / "run.json").read_text(encoding="utf-8"))["figures"]
+        return {"output_dir": str(self.output_dir), "installed": str(trained), "figures": figures}
+
+    def run_single_gpu(self, request: dict[str, Any], overrides: dict[str, Any]) -> None:
+        """Runs the workflow in this process, with the server's own logging."""
+        # Label's two would hide `max_epochs` from the schedules, and handlers of merged configs.
+        for name in ("train#trainer#max_epochs", "train#handlers"):
+            overrides.pop(name, None)
+        given = {name: value for name, value in request.items() if name in self.settings}
+        if request.get("pretrained", True) and self.model.is_file():
+            network = read_checkpoint(self.model)["network"]
+            given = {name: network[name] for name in NETWORK_SETTINGS if name in network} | given
+            given["init_from"] = str(self.model)
+        monai.bundle.run(
+            run_id="run",
+            meta_file=self.bundle_metadata_path,
+            config_file=self.config_files,
+            logging_file=False,
+            output_dir=str(self.output_dir),
+            **overrides,
+            **given,
+        )
+
+    def _check(self, request: Mapping[str, Any]) -> None:
+        known = [*self.settings, *LABEL_KEYS]
+        for name in request:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                advice = f"did you mean `{near[0]}`?" if near else "leave it out"
+                raise TrainingRequestError(f"`{name}` must be a setting of configs/train.yaml; {advice}")
+        val_split = request.get("val_split", 0.2)
+        if not isinstance(val_split, int | float) or not 0 < val_split < 1:
+            raise TrainingRequestError(
+                f"`val_split` must lie between 0 and 1, got {val_split}; 0.2 is the default"
+            )
+
+    def _fetch_datalist(self, request: Mapping[str, Any], datastore: Any) -> list[Case]:
+        ids = sorted(datastore.list_images())
+        if not ids:
+            raise TrainingRequestError(f"{datastore.name()}: holds no image; put volumes into `--studies`")
+        return [{"image": datastore.get_image_uri(name), "patient": name} for name in ids]
+
+    def _partition_datalist(
+        self, datalist: list[Case], request: Mapping[str, Any], shuffle: bool = False
+    ) -> tuple[list[Case], list[Case]]:
+        """Training and validation by patient, the same whenever the patients are the same."""
+        patients = sorted({case["patient"] for case in datalist}, key=_hash)
+        n_validation = max(1, min(round(request.get("val_split", 0.2) * len(patients)), len(patients) - 1))
+        chosen = set(patients[:n_validation])
+        validation = [case for case in datalist if case["patient"] in chosen]
+        training = [case for case in datalist if case["patient"] not in chosen]
+        if not training:
+            logger.warning("VALIDATION IS NOT INDEPENDENT: patient %s is the only one", patients[0])
+        return training or datalist, validation
+
+    def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list) -> None:
+        """Nothing: `init_from` loads strictly, where Label's handler would keep random weights in silence."""
+
+
+def _settings(config_files: list[str]) -> dict[str, Any]:
+    """Top-level numbers and words of the merged configs that a request may set."""
+    merged = merge_configs(config_files).get()
+    return {
+        name: value
+        for name, value in merged.items()
+        if not isinstance(value, dict) and name not in (*OWN_SETTINGS, "initialize", "run", "_meta_")
+    }
+
+
+def _hash(patient: str) -> str:
+    return hashlib.sha256(f"ctpa_vqgan/monailabel/{patient}".encode()).hexdigest()
