@@ -1,22 +1,20 @@
-"""Saves `last.pt` and the three best checkpoints by a validation figure."""
+"""Saves `last.pt`, what it was before, and the three best checkpoints by a validation figure."""
 
 import logging
-import random
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import Trainer
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from bundle.handlers.checkpoint_file import read_checkpoint, write_checkpoint
+from bundle.handlers.checkpoint_file import rename, write_checkpoint
+from bundle.handlers.checkpoint_folder import BEST_COUNT, best_paths, rolling_paths, sound
+from bundle.handlers.random_state import random_state, set_random_state
 
 logger = logging.getLogger(__name__)
-
-BEST_COUNT = 3
 
 
 class Stateful(Protocol):
@@ -100,12 +98,16 @@ class TrainingState:
 class CheckpointHandler:
     """Writes `last.pt` during training and `best_1.pt` (the best) to `best_3.pt` after validation.
 
+    What `last.pt` was before becomes `previous_1.pt`, that one `previous_2.pt` and so on. Each file is
+    complete on the disk before any older one moves.
+
     Args:
         state: what to save.
         output_dir: of the run; files go to its folder `checkpoints`.
         interval: iterations between two `last.pt`; it is also written when training ends.
         validator: the validation engine, whose figures rank the best; None = no best.
         metric: the figure; the larger the better.
+        keep_last: how many of the last to keep, `last.pt` included.
     """
 
     def __init__(
@@ -115,18 +117,23 @@ class CheckpointHandler:
         interval: int,
         validator: Engine | None = None,
         metric: str = "val/psnr",
+        keep_last: int = 1,
     ) -> None:
         if interval < 1:
             raise ValueError(f"`checkpoint_interval` must be at least 1 iteration, got {interval}")
+        if keep_last < 1:
+            raise ValueError(f"`keep_last` must be at least 1 checkpoint, got {keep_last}")
         self.state = state
         self.folder = Path(output_dir) / "checkpoints"
         self.interval = interval
         self.validator = validator
         self.metric = metric
+        self.keep_last = keep_last
         self._saved_at: int | None = None
+        self._validated_since = False
         self.best: list[tuple[float, int]] = []  # figure and iteration of best_1, best_2, ...; figures fall
 
-    def attach(self, engine: Trainer) -> None:
+    def attach(self, engine: Engine) -> None:
         """Joins the trainer, and the validation engine if there is one."""
         engine.add_event_handler(Events.STARTED, self.restore)
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self.save_last)
@@ -135,16 +142,33 @@ class CheckpointHandler:
             self.validator.add_event_handler(Events.COMPLETED, self.save_best, engine)
 
     def save_last(self, engine: Trainer) -> None:
-        """Writes `last.pt`, once per iteration."""
-        if self._saved_at != engine.state.iteration:
-            write_checkpoint(self.folder / "last.pt", self.state.state_dict(engine))
-            self._saved_at = engine.state.iteration
+        """Writes `last.pt`, once per iteration, and once more if that was validated since.
+
+        Raises:
+            CheckpointWriteError: if there is no room; the older files are as they were.
+        """
+        iteration = engine.state.iteration
+        if self._saved_at == iteration and not self._validated_since:
+            return
+        new = self.folder / "last_new.pt"
+        write_checkpoint(new, self.state.state_dict(engine))
+        names = ["last.pt", *(f"previous_{age}.pt" for age in range(1, self.keep_last))]
+        if self._saved_at != iteration:
+            for age in range(self.keep_last - 1, 0, -1):
+                if (self.folder / names[age - 1]).is_file():
+                    rename(self.folder / names[age - 1], self.folder / names[age])
+        rename(new, self.folder / "last.pt")
+        for path in rolling_paths(self.folder):
+            if path.name not in names:
+                path.unlink()
+        self._saved_at, self._validated_since = iteration, False
 
     def save_best(self, validator: Engine, engine: Trainer) -> None:
         """Writes a `best_*.pt` if the last validation is among the best three.
 
         The new file is complete before the older ones move up, so that none is lost if it cannot be written.
         """
+        self._validated_since = True
         figure, iteration = float(validator.state.metrics[self.metric]), engine.state.iteration
         kept = [(better, known) for better, known in self.best if known != iteration]
         rank = sum(figure <= better for better, _ in kept)
@@ -163,14 +187,32 @@ class CheckpointHandler:
         )  # fmt: skip
 
     def restore(self, engine: Trainer) -> None:
-        """A resumed run goes on with the ranking that its folder holds, gaps left by a stopped run closed."""
-        if engine.state.iteration == 0:
+        """A resumed run goes on with the files that its folder holds, gaps left by a killed run closed.
+
+        Files that cannot be read, and a `last.pt` of a later iteration than the one resumed, step aside: they
+        would push out the sound ones, or be taken for the newest of this run.
+        """
+        for unfinished in self.folder.glob(".*.partial"):
+            unfinished.unlink()
+        iteration = engine.state.iteration
+        if iteration == 0:
             return
-        for path in (self._path(rank) for rank in range(1, BEST_COUNT + 1)):
-            if path.is_file():
-                content = read_checkpoint(path)
-                self.best.append((content["figures"][self.metric], content["trainer"]["iteration"]))
-                path.replace(self._path(len(self.best)))
+        rolling, best = rolling_paths(self.folder), best_paths(self.folder)
+        iterations = {path: content["trainer"]["iteration"] for path, content in sound(rolling)}
+        kept = {path: known for path, known in iterations.items() if known <= iteration}
+        ranked = {
+            path: (content["figures"][self.metric], content["trainer"]["iteration"])
+            for path, content in sound(best)
+            if self.metric in content.get("figures", {})
+        }
+        for path in (path for path in (*rolling, *best) if path not in kept and path not in ranked):
+            aside = path.with_name(f"{path.name}.set_aside")
+            logger.warning("%s is damaged or of a later iteration; it is now %s", path, aside.name)
+            path.replace(aside)
+        self._saved_at = kept.get(self.folder / "last.pt")
+        self.best = list(ranked.values())
+        for rank, path in enumerate(ranked, start=1):
+            path.replace(self._path(rank))
 
     def _forget(self, iteration: int) -> None:
         """Drops a best of the same iteration: a resumed run came by again."""
@@ -191,32 +233,3 @@ def _set_step(schedule: LambdaLR, step: int) -> None:
     factors = [factor(step) for factor in schedule.lr_lambdas]
     for group, base, factor in zip(schedule.optimizer.param_groups, schedule.base_lrs, factors, strict=True):
         group["lr"] = base * factor
-
-
-def random_state() -> dict[str, Any]:
-    """States of the random generators of Python, NumPy, torch and CUDA, as tensors and plain numbers."""
-    version, numbers, gauss = random.getstate()
-    numpy = np.random.get_state(legacy=False)
-    return {
-        "python": {"version": version, "numbers": list(numbers), "gauss": gauss},
-        "numpy": {
-            "name": str(numpy["bit_generator"]),
-            "keys": torch.from_numpy(numpy["state"]["key"].astype(np.int64)),
-            "position": int(numpy["state"]["pos"]),
-            "has_gauss": int(numpy["has_gauss"]),
-            "cached": float(numpy["gauss"]),
-        },
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """The inverse of `random_state`; CUDA's are set where their number fits this machine."""
-    python, numpy = state["python"], state["numpy"]
-    random.setstate((python["version"], tuple(python["numbers"]), python["gauss"]))
-    keys = numpy["keys"].numpy().astype(np.uint32)
-    np.random.set_state((numpy["name"], keys, numpy["position"], numpy["has_gauss"], numpy["cached"]))
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])

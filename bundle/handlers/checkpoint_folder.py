@@ -27,8 +27,8 @@ def best_paths(folder: Path) -> list[Path]:
 def newest_sound_checkpoint(folder: str | Path) -> Path | None:
     """Finds the checkpoint from which a run loses least.
 
-    That is the one of the highest iteration among `last.pt` and `previous_*.pt`, or, if none of them is sound,
-    among the best. Damaged ones are skipped with a warning that names each.
+    That is the one of the highest iteration among `last.pt` and `previous_*.pt`, or, if none of them is
+    sound, among the best. Damaged ones are skipped with a warning that names each.
 
     Args:
         folder: the `checkpoints` of a run.

@@ -3,7 +3,9 @@
 import csv
 import logging
 import math
+import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
@@ -12,7 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
 from bundle.engines.trainer import AdversarialTrainer
-from bundle.networks.vqgan import Quantizer
+from bundle.handlers.codebook_window import CodebookWindow
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,10 @@ TAGS = (
 )
 
 
+class LogFolderError(ValueError):
+    """A folder for curves that cannot be used; the message names it."""
+
+
 class TensorBoardLog:
     """The run's TensorBoard folder; made when the first value is written, not before."""
 
@@ -50,6 +56,17 @@ class TensorBoardLog:
             self._writer = SummaryWriter(str(self.folder), purge_step=self.resumed_at + 1)
         return self._writer
 
+    def check(self) -> None:
+        """Finds out before training whether the folder can be used.
+
+        Raises:
+            LogFolderError: if something else has its name, or it belongs to somebody else.
+        """
+        if self.folder.exists() and not (self.folder.is_dir() and os.access(self.folder, os.W_OK | os.X_OK)):
+            raise LogFolderError(
+                f"{self.folder}: must be a folder that can be written; remove it or give another --output_dir"
+            )
+
     def close(self) -> None:
         """Flushes what is pending."""
         if self._writer is not None:
@@ -61,7 +78,8 @@ class ScalarLog:
 
     Curves that do not exist yet (all adversarial ones below the gate) are not written. Values leave the
     device once per interval, so that logging never holds up training. A resumed run takes back the points
-    after its checkpoint, which it comes by again.
+    after its checkpoint, which it comes by again, and goes on with the sums that the checkpoint holds: its
+    curves are those of a run that was never interrupted.
 
     Args:
         tensorboard: where curves go.
@@ -92,10 +110,12 @@ class ScalarLog:
         self.codebook = CodebookWindow()
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._validated_at = -1
+        self.figures: dict[str, float] = {}  # last value of every curve, for run.json
 
     def attach(self, engine: AdversarialTrainer) -> None:
         """Joins the trainer, and the validation engine if there is one."""
-        engine.state.figures = {}  # last value of every curve, for run.json
+        engine.state.figures = self.figures
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self.write_training)
@@ -108,10 +128,37 @@ class ScalarLog:
             bar.attach(engine, state_attributes=["recon_loss", "val_psnr"])
 
     def start(self, engine: AdversarialTrainer) -> None:
-        """Takes back what an earlier run in this folder logged after this one's first iteration."""
-        self.tensorboard.resumed_at = engine.state.iteration
+        """Takes back what an earlier run in this folder logged after this one's first iteration.
+
+        That includes the validation of this very iteration, if the checkpoint was written before it was done.
+
+        Raises:
+            LogFolderError: if the folder of the curves cannot be used.
+        """
+        self.tensorboard.check()
+        iteration, validated = engine.state.iteration, self._validated_at == engine.state.iteration
         if self.csv_path.exists():
-            keep_rows_until(self.csv_path, engine.state.iteration)
+            keep_rows_until(self.csv_path, iteration, validated)
+        self.tensorboard.resumed_at = iteration if validated else max(iteration - 1, 0)
+        if not validated:  # TensorBoard takes back all points of an iteration or none
+            self._draw_again(iteration)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums since the last point, and the last value of every curve."""
+        return {
+            "sums": dict(self._sums),
+            "counts": dict(self._counts),
+            "codebook": self.codebook.state_dict(),
+            "validated_at": self._validated_at,
+            "figures": dict(self.figures),
+        }
+
+    def load_state_dict(self, content: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self._sums, self._counts = dict(content["sums"]), dict(content["counts"])
+        self.codebook.load_state_dict(content["codebook"])
+        self._validated_at = content["validated_at"]
+        self.figures.update(content["figures"])
 
     def finish(self, engine: AdversarialTrainer) -> None:
         """One last point of the iterations since the last one; flushes the curves."""
@@ -139,69 +186,59 @@ class ScalarLog:
     def write_validation(self, validator: Engine, engine: AdversarialTrainer) -> None:
         """One point of every validation curve."""
         metrics = validator.state.metrics
+        self._validated_at = engine.state.iteration
         self._write(
             engine, {name: float(value) for name, value in metrics.items() if name.startswith("val/")}
         )
 
     def _write(self, engine: AdversarialTrainer, values: dict[str, float]) -> None:
         iteration = engine.state.iteration
-        engine.state.figures |= values | {"iteration": iteration}
-        engine.state.recon_loss = engine.state.figures.get("train/recon_loss", math.nan)
-        engine.state.val_psnr = engine.state.figures.get("val/psnr", math.nan)
+        epoch = -(-iteration // engine.state.epoch_length)  # the engine's own is one ahead when a run resumes
+        self.figures |= values | {"iteration": iteration}
+        engine.state.recon_loss = self.figures.get("train/recon_loss", math.nan)
+        engine.state.val_psnr = self.figures.get("val/psnr", math.nan)
         for name, value in values.items():
             self.tensorboard.writer.add_scalar(name, value, iteration)
+        self.tensorboard.writer.flush()  # a killed run must not lose points that its checkpoint has behind it
         listed = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        logger.info("epoch %d iteration %d  %s", engine.state.epoch, iteration, listed)
-        is_new = not self.csv_path.exists()
+        logger.info("epoch %d iteration %d  %s", epoch, iteration, listed)
+        is_new = not self.csv_path.exists() or self.csv_path.stat().st_size == 0
         with self.csv_path.open("a", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, ("iteration", "epoch", *TAGS), extrasaction="ignore")
             if is_new:
                 table.writeheader()
-            table.writerow({"iteration": iteration, "epoch": engine.state.epoch, **values})
+            table.writerow({"iteration": iteration, "epoch": epoch, **values})
+
+    def _draw_again(self, iteration: int) -> None:
+        if iteration == 0 or not self.csv_path.exists():
+            return
+        with self.csv_path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["iteration"] == str(iteration)]
+        for row in rows:
+            for name in TAGS:
+                if row.get(name):
+                    self.tensorboard.writer.add_scalar(name, float(row[name]), iteration)
 
 
-def keep_rows_until(csv_path: Path, iteration: int) -> None:
-    """Drops the rows of a table of curves that come after `iteration`."""
+def keep_rows_until(csv_path: Path, iteration: int, validated: bool = True) -> None:
+    """Drops the rows of a table of curves that come after `iteration`, and a last one that was torn.
+
+    Args:
+        csv_path: the table.
+        iteration: the last one to keep.
+        validated: whether to keep its validation figures too.
+    """
     rows = csv_path.read_bytes().splitlines(keepends=True)
-    numbers = [row.partition(b",")[0] for row in rows]
-    later = [number.isdigit() and int(number) > iteration for number in numbers]
-    if any(later):
+    kept = [row for row in rows if row.endswith(b"\n") and not _is_later(row, iteration, validated)]
+    if kept != rows:
         shorter = csv_path.with_name(f".{csv_path.name}.partial")
-        shorter.write_bytes(b"".join(row for row, is_later in zip(rows, later, strict=True) if not is_later))
+        shorter.write_bytes(b"".join(kept))
         shorter.replace(csv_path)
 
 
-class CodebookWindow:
-    """Health of the codebook over a window of iterations and all ranks, not just over the last batch."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Starts a new window."""
-        self._counts: torch.Tensor | None = None
-        self._restarts: torch.Tensor | float = 0.0
-        self._updates = 0
-
-    def add(self, quantizer: Quantizer) -> None:
-        """Adds the counts and restarts of the quantizer's last update."""
-        counts, restarts = quantizer.last_counts, quantizer.last_restarts
-        if counts is None or restarts is None:
-            return
-        self._counts = counts if self._counts is None else self._counts + counts
-        self._restarts = self._restarts + restarts
-        self._updates += 1
-
-    def figures(self) -> dict[str, float]:
-        """Share of codes in use, perplexity, restarts per update; then the window starts anew."""
-        if self._counts is None:
-            return {}
-        shares = self._counts.double() / self._counts.sum()
-        used = shares[shares > 0]
-        figures = {
-            "codebook/usage": len(used) / len(shares),
-            "codebook/perplexity": float(torch.exp(-(used * used.log()).sum())),
-            "codebook/restarts": float(self._restarts) / self._updates,
-        }
-        self.reset()
-        return figures
+def _is_later(row: bytes, iteration: int, validated: bool) -> bool:
+    number, *values = row.strip().split(b",")
+    if not number.isdigit() or int(number) < iteration:
+        return False
+    has_validation = any(values[1 + TAGS.index("val/psnr") :])
+    return int(number) > iteration or (has_validation and not validated)

@@ -9,8 +9,11 @@ from monai.engines import Trainer
 
 from bundle.handlers.checkpoint import TrainingState
 from bundle.handlers.checkpoint_file import CheckpointError, check_network, load_generator, read_checkpoint
+from bundle.handlers.checkpoint_folder import best_paths, newest_sound_checkpoint, rolling_paths
 
 logger = logging.getLogger(__name__)
+
+AUTO = "auto"
 
 
 class StartFrom:
@@ -21,8 +24,10 @@ class StartFrom:
     Args:
         state: what to load into.
         init_from: checkpoint whose weights to start from, so that a base model gets its warm-up.
-        resume_from_checkpoint: checkpoint of a run to continue.
+        resume_from_checkpoint: checkpoint of a run to continue; `auto` = the newest sound one of this run,
+            or, as long as it has none, whatever the run starts from otherwise.
         sampler: `ResumableSampler`, told at which iteration to go on.
+        output_dir: folder of this run, for `auto`.
 
     Raises:
         CheckpointError: a file that cannot be used so, or both given.
@@ -34,7 +39,12 @@ class StartFrom:
         init_from: str | Path | None = None,
         resume_from_checkpoint: str | Path | None = None,
         sampler: Any = None,
+        output_dir: str | Path = ".",
     ) -> None:
+        self.is_automatic = resume_from_checkpoint == AUTO
+        if self.is_automatic:
+            resume_from_checkpoint = _newest_of_run(Path(output_dir) / "checkpoints")
+            init_from = init_from if resume_from_checkpoint is None else None
         if init_from is not None and resume_from_checkpoint is not None:
             raise CheckpointError(
                 f"{init_from}: `init_from` and `resume_from_checkpoint` must not be given together, "
@@ -46,7 +56,7 @@ class StartFrom:
         self.sampler = sampler
         self.content: dict[str, Any] = {}
         if self.path is not None:
-            self.content = read_checkpoint(self.path)
+            self.content = _read_to_resume(Path(self.path)) if self.resuming else read_checkpoint(self.path)
             check_network(self.path, self.content, state.settings)
         if self.resuming:
             self._check_same_parts()
@@ -59,12 +69,13 @@ class StartFrom:
         """
         if self.resuming:
             self._check_epoch_length(engine)
-        if self.path is not None:
-            engine.add_event_handler(Events.STARTED, self, self.path)
+        engine.add_event_handler(Events.STARTED, self, self.path)
 
-    def __call__(self, engine: Trainer, path: str | Path) -> None:
+    def __call__(self, engine: Trainer, path: str | Path | None) -> None:
         """Loads the checkpoint once."""
-        if not self.content:
+        if self.is_automatic and not self.resuming:
+            logger.info("No checkpoint to resume yet: this run starts at iteration 0")
+        if path is None or not self.content:
             return
         if self.resuming:
             self.state.load_state_dict(self.content, engine)
@@ -97,6 +108,38 @@ class StartFrom:
                 f"{self.path}: was trained with `epoch_length` {saved}, here {engine.state.epoch_length}; "
                 f"resume it with --epoch_length {saved}"
             )
+
+
+def continues_run(output_dir: str | Path, resume_from_checkpoint: str | Path | None) -> bool:
+    """Whether a run goes on with what its folder holds; a checkpoint of another folder begins a new one."""
+    if resume_from_checkpoint is None or resume_from_checkpoint == AUTO:
+        return resume_from_checkpoint == AUTO
+    folder = Path(resume_from_checkpoint).resolve().parent
+    return folder == (Path(output_dir) / "checkpoints").resolve()
+
+
+def _newest_of_run(folder: Path) -> Path | None:
+    newest = newest_sound_checkpoint(folder)
+    damaged = [] if newest else [path.name for path in (*rolling_paths(folder), *best_paths(folder))]
+    if damaged:
+        raise CheckpointError(
+            f"{folder}: no checkpoint to resume, all are damaged ({', '.join(damaged)}); start anew with "
+            "another --output_dir, or bring back a copy of one"
+        )
+    return newest
+
+
+def _read_to_resume(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint; if it cannot be read, says which one beside it can."""
+    try:
+        return read_checkpoint(path)
+    except CheckpointError as error:
+        sound = newest_sound_checkpoint(path.parent)
+        if sound is None:
+            raise
+        raise CheckpointError(
+            f"{error}. The newest sound one beside it: --resume_from_checkpoint {sound}"
+        ) from error
 
 
 class LoadGenerator:

@@ -83,8 +83,15 @@ def slice_lpips(perceptual: nn.Module, image: Tensor, pred: Tensor) -> float:
     return float(torch.cat(distances).mean())
 
 
+class ValidationStopped(BaseException):
+    """Ends a validation where it is; no `Exception`, so that nothing on its way takes it for a failure."""
+
+
 class ValidateEvery:
     """Runs validation after every `interval` epochs, and when training ends before its time.
+
+    A resumed run first makes up for a validation that was due and did not come to its end. Its state goes
+    into checkpoints.
 
     Args:
         validator: the validation engine.
@@ -99,12 +106,34 @@ class ValidateEvery:
         self._validated_at = -1
 
     def attach(self, engine: Engine) -> None:
-        """Joins the trainer."""
+        """Joins the trainer; before the handlers that log and save what validation gives."""
+        self.validator.add_event_handler(Events.COMPLETED, self._remember, engine)
+        engine.add_event_handler(Events.EPOCH_STARTED, self.make_up)
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         """One validation of the weights as they are; never twice of the same."""
         if self._validated_at != engine.state.iteration:
-            self._validated_at = self.validator.state.trainer_iteration = engine.state.iteration
-            self.validator.run()
+            self.validator.state.trainer_iteration = engine.state.iteration
+            try:
+                self.validator.run()
+            except ValidationStopped:
+                engine.terminate(skip_completed=True)
+
+    def make_up(self, engine: Engine) -> None:
+        """The validation that was due at the iteration from which a run goes on, unless it was done then."""
+        iteration = engine.state.iteration
+        if iteration > 0 and iteration % (self.interval * engine.state.epoch_length) == 0:
+            self(engine)
+
+    def state_dict(self) -> dict[str, int]:
+        """The iteration that was validated last."""
+        return {"validated_at": self._validated_at}
+
+    def load_state_dict(self, content: dict[str, int]) -> None:
+        """The inverse of `state_dict`."""
+        self._validated_at = content["validated_at"]
+
+    def _remember(self, validator: Engine, engine: Engine) -> None:
+        self._validated_at = engine.state.iteration

@@ -7,8 +7,9 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from bundle.handlers.checkpoint import CheckpointHandler, TrainingState, random_state, set_random_state
+from bundle.handlers.checkpoint import CheckpointHandler, TrainingState
 from bundle.handlers.checkpoint_file import read_checkpoint
+from bundle.handlers.random_state import random_state, set_random_state
 
 NAN, INF = math.nan, math.inf
 

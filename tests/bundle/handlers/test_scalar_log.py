@@ -7,7 +7,8 @@ import torch
 from ignite.engine import Engine, Events
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bundle.handlers.scalar_log import TAGS, CodebookWindow, ScalarLog, TensorBoardLog, keep_rows_until
+from bundle.handlers.codebook_window import CodebookWindow
+from bundle.handlers.scalar_log import TAGS, ScalarLog, TensorBoardLog, keep_rows_until
 from bundle.networks.quantizer import EMACodebook
 
 BASE_TAGS = {"train/recon_loss", "train/commitment_loss", "train/learning_rate"}

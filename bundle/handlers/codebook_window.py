@@ -1,0 +1,53 @@
+"""Health of the codebook between two points of its curves."""
+
+from typing import Any
+
+import torch
+
+from bundle.networks.vqgan import Quantizer
+
+
+class CodebookWindow:
+    """Health of the codebook over a window of iterations and all ranks, not just over the last batch."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts a new window."""
+        self._counts: torch.Tensor | None = None
+        self._restarts: torch.Tensor | float = 0.0
+        self._updates = 0
+
+    def add(self, quantizer: Quantizer) -> None:
+        """Adds the counts and restarts of the quantizer's last update."""
+        counts, restarts = quantizer.last_counts, quantizer.last_restarts
+        if counts is None or restarts is None:
+            return
+        self._counts = counts if self._counts is None else self._counts.to(counts.device) + counts
+        self._restarts = self._restarts + restarts
+        self._updates += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was added since the last point."""
+        return {"counts": self._counts, "restarts": self._restarts, "updates": self._updates}
+
+    def load_state_dict(self, content: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self._counts, self._restarts, self._updates = (
+            content[name] for name in ("counts", "restarts", "updates")
+        )
+
+    def figures(self) -> dict[str, float]:
+        """Share of codes in use, perplexity, restarts per update; then the window starts anew."""
+        if self._counts is None:
+            return {}
+        shares = self._counts.double() / self._counts.sum()
+        used = shares[shares > 0]
+        figures = {
+            "codebook/usage": len(used) / len(shares),
+            "codebook/perplexity": float(torch.exp(-(used * used.log()).sum())),
+            "codebook/restarts": float(self._restarts) / self._updates,
+        }
+        self.reset()
+        return figures
