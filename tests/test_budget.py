@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "bundle": (),
     "bundle.networks": (),
     "bundle.losses": ("bundle.networks",),
-    "bundle.engines": ("bundle.losses", "bundle.networks"),
+    "bundle.engines": ("bundle.losses", "bundle.inferers", "bundle.networks"),
     "bundle.handlers": tuple(
         f"bundle.{room}" for room in ("engines", "losses", "metrics", "inferers", "networks")
     ),

@@ -33,6 +33,7 @@ WORKFLOW = (
     RUN,
     LAUNCHER,
     "python -m scripts.run",
+    "python -m scripts.preflight",
     "python -m scripts.reconstruct",
     "python -m scripts.install",
 )
@@ -164,6 +165,8 @@ def is_adversarial(line: str) -> bool:
 def results(line: str) -> list[str]:
     """What the README promises of a command, relative to the repo's root."""
     words = words_of(line)
+    if "scripts.preflight" in words:
+        return []  # its exit code is the result
     if "scripts.install" in words:
         return ["models/model.pt"]
     if "scripts.reconstruct" in words:

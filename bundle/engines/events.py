@@ -9,10 +9,15 @@ from bundle.networks.vqgan import Reconstruction
 
 
 class AdversarialEvents(EventEnum):
-    """Fired once per micro-batch, in this order, after the generator's forward pass."""
+    """Of one iteration, in this order.
+
+    The first two are fired once per micro-batch, after the generator's forward pass; the last once, when all
+    gradients are complete and before any weight or code moves.
+    """
 
     GENERATOR_STEP = "generator_step"
     DISCRIMINATOR_STEP = "discriminator_step"
+    GRADIENTS_COMPLETED = "gradients_completed"
 
 
 # ignite asks for the event's number when a handler is attached through an event filter
@@ -29,7 +34,7 @@ class MicroBatch:
         positions: (b, 3) slice positions.
         share: b / B, the weight of this micro-batch's mean losses in the iteration's.
         is_first: the first of the iteration: gradients start from zero.
-        is_last: the last of the iteration: optimizers step.
+        is_last: the last of the iteration: gradients are complete.
     """
 
     image: Tensor

@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedule of both sides."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -39,12 +40,38 @@ def build_schedule(
     return LambdaLR(optimizer, factor)
 
 
-def step_optimizer(optimizer: Optimizer, schedule: LambdaLR | None, max_norm: float | None) -> None:
-    """Clips the gradients to `max_norm` (2-norm over all parameters; None = not), then steps both."""
-    if max_norm is not None:
-        torch.nn.utils.clip_grad_norm_(
-            [parameter for group in optimizer.param_groups for parameter in group["params"]], max_norm
-        )
-    optimizer.step()
-    if schedule is not None:
-        schedule.step()
+class PendingStep:
+    """A step whose gradients are complete; it is taken when the whole iteration has proved sound.
+
+    Gradients are clipped when this is made, so that their norm is known before any weight moves.
+
+    Args:
+        name: of the network, for messages.
+        optimizer: whose step it is.
+        schedule: stepped with it.
+        max_norm: the gradients are clipped to it (2-norm over all parameters; None = not).
+        then: called after the step.
+
+    Attributes:
+        norm: of the gradients before clipping, a scalar on their device.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        optimizer: Optimizer,
+        schedule: LambdaLR | None = None,
+        max_norm: float | None = None,
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        self.name, self.optimizer, self.schedule, self.then = name, optimizer, schedule, then
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm)
+
+    def take(self) -> None:
+        """Moves the weights."""
+        self.optimizer.step()
+        if self.schedule is not None:
+            self.schedule.step()
+        if self.then is not None:
+            self.then()

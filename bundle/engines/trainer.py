@@ -11,6 +11,8 @@ from monai.utils.enums import CommonKeys
 from torch import Tensor
 
 from bundle.engines.events import EVENT_TO_ATTR, AdversarialEvents, MicroBatch
+from bundle.engines.optimizers import PendingStep
+from bundle.engines.out_of_memory import MemoryFallback
 from bundle.losses.views import draw_positions
 from bundle.networks.quantizer import EMACodebook
 from bundle.networks.vqgan import VQGAN, TrainingPass
@@ -20,8 +22,10 @@ class AdversarialTrainer(Trainer):
     """Runs the generator once per sample and iteration and fires the two update events on the result.
 
     The batch is split into micro-batches; handlers scale their losses by the micro-batch's share, accumulate,
-    and step on the last one, which equals the full batch. The codebook is updated once per iteration. The
-    losses that handlers add to `state.losses` become `state.output`, with their `loss` for MONAI's consumers.
+    and on the last one hand over their step (`add_step`), which equals the full batch's. All steps and the
+    codebook's update are taken together at the end of the iteration, or none if a handler has set
+    `state.skip_steps`. The losses that handlers add to `state.losses` become `state.output`, with their
+    `loss` for MONAI's consumers; those of a skipped iteration are left out.
 
     Args:
         device: where to train.
@@ -35,6 +39,7 @@ class AdversarialTrainer(Trainer):
         max_iterations: ends earlier; None = after `max_epochs`.
         amp: bf16 autocast, on a GPU only.
         codebook_restart_until: last iteration in which dead codes restart; None = always.
+        memory_fallback: what to do when an iteration does not fit; None = stop.
         train_handlers: ignite handlers, attached in this order.
     """
 
@@ -51,6 +56,7 @@ class AdversarialTrainer(Trainer):
         max_iterations: int | None = None,
         amp: bool = False,
         codebook_restart_until: int | None = None,
+        memory_fallback: MemoryFallback | None = None,
         train_handlers: list | None = None,
     ) -> None:
         super().__init__(
@@ -64,15 +70,14 @@ class AdversarialTrainer(Trainer):
             event_names=[AdversarialEvents],
             event_to_attr=EVENT_TO_ATTR,
         )
-        self.network = network
-        self.training_pass = training_pass
+        self.network, self.training_pass = network, training_pass
         self.micro_batch_size = micro_batch_size
         self.seed = seed
         self.max_iterations = max_iterations
         self.autocast_enabled = amp and self.state.device.type == "cuda"
         self.codebook_restart_until = codebook_restart_until
-        self.state.losses = {}
-        self.state.micro_batch = None
+        self.memory_fallback = MemoryFallback() if memory_fallback is None else memory_fallback
+        self._start_afresh()
         self.add_event_handler(Events.ITERATION_COMPLETED, self._stop_at_max_iterations)
         self._register_handlers(train_handlers or [])
         # after the handlers, one of which may resume a run that has already come this far
@@ -85,13 +90,34 @@ class AdversarialTrainer(Trainer):
     def _iteration(self, engine: Engine, batchdata: dict[str, Any]) -> dict[str, Tensor]:
         image = batchdata[CommonKeys.IMAGE].to(self.state.device, non_blocking=True).as_subclass(Tensor)
         positions = draw_positions(image.shape, self.seed, self.state.iteration, self.state.rank)
-        self.state.losses = {}
+        self.state.skip_steps = False
+        self.memory_fallback.run(
+            lambda: self._accumulate(image, positions),
+            self.state.iteration,
+            len(image),
+            self.micro_batch_size,
+        )
+        self.fire_event(AdversarialEvents.GRADIENTS_COMPLETED)
+        self._take_steps()
+        self.fire_event(IterationEvents.MODEL_COMPLETED)
+        return dict(self.state.losses)
+
+    def _start_afresh(self) -> None:
+        self.state.losses: dict[str, Tensor] = {}
+        self.state.steps: list[PendingStep] = []
+        self.state.micro_batch = None  # frees the graph
+        self.network.quantizer.discard()
+
+    def _accumulate(self, image: Tensor, positions: Tensor) -> None:
+        """Gradients, losses and codes of (B, 1, X, Y, Z), micro-batch by micro-batch; nothing moves."""
+        self._start_afresh()
         self.training_pass.train()
-        micro_images = image.split(self.micro_batch_size)
+        size = self.memory_fallback.micro_batch_size(min(len(image), self.micro_batch_size))
+        micro_images = image.split(size)
         if isinstance(self.network.quantizer, EMACodebook) and not self.network.quantizer.is_initialized:
             self._initialize_codebook(self.network.quantizer, micro_images)
         for number, (micro, micro_positions) in enumerate(
-            zip(micro_images, positions.split(self.micro_batch_size), strict=True)
+            zip(micro_images, positions.split(size), strict=True)
         ):
             with self.autocast():
                 reconstruction = self.training_pass(micro)
@@ -106,9 +132,20 @@ class AdversarialTrainer(Trainer):
             self.fire_event(AdversarialEvents.GENERATOR_STEP)
             self.fire_event(AdversarialEvents.DISCRIMINATOR_STEP)
         self.state.micro_batch = None  # frees the graph
+
+    def _take_steps(self) -> None:
+        """Generator, discriminators and codebook move together or not at all."""
+        if self.state.skip_steps:
+            self._start_afresh()
+            return
+        for step in self.state.steps:
+            step.take()
+        self.state.steps = []
         self.network.quantizer.update(restart=self._restarts())
-        self.fire_event(IterationEvents.MODEL_COMPLETED)
-        return dict(self.state.losses)
+
+    def add_step(self, step: PendingStep) -> None:
+        """Hands over an optimizer step that is to be taken at the end of the iteration."""
+        self.state.steps.append(step)
 
     def add_losses(self, terms: dict[str, Tensor]) -> None:
         """Adds this micro-batch's detached mean losses, by name, to the iteration's."""

@@ -5,13 +5,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from bundle.engines.events import AdversarialEvents
-from bundle.engines.optimizers import step_optimizer
+from bundle.engines.optimizers import PendingStep
 from bundle.engines.trainer import AdversarialTrainer
 from bundle.handlers.iteration_gate import IterationGate
 
 
 class GeneratorUpdate:
-    """Backward pass of the generator's objective per micro-batch; one optimizer step per iteration.
+    """Backward pass of the generator's objective per micro-batch; hands over one step per iteration.
 
     The discriminators are frozen in it (see `build_discriminators`): gradients pass through them to the
     reconstruction, none is left in them.
@@ -49,8 +49,14 @@ class GeneratorUpdate:
             self.optimizer.zero_grad(set_to_none=True)
         share_open = self.gate.generator_share(engine.state.iteration)
         with engine.autocast():
-            total, terms = self.objective(micro.image, micro.reconstruction, micro.positions, share_open)
+            total, terms = self.objective(
+                micro.image,
+                micro.reconstruction,
+                micro.positions,
+                share_open,
+                without=engine.memory_fallback.switched_off,
+            )
         (total * micro.share).backward()
         engine.add_losses({"loss": total, **terms})
         if micro.is_last:
-            step_optimizer(self.optimizer, self.schedule, self.gradient_clip)
+            engine.add_step(PendingStep("generator", self.optimizer, self.schedule, self.gradient_clip))

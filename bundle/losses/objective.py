@@ -1,5 +1,7 @@
 """The generator's weighted objective."""
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -51,7 +53,12 @@ class GeneratorObjective(nn.Module):
             )
 
     def forward(
-        self, image: Tensor, reconstruction: Reconstruction, positions: Tensor, gate: float
+        self,
+        image: Tensor,
+        reconstruction: Reconstruction,
+        positions: Tensor,
+        gate: float,
+        without: Collection[str] = (),
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The total loss and its terms by the names of their curves.
 
@@ -60,19 +67,22 @@ class GeneratorObjective(nn.Module):
             reconstruction: of the same shape, with its commitment loss.
             positions: (B, 3) slice positions.
             gate: 0 below the gate; above it the share, up to 1, of adversarial and feature-matching terms.
+            without: `video` or `perceptual`: terms to leave out as if their weights were 0.
         """
         terms = {
             "recon_loss": self._l1(image, reconstruction.image),
             "commitment_loss": reconstruction.commitment_loss,
         }
         total = self.l1_weight * terms["recon_loss"] + self.commitment_weight * terms["commitment_loss"]
-        if gate > 0 and self.perceptual is not None and self.perceptual_weight > 0:
+        perceptual_weight = 0.0 if "perceptual" in without else self.perceptual_weight
+        if gate > 0 and self.perceptual is not None and perceptual_weight > 0:
             terms["perceptual_loss"] = _slice_distance(
                 self.perceptual, image, reconstruction.image, positions
             )
-            total = total + self.perceptual_weight * terms["perceptual_loss"]
-        if gate > 0 and len(self.discriminators) > 0:
-            adversarial, feature = self._adversarial(image, reconstruction.image, positions)
+            total = total + perceptual_weight * terms["perceptual_loss"]
+        names = [name for name in self.discriminators if name not in without]
+        if gate > 0 and names:
+            adversarial, feature = self._adversarial(names, image, reconstruction.image, positions)
             terms["gen_loss"] = adversarial
             total = total + gate * adversarial
             if self.gan_feat_weight > 0:
@@ -85,10 +95,13 @@ class GeneratorObjective(nn.Module):
         x, y, z = (slice(margin, size - margin) for size in image.shape[2:])
         return (image[..., x, y, z].float() - reconstruction[..., x, y, z].float()).abs().mean()
 
-    def _adversarial(self, image: Tensor, reconstruction: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _adversarial(
+        self, names: Collection[str], image: Tensor, reconstruction: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Weighted hinge terms and unweighted feature matching, each summed over the discriminators."""
         adversarial = feature = torch.zeros((), device=image.device)
-        for name, discriminator in self.discriminators.items():
+        for name in names:
+            discriminator = self.discriminators[name]
             real_views = discriminator_views(image, positions, name)
             fake_views = discriminator_views(reconstruction, positions, name)
             for real, fake in zip(real_views, fake_views, strict=True):

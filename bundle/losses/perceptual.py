@@ -72,26 +72,43 @@ class SlicePerceptualLoss(nn.Module):
 
 def find_backbone(network: str, weights_path: str | Path | None = None) -> Path:
     """The backbone's file: `weights_path`, else torch's hub cache, else one download with a timeout."""
-    weights = BACKBONES[network]
-    name = weights.url.rsplit("/", 1)[1]
-    advice = (
+    found = cached_backbone(network, weights_path)
+    if found is not None:
+        return found
+    url = BACKBONES[network].url
+    cached = _cache_path(network)
+    logger.info("Downloading the LPIPS backbone %s to %s (once)", url, cached)
+    try:
+        _download(url, cached)
+    except (urllib.error.URLError, OSError) as error:
+        raise BackboneError(
+            f"{cached}: LPIPS backbone weights are missing ({error}); {_advice(network)}"
+        ) from error
+    return cached
+
+
+def cached_backbone(network: str, weights_path: str | Path | None = None) -> Path | None:
+    """The backbone's file, `weights_path` or else that in torch's hub cache; None if it is not there.
+
+    Raises:
+        BackboneError: if `weights_path` is given and there is no such file.
+    """
+    if weights_path is not None and not Path(weights_path).is_file():
+        raise BackboneError(f"{weights_path}: no such file with LPIPS backbone weights; {_advice(network)}")
+    path = _cache_path(network) if weights_path is None else Path(weights_path)
+    return path if path.is_file() else None
+
+
+def _cache_path(network: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / BACKBONES[network].url.rsplit("/", 1)[1]
+
+
+def _advice(network: str) -> str:
+    name = _cache_path(network).name
+    return (
         f"get torchvision's {name} on a machine with internet and pass --perceptual_weights_path FILE, "
         "or train without it: --perceptual_weight 0"
     )
-    if weights_path is not None:
-        if not Path(weights_path).is_file():
-            raise BackboneError(f"{weights_path}: no such file with LPIPS backbone weights; {advice}")
-        return Path(weights_path)
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / name
-    if not cached.is_file():
-        logger.info("Downloading the LPIPS backbone %s to %s (once)", weights.url, cached)
-        try:
-            _download(weights.url, cached)
-        except (urllib.error.URLError, OSError) as error:
-            raise BackboneError(
-                f"{cached}: LPIPS backbone weights are missing ({error}); {advice}"
-            ) from error
-    return cached
 
 
 def _download(url: str, path: Path) -> None:

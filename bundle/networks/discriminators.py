@@ -9,6 +9,8 @@ Paper: Isola et al. 2017, arXiv:1611.07004.
 from monai.networks.nets import PatchDiscriminator
 from torch import nn
 
+from bundle.networks.spectral import add_spectral_norm
+
 # below this many voxels per axis the last normalised feature map has a single element
 MIN_PATCH_SIZE = 24
 
@@ -38,15 +40,19 @@ def _settings(spatial_dims: int) -> dict:
     }
 
 
-def build_discriminators(image_gan_weight: float, video_gan_weight: float) -> nn.ModuleDict:
+def build_discriminators(
+    image_gan_weight: float, video_gan_weight: float, spectral_norm: bool = False
+) -> nn.ModuleDict:
     """The discriminators whose weight is above 0, named `image` (slices) and `video` (volumes), frozen.
 
     They stay frozen but for their own step (`DiscriminatorUpdate`), so that the generator's backward pass
-    neither computes nor leaves gradients in them.
+    neither computes nor leaves gradients in them. With `spectral_norm` their checkpoints hold other names.
     """
     discriminators = nn.ModuleDict()
     if image_gan_weight > 0:
         discriminators["image"] = SliceDiscriminator()
     if video_gan_weight > 0:
         discriminators["video"] = VolumeDiscriminator()
+    if spectral_norm:
+        add_spectral_norm(discriminators)
     return discriminators.requires_grad_(False)

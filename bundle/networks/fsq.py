@@ -70,6 +70,10 @@ class FSQ(nn.Module):
                 self._counts = counts if self._counts is None else self._counts + counts
             return Quantized(self._codes(rounded), latent.new_zeros((), dtype=torch.float32), indices)
 
+    def discard(self) -> None:
+        """Forgets the counts since the last update: the iteration is skipped or repeated."""
+        self._counts = self.last_counts = self.last_restarts = None
+
     @torch.no_grad()
     def update(self, restart: bool = True) -> None:
         """Hands over the counts of this iteration's micro-batches and all ranks; nothing is learned here.

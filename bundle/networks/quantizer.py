@@ -162,6 +162,7 @@ class EMACodebook(nn.Module):
         """Takes the first codes from data: random vectors of `latent` (B, E, x, y, z), of all ranks together.
 
         With fewer vectors than codes they are repeated, with noise of 1 % of their spread to tell them apart.
+        Vectors that are not finite are not taken: the next batch is asked then.
         """
         vectors = self._vectors(latent)
         total = sum(counts_per_rank(vectors))
@@ -170,12 +171,19 @@ class EMACodebook(nn.Module):
             [torch.randperm(total, generator=generator) for _ in range(-(-self.num_embeddings // total))]
         )[: self.num_embeddings]
         codes = global_rows(vectors, picks)
+        if not bool(codes.isfinite().all()):  # the same codes, and so the same answer, on all ranks
+            return
         noise = torch.randn(codes.shape, generator=generator).to(codes) * codes.std(dim=0) * 0.01
         noise[:total] = 0
         self.embedding.copy_(codes + noise)
         self.cluster_size.fill_(total / self.num_embeddings)
         self.cluster_sum.copy_(self.embedding * self.cluster_size[:, None])
         self.initialized.fill_(True)
+
+    def discard(self) -> None:
+        """Forgets what `forward` collected since the last update: the iteration is skipped or repeated."""
+        self._pending.clear()
+        self.last_counts = self.last_restarts = None
 
     @torch.no_grad()
     def update(self, restart: bool = True) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bundle.engines.optimizers import build_optimizer, build_schedule, step_optimizer
+from bundle.engines.optimizers import PendingStep, build_optimizer, build_schedule
 
 
 def rates(total, warmup, final_ratio, steps):
@@ -16,7 +16,7 @@ def rates(total, warmup, final_ratio, steps):
     for _ in range(steps):
         network(torch.ones(1, 1)).sum().backward()
         used.append(optimizer.param_groups[0]["lr"] / 2.0)
-        step_optimizer(optimizer, schedule, None)
+        PendingStep("generator", optimizer, schedule).take()
     return used
 
 
@@ -49,6 +49,8 @@ def test_an_empty_network_has_neither_optimizer_nor_schedule():
 def test_gradients_are_clipped_by_their_common_norm(max_norm, expected):
     first, second = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
     first.grad, second.grad = torch.tensor([3.0]), torch.tensor([4.0])
-    step_optimizer(torch.optim.SGD([first, second], lr=1.0), None, max_norm)
+    step = PendingStep("generator", torch.optim.SGD([first, second], lr=1.0), None, max_norm)
+    step.take()
     moved = torch.cat([first, second]).detach()
     torch.testing.assert_close(moved, -expected * torch.tensor([0.6, 0.8]), rtol=1e-4, atol=0)
+    assert step.norm == 5.0

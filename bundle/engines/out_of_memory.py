@@ -1,0 +1,133 @@
+"""What happens when a training iteration runs out of memory: an end with advice, or smaller needs."""
+
+import gc
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from bundle.engines.advice import ADVICE
+from bundle.engines.settings import SettingsError
+from bundle.inferers.tile_size import is_out_of_memory
+from bundle.networks.distributed import is_distributed
+
+logger = logging.getLogger(__name__)
+
+POLICIES = ("stop", "degrade")
+
+
+class TrainingMemoryError(ValueError):
+    """A training iteration that does not fit into memory; the message says what to change."""
+
+
+class MemoryFallback:
+    """Repeats an iteration that ran out of memory with smaller needs, or ends the run with advice.
+
+    With `degrade` the micro-batch is halved down to 1, which changes no result; then the volume discriminator
+    and then LPIPS are left out, as if their weights were 0. Each step lasts for the rest of the run, resumed
+    or not. A repeated iteration sees the same batch and the same random numbers. Several ranks always stop:
+    one that repeats would leave the others waiting.
+
+    Args:
+        oom_policy: `stop` or `degrade`.
+        video_gan_weight: above 0, the volume discriminator can be left out.
+        perceptual_weight: above 0, LPIPS can be left out.
+        note_event: called with `kind` and details of each step, for `run.json`.
+
+    Attributes:
+        switched_off: what is left out, `video` and `perceptual`.
+    """
+
+    def __init__(
+        self,
+        oom_policy: str = "stop",
+        video_gan_weight: float = 0.0,
+        perceptual_weight: float = 0.0,
+        note_event: Callable[..., None] | None = None,
+    ) -> None:
+        if oom_policy not in POLICIES:
+            raise SettingsError(f"`oom_policy` must be one of {', '.join(POLICIES)}, got {oom_policy!r}")
+        self.oom_policy = oom_policy
+        weights = {"video": video_gan_weight, "perceptual": perceptual_weight}
+        self.can_switch_off = [name for name, weight in weights.items() if weight > 0]
+        self.note_event = note_event
+        self.halvings = 0
+        self.switched_off: list[str] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints: a resumed run stays as small as it was."""
+        return {"halvings": self.halvings, "switched_off": list(self.switched_off)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.halvings, self.switched_off = int(state["halvings"]), list(state["switched_off"])
+
+    def micro_batch_size(self, configured: int) -> int:
+        """Samples per forward pass after all halvings so far."""
+        return max(1, configured >> self.halvings)
+
+    def run(self, attempt: Callable[[], None], iteration: int, batch_size: int, configured: int) -> None:
+        """Calls `attempt` until it fits.
+
+        Args:
+            attempt: one iteration up to its gradients; when it is called again it starts from nothing.
+            iteration: its number, for the record.
+            batch_size: samples in it.
+            configured: the config's `micro_batch_size`.
+
+        Raises:
+            TrainingMemoryError: if it does not fit and may not or cannot become smaller.
+        """
+        random = self._random_state()
+        while not self._fits(attempt):
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self._restore(random)
+            self._degrade(iteration, min(batch_size, configured))
+
+    def _fits(self, attempt: Callable[[], None]) -> bool:
+        try:
+            attempt()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if self.oom_policy == "stop" or is_distributed():
+                raise TrainingMemoryError(self._advice(error)) from error
+            return False
+        return True
+
+    def _degrade(self, iteration: int, configured: int) -> None:
+        left = [name for name in self.can_switch_off if name not in self.switched_off]
+        if self.micro_batch_size(configured) > 1:
+            self.halvings += 1
+            step = f"micro-batch halved to {self.micro_batch_size(configured)} (same result)"
+        elif left:
+            self.switched_off.append(left[0])
+            named = {"video": "the volume discriminator", "perceptual": "LPIPS"}[left[0]]
+            step = f"{named} is left out from now on"
+        else:
+            raise TrainingMemoryError(
+                f"iteration {iteration} does not fit into memory with a micro-batch of 1 and nothing left to "
+                "leave out; lower `patch_size` or take a smaller `preset`"
+            )
+        logger.warning("Iteration %d ran out of memory: %s; it is repeated", iteration, step)
+        if self.note_event is not None:
+            self.note_event(kind="out_of_memory", iteration=iteration, step=step)
+
+    def _advice(self, error: BaseException) -> str:
+        why = " (several ranks cannot degrade)" if self.oom_policy == "degrade" else ""
+        return f"out of memory{why}: {ADVICE['out_of_memory'].change}. Torch says: {error}"
+
+    def _random_state(self) -> tuple[torch.Tensor, list[torch.Tensor]] | None:
+        if self.oom_policy == "stop":
+            return None
+        return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+    @staticmethod
+    def _restore(random: tuple[torch.Tensor, list[torch.Tensor]] | None) -> None:
+        if random is not None:
+            torch.set_rng_state(random[0])
+            if random[1]:
+                torch.cuda.set_rng_state_all(random[1])

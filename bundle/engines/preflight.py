@@ -1,0 +1,198 @@
+"""Checks before a run of what would fail later: each answers with one line, ok or what to do."""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from bundle.engines.advice import ADVICE
+from bundle.engines.memory import MIB, estimate_training_memory, memory_table
+from bundle.inferers.tile_size import free_bytes
+from bundle.losses.objective import GeneratorObjective
+from bundle.networks.vqgan import VQGAN
+
+logger = logging.getLogger(__name__)
+
+# last.pt, two before it, three best, and a new one beside them while it is written
+CHECKPOINT_FILES = 7
+# int16 voxels of a CT take about twice the size of its gzip
+STORE_PER_COMPRESSED_BYTE = 2
+
+
+class PreflightError(ValueError):
+    """A run that would fail later; the message is what to do about it."""
+
+
+class Check(NamedTuple):
+    """One answer: what was looked at, `ok`, `warning` or `error`, and what was found or what to do."""
+
+    name: str
+    level: str
+    told: str
+
+    def __str__(self) -> str:
+        return f"{self.level:<8}{self.name}: {self.told}"
+
+
+def check_start(
+    output_dir: str,
+    cache_dir: str,
+    cases: Mapping[str, Sequence[Mapping[str, Any]]],
+    network: VQGAN,
+    objective: GeneratorObjective,
+    device: torch.device | str,
+    amp: bool,
+    patch_size: Sequence[int],
+    batch_size: int,
+    micro_batch_size: int,
+    r1_gamma: float = 0.0,
+) -> list[Check]:
+    """All checks that need no more than a built run; nothing is written.
+
+    Args:
+        output_dir: of the run; need not exist.
+        cache_dir: of the patch store; need not exist.
+        cases: of `split_cases`.
+        network: the generator.
+        objective: with discriminators and LPIPS.
+        device: where training will run.
+        amp: whether bf16 is wanted.
+        patch_size: in voxels.
+        batch_size: patches per iteration.
+        micro_batch_size: patches at a time.
+        r1_gamma: of the R1 penalty.
+    """
+    device = torch.device(device)
+    half = amp and device.type == "cuda"
+    checks = [
+        check_data(cases),
+        check_writable(output_dir),
+        check_disk(output_dir, checkpoint_bytes(network, objective) * CHECKPOINT_FILES, "checkpoints"),
+        check_disk(cache_dir, store_bytes(cases, cache_dir), "patch store"),
+        check_device(device, amp),
+        check_ranks(device),
+    ]
+    if any(check.name == "device" and check.level == "error" for check in checks):
+        return checks
+    rows = estimate_training_memory(
+        network, objective, patch_size, micro_batch_size, batch_size, half, r1_gamma=r1_gamma
+    )
+    logger.info("Estimated peak memory of training:\n%s", memory_table(rows))
+    return [*checks, check_memory(sum(row.size for row in rows), free_bytes(device))]
+
+
+def require_start(**settings: Any) -> None:
+    """Logs every check of `check_start`, whose arguments it takes, and refuses a run that cannot work.
+
+    Raises:
+        PreflightError: with every error found.
+    """
+    refuse_errors(check_start(**settings))
+
+
+def refuse_errors(checks: Iterable[Check]) -> None:
+    """Logs the checks; errors end the run.
+
+    Raises:
+        PreflightError: with every error found.
+    """
+    errors = []
+    for check in checks:
+        level = logging.INFO if check.level == "ok" else logging.WARNING
+        logger.log(level, "Preflight: %s", check)
+        if check.level == "error":
+            errors.append(f"{check.name}: {check.told}")
+    if errors:
+        raise PreflightError("; ".join(errors))
+
+
+def check_data(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Check:
+    """Sizes of the split."""
+    counts = {
+        name: (len(part), len({case.get("patient", case["image"]) for case in part}))
+        for name, part in cases.items()
+    }
+    told = ", ".join(
+        f"{volumes} {name} volumes of {people} patients" for name, (volumes, people) in counts.items()
+    )
+    images = [{case["image"] for case in part} for part in cases.values()]
+    if len(images) > 1 and not images[0].isdisjoint(images[1]):
+        return Check("data", "warning", f"{told}: the same volumes on both sides; give at least two patients")
+    return Check("data", "ok", told)
+
+
+def check_writable(output_dir: str | Path) -> Check:
+    """Whether the folder, or the nearest one above it that exists, can be written."""
+    folder = _existing(Path(output_dir))
+    if not folder.is_dir():
+        return Check("output", "error", f"{folder}: is a file; give another --output_dir")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return Check("output", "error", f"{folder}: cannot be written; give another --output_dir")
+    return Check("output", "ok", f"{output_dir} can be written")
+
+
+def check_disk(folder: str | Path, needed: int, what: str) -> Check:
+    """Whether the disk has room for `needed` more bytes."""
+    free = shutil.disk_usage(_existing(Path(folder))).free
+    told = f"{folder}: about {needed / MIB:,.0f} MiB needed, {free / MIB:,.0f} MiB free"
+    if free < needed:
+        option = "--cache_dir" if what == "patch store" else "--output_dir"
+        return Check(f"disk for {what}", "error", f"{told}; make room or give another {option}")
+    return Check(f"disk for {what}", "ok", told)
+
+
+def check_device(device: torch.device, amp: bool) -> Check:
+    """Whether the device is there, and computes in bf16 where it shall."""
+    if device.type != "cuda":
+        advice = "; a GPU is about a hundred times as fast" if torch.cuda.is_available() else ""
+        return Check("device", "ok", f"{device}, float32{advice}")
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        return Check("device", "error", f"{device} is not there, torch sees {count} GPUs; give --device cpu")
+    if amp and not torch.cuda.is_bf16_supported():
+        return Check("device", "error", f"{device} does not compute in bf16; give --amp false")
+    return Check("device", "ok", f"{device}, {'bf16' if amp else 'float32'}")
+
+
+def check_ranks(device: torch.device) -> Check:
+    """Whether there is a GPU for each process on this machine that `torchrun` has started."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and ranks > max(1, count):
+        told = f"{ranks} processes for {count} GPUs; start `torchrun --nproc_per_node {count}`"
+        return Check("ranks", "error", told)
+    return Check("ranks", "ok", f"{ranks} on this machine")
+
+
+def check_memory(needed: int, free: int) -> Check:
+    """Whether the estimate fits; a warning only, since it is one."""
+    told = f"about {needed / MIB:,.0f} MiB needed, {free / MIB:,.0f} MiB free"
+    if needed > free:
+        return Check("memory", "warning", f"{told}; {ADVICE['out_of_memory'].change}")
+    return Check("memory", "ok", told)
+
+
+def checkpoint_bytes(network: torch.nn.Module, objective: GeneratorObjective) -> int:
+    """Size of one checkpoint: weights and Adam's two moments of both sides."""
+    tensors = [*network.state_dict().values(), *objective.discriminators.state_dict().values()]
+    return 3 * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def store_bytes(cases: Mapping[str, Sequence[Mapping[str, Any]]], cache_dir: str | Path) -> int:
+    """Roughly what a new patch store will take, from the sizes of the files; 0 if there is one already."""
+    if Path(cache_dir).is_dir() and any(Path(cache_dir).iterdir()):
+        return 0
+    paths = {Path(case["image"]) for part in cases.values() for case in part}
+    sizes = [path.stat().st_size for path in paths if path.is_file()]
+    return STORE_PER_COMPRESSED_BYTE * sum(sizes)
+
+
+def _existing(folder: Path) -> Path:
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder

@@ -1,0 +1,152 @@
+"""Each check can pass and can fail, and says what to do."""
+
+import os
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bundle.engines import preflight
+from bundle.engines.preflight import (
+    Check,
+    PreflightError,
+    check_data,
+    check_device,
+    check_disk,
+    check_memory,
+    check_ranks,
+    check_start,
+    check_writable,
+    refuse_errors,
+    store_bytes,
+)
+from bundle.losses.objective import GeneratorObjective
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
+
+
+def volumes(*names):
+    return [{"image": f"{name}.nii.gz", "patient": name} for name in names]
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Pretends that torch sees so many GPUs."""
+
+    def pretend(count: int, bf16: bool = True) -> None:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+
+    return pretend
+
+
+def test_data_passes_with_its_split_and_warns_of_volumes_on_both_sides():
+    split = {"training": volumes("a", "b", "c"), "validation": volumes("d")}
+    told = "3 training volumes of 3 patients, 1 validation volumes of 1 patients"
+    assert check_data(split) == Check("data", "ok", told)
+
+    shared = check_data({"training": volumes("a"), "validation": volumes("a")})
+    assert shared.level == "warning" and "at least two patients" in shared.told
+
+
+def test_an_output_folder_passes_below_a_writable_one_and_fails_below_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert check_writable(tmp_path / "new" / "run").level == "ok"
+    assert not (tmp_path / "new").exists()
+    assert check_writable(tmp_path / "file" / "run").told.endswith("is a file; give another --output_dir")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_output_folder_below_one_that_is_locked_fails(tmp_path):
+    tmp_path.chmod(0o500)
+    assert check_writable(tmp_path / "run").level == "error"
+
+
+def test_a_disk_passes_with_room_and_fails_without(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    assert check_disk(tmp_path / "run", 1, "checkpoints").level == "ok"
+    full = check_disk(tmp_path / "run", free * 2, "checkpoints")
+    assert full.level == "error" and "give another --output_dir" in full.told
+    assert "give another --cache_dir" in check_disk(tmp_path, free * 2, "patch store").told
+
+
+def test_a_device_passes_if_it_is_there_and_computes_in_the_wanted_precision(gpus):
+    gpus(0)
+    assert check_device(CPU, amp=True).level == "ok"
+    assert "--device cpu" in check_device(GPU, amp=True).told
+    gpus(1)
+    assert check_device(GPU, amp=True) == Check("device", "ok", "cuda:0, bf16")
+    assert check_device(torch.device("cuda:1"), amp=True).level == "error"
+    gpus(1, bf16=False)
+    assert "--amp false" in check_device(GPU, amp=True).told
+    assert check_device(GPU, amp=False).level == "ok"
+
+
+def test_ranks_pass_with_a_gpu_each_and_fail_with_fewer(gpus, monkeypatch):
+    gpus(2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert check_ranks(GPU).level == "ok"
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert check_ranks(GPU).told == "4 processes for 2 GPUs; start `torchrun --nproc_per_node 2`"
+    assert check_ranks(CPU).level == "ok"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # two machines
+    assert check_ranks(GPU).level == "ok"
+
+
+def test_memory_passes_if_the_estimate_fits_and_warns_with_advice_if_not():
+    assert check_memory(2**30, 2**31).level == "ok"
+    tight = check_memory(2**31, 2**30)
+    assert tight.level == "warning" and "--micro_batch_size 1" in tight.told
+
+
+def test_a_store_that_exists_needs_no_more_room(tmp_path):
+    (tmp_path / "a.nii.gz").write_bytes(b"0" * 100)
+    cases = {"training": [{"image": str(tmp_path / "a.nii.gz")}], "validation": []}
+    assert store_bytes(cases, tmp_path / "cache") == 200
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "volume").write_text("")
+    assert store_bytes(cases, tmp_path / "cache") == 0
+
+
+def test_errors_are_told_together_and_warnings_do_not_end_the_run(caplog):
+    refuse_errors([Check("a", "ok", "fine"), Check("b", "warning", "tight")])
+    with pytest.raises(PreflightError, match="c: too small; d: too big"):
+        refuse_errors([Check("c", "error", "too small"), Check("d", "error", "too big")])
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
+
+
+def test_a_run_is_checked_whole_without_leaving_a_trace(tiny_vqgan, tmp_path, monkeypatch):
+    checks = check_start(
+        output_dir=str(tmp_path / "run"),
+        cache_dir=str(tmp_path / "cache"),
+        cases={"training": volumes("a"), "validation": volumes("b")},
+        network=tiny_vqgan(),
+        objective=GeneratorObjective(1.0, 0.25),
+        device="cpu",
+        amp=True,
+        patch_size=(24, 24, 24),
+        batch_size=2,
+        micro_batch_size=1,
+    )
+    assert {check.level for check in checks} == {"ok"}
+    assert [check.name for check in checks] == [
+        "data", "output", "disk for checkpoints", "disk for patch store", "device", "ranks", "memory",
+    ]  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_of_a_device_that_is_not_there_is_not_asked_for(gpus, tiny_vqgan, tmp_path):
+    gpus(0)
+    settings = SimpleNamespace(patch_size=(24, 24, 24), batch_size=1, micro_batch_size=1)
+    checks = check_start(
+        str(tmp_path), str(tmp_path), {"training": []}, tiny_vqgan(), GeneratorObjective(1.0, 0.25), "cuda:0",
+        True, **vars(settings),
+    )  # fmt: skip
+    assert [check.name for check in checks if check.level == "error"] == ["device"]
+    assert "memory" not in [check.name for check in checks]
+
+
+def test_the_module_offers_a_line_per_check():
+    assert str(preflight.Check("data", "ok", "found")) == "ok      data: found"
