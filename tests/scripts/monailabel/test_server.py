@@ -1,0 +1,249 @@
+"""The bundle's own MONAI Label app in a real server: requests as a client sends them."""
+
+import gzip
+import importlib.util
+import json
+import shutil
+import struct
+import subprocess
+import sys
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("monailabel") is None, reason="needs MONAI Label: make test-label"
+)
+CASES = ("oblique", "straight")
+TINY = {"max_epochs": 1, "epoch_length": 2, "patch_size": [24, 24, 24], "num_workers": 0, "val_split": 0.5}
+GEOMETRY = ("sform_code", "qform_code", "pixdim", "xyzt_units", "srow_x", "srow_y", "srow_z", "quatern_b")
+
+
+@pytest.fixture(scope="module")
+def clone(copy_bundle):
+    """With a shorter-named file of other weights, which Label itself would load."""
+    folder = copy_bundle("own_app")
+    state = torch.load(folder / "models" / "model.pt", weights_only=True)
+    state["model"] = {name: torch.zeros_like(tensor) for name, tensor in state["model"].items()}
+    torch.save(state, folder / "models" / "a.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def studies(make_studies):
+    return make_studies("own_studies")
+
+
+@pytest.fixture(scope="module")
+def server(clone, studies, reference, start_server):
+    app = clone / "scripts" / "monailabel"
+    return start_server(clone, app, studies, "--conf", "train_configs", "smoke")
+
+
+def volume(content: bytes, path) -> nib.Nifti1Image:
+    path.write_bytes(content)
+    return nib.load(path)
+
+
+def detail(answer) -> str:
+    return answer.json()["detail"]
+
+
+def test_info_tells_an_image_to_image_model_and_a_trainer(server):
+    info = server.get("/info/").json()
+
+    model = info["models"]["ctpa_vqgan"]
+    assert (model["type"], model["dimension"], model["labels"]) == ("others", 3, {"image": 0})
+    assert model["version"] == info["version"]
+    assert model["config"]["model_filename"] == ["model.pt"]
+    assert info["trainers"]["ctpa_vqgan"]["config"]["epoch_length"] == 138  # of smoke.yaml
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_reconstruction_equals_that_of_monai_bundle_run_voxel_by_voxel(server, reference, tmp_path, case):
+    answer = server.infer(case)
+
+    assert answer.status_code == 200, answer.text
+    served = volume(answer.content, tmp_path / "served.nii.gz")
+    expected = nib.load(reference / f"{case}_recon.nii.gz")
+    assert served.get_data_dtype() == np.int16
+    assert np.ptp(served.dataobj) > 50
+    np.testing.assert_array_equal(served.dataobj, expected.dataobj)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_geometry_is_that_of_the_input_to_the_last_bit(server, studies, tmp_path, case):
+    served = volume(server.infer(case).content, tmp_path / "served.nii.gz")
+    image = nib.load(studies / f"{case}.nii.gz")
+
+    assert (served.affine == image.affine).all()
+    assert [name for name in GEOMETRY if (served.header[name] != image.header[name]).any()] == []
+
+
+def test_an_uploaded_file_gives_the_same_and_leaves_no_copy(server, studies, reference, tmp_path):
+    answer = server.infer(upload=studies / "oblique.nii.gz", params='{"result_extension": ".nii"}')
+
+    served = volume(answer.content, tmp_path / "served.nii")
+    expected = nib.load(reference / "oblique_recon.nii.gz")
+    np.testing.assert_array_equal(served.dataobj, expected.dataobj)
+    wait_until_empty(server.uploads)
+
+
+def wait_until_empty(folder) -> None:
+    """Label removes its files after the answer."""
+    deadline = time.monotonic() + 10
+    while any(folder.glob("*.nii*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert list(folder.glob("*.nii*")) == []
+
+
+def test_without_a_choice_of_output_both_the_volume_and_its_parameters_come_back(server):
+    answer = server.infer("straight", output="all")
+
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("multipart/form-data")
+    assert b'"latencies"' in answer.content
+
+
+def lying_header() -> bytes:
+    """A NIfTI header that declares 30000 x 30000 x 30000 voxels, and 1 kB behind it."""
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    header.set_sform(np.eye(4), code=1)
+    block = bytearray(header.binaryblock)
+    block[40:56] = struct.pack("<8h", 3, 30000, 30000, 30000, 1, 1, 1, 1)
+    block[344:348] = b"n+1\0"
+    return gzip.compress(bytes(block) + bytes(1024))
+
+
+BAD_FILES = {
+    "text.nii.gz": (b"no volume at all", "is not a readable NIfTI file"),
+    "empty.nii.gz": (b"", "is not a readable NIfTI file"),
+    "empty.nii": (b"", "is not a readable NIfTI file"),
+    "huge.nii.gz": (lying_header(), "can hold; convert the scan again"),
+    "picture.png": (b"\x89PNG\r\n\x1a\n", ".png: is not a"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_upload_is_answered_by_its_fault_and_the_server_stays_up(server, tmp_path, name):
+    content, message = BAD_FILES[name]
+    (tmp_path / name).write_bytes(content)
+
+    answer = server.infer(upload=tmp_path / name)
+
+    assert answer.status_code == 422
+    assert message in detail(answer)
+    assert server.get("/info/").status_code == 200
+    assert list(server.uploads.glob(f"tmp*{name[name.index('.') :]}")) == []
+
+
+@pytest.mark.parametrize(
+    ("request_words", "code", "message"),
+    [
+        ({"image": "nobody"}, 404, "`image` must be an id of the datastore, got 'nobody'"),
+        ({"image": "straight", "model": "other"}, 404, "`model` must be ctpa_vqgan, got other"),
+        ({}, 500, "Neither Image nor File"),
+        ({"image": "straight", "params": '{"result_extension": ".mha"}'}, 422, "must be .nii or .nii.gz"),
+    ],
+)
+def test_a_request_that_cannot_be_served_is_told_why(server, request_words, code, message):
+    answer = server.infer(**request_words)
+
+    assert answer.status_code == code
+    assert message in detail(answer)
+    assert server.get("/info/").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epoch_lenth": 3}, "did you mean `epoch_length`?"),
+        ({"val_split": 0}, "`val_split` must lie between 0 and 1, got 0"),
+        (TINY | {"patch_size": [25, 24, 24]}, "`patch_size` must"),
+        (TINY | {"hu_min": -500}, "--hu_min -1000"),
+    ],
+)
+def test_a_training_round_that_cannot_run_is_told_why(server, clone, settings, message):
+    before = (clone / "models" / "model.pt").read_bytes()
+
+    answer = server.train(**settings)
+
+    assert answer.status_code == 422
+    assert message in detail(answer)
+    assert (clone / "models" / "model.pt").read_bytes() == before
+
+
+def test_a_foreign_model_is_refused_and_never_served_by_random_weights(server, clone):
+    model, kept = clone / "models" / "model.pt", clone / "kept.pt"
+    shutil.copyfile(model, kept)
+    torch.save({"generator": torch.load(kept, weights_only=True)["model"]}, clone / "foreign.pt")
+    (clone / "foreign.pt").replace(model)
+    try:
+        answer = server.infer("straight")
+        models = server.get("/info/").json()["models"]
+    finally:
+        kept.replace(model)
+
+    assert answer.status_code == 409
+    assert "not a checkpoint of this project" in detail(answer)
+    assert models == {}
+    assert server.infer("straight").status_code == 200
+
+
+def test_a_training_round_installs_its_result_which_serves_the_next_request(
+    server, clone, studies, run_bundle, tmp_path
+):
+    before = (clone / "models" / "model.pt").read_bytes()
+
+    task = server.train(synchronous=False, **TINY)
+    while (status := server.get("/train/").json())["status"] in ("SUBMITTED", "RUNNING"):
+        time.sleep(0.5)
+
+    assert (task.status_code, status["status"]) == (200, "DONE"), status["details"]
+    (run,) = (clone / "outputs" / "monailabel").glob("*/run.json")
+    assert json.loads(run.read_text(encoding="utf-8"))["status"] == "finished"
+    installed = torch.load(clone / "models" / "model.pt", weights_only=True)["model"]
+    trained = torch.load(run.parent / "checkpoints" / "best_1.pt", weights_only=True)["model"]
+    assert all(torch.equal(installed[name], trained[name]) for name in trained)
+    assert (clone / "models" / "model_before_training.pt").read_bytes() == before
+    assert (clone / "models" / "model.pt").read_bytes() != before
+    run_bundle(clone, studies / "straight.nii.gz", tmp_path / "out")
+    served = volume(server.infer("straight").content, tmp_path / "served.nii.gz")
+    expected = nib.load(tmp_path / "out" / "straight_recon.nii.gz")
+    np.testing.assert_array_equal(served.dataobj, expected.dataobj)
+
+
+FOREIGN_PACKAGE = """
+import sys, types
+for name in ("transforms", "bundle", "transforms.load"):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__file__ = "/other/" + name + "/__init__.py"
+from monailabel.utils.others.class_utils import module_from_file
+main = module_from_file("main", sys.argv[1])
+from pydoc import locate
+files = [sys.modules[locate(name).__module__].__file__ for name in sys.argv[2:]]
+print("FOUND", all(str(main.BUNDLE_ROOT) in file for file in files))
+"""
+
+
+def test_another_bundle_with_packages_of_the_same_names_does_not_lend_its_code(clone):
+    targets = ("transforms.load.LoadImageCTPAd", "bundle.networks.vqgan.build_vqgan")
+    words = [
+        *(sys.executable, "-W", "ignore", "-c", FOREIGN_PACKAGE),
+        str(clone / "scripts" / "monailabel" / "main.py"),
+    ]
+
+    done = subprocess.run([*words, *targets], cwd=clone.parent, capture_output=True, text=True, timeout=120)
+
+    assert "FOUND True" in done.stdout, done.stderr[-2000:]
+
+
+def test_sigterm_ends_the_server_and_leaves_no_process(server):
+    server.stop()
+
+    assert server.process.returncode is not None
+    assert not server.has_processes
