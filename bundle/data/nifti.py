@@ -17,6 +17,7 @@ import numpy as np
 from monai.config import PathLike
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from zlib_ng import zlib_ng
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,10 @@ CHUNK_BYTES = 1 << 22
 MAX_GZIP_RATIO = 1032
 # Cosine between two axes: what rounding of cosines to six digits leaves.
 SHEAR_TOLERANCE = 1e-4
-UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error, struct.error)
+UNREADABLE = (
+    *(ImageFileError, HeaderDataError, OSError, EOFError, ValueError, struct.error),
+    *(zlib.error, zlib_ng.error),
+)
 
 
 class VolumeError(ValueError):

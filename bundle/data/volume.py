@@ -1,7 +1,6 @@
 """Reads one CT volume, NIfTI or DICOM: checked, in HU, without a copy larger than the volume itself."""
 
-import gzip
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import numpy as np
 from monai.config import PathLike
 from monai.data import ImageReader, is_supported_format
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
+from zlib_ng import gzip_ng
 
 from bundle.data.dicom_volume import read_series
 from bundle.data.header import SUFFIXES, VolumeError, is_series
@@ -30,7 +30,7 @@ class Volume(NamedTuple):
     header: nib.Nifti1Header
 
 
-def read_volume(path: PathLike) -> Volume:
+def read_volume(path: PathLike, on_slices: Callable[[np.ndarray, int], object] | None = None) -> Volume:
     """Reads one CT volume.
 
     Voxels are read and converted in slabs of a few MB: a float64 or scaled file never needs a float64 copy.
@@ -38,6 +38,8 @@ def read_volume(path: PathLike) -> Volume:
     Args:
         path: .nii or .nii.gz file with one volume of real numbers, whose leading and trailing axes of 1 go;
             or a folder that holds one DICOM series, or any file of a series.
+        on_slices: called while a NIfTI file is being read, with the voxels and how many slices of them are
+            there, so that somebody else can go on with these; what is wrong with the file may show later.
 
     Returns:
         voxels in HU, affine and header.
@@ -51,7 +53,9 @@ def read_volume(path: PathLike) -> Volume:
         return Volume(*read_series(path))
     image = open_image(path)
     try:
-        voxels, n_not_finite = _read_voxels(path, image.dataobj, spatial_shape(image.shape))
+        voxels, n_not_finite = _read_voxels(
+            path, image.dataobj, spatial_shape(image.shape), on_slices or (lambda voxels, n_slices: None)
+        )
     except UNREADABLE as error:
         raise VolumeError(f"{path}: is truncated or damaged ({error}); copy or convert it again") from error
     if n_not_finite:
@@ -102,7 +106,9 @@ def _c_order(voxels: np.ndarray, block: int = 32) -> np.ndarray:
     return copy
 
 
-def _read_voxels(path: Path, proxy: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
+def _read_voxels(
+    path: Path, proxy: Any, shape: tuple[int, ...], on_slices: Callable[[np.ndarray, int], object]
+) -> tuple[np.ndarray, int]:
     """Voxels in HU, Fortran order, and how many of them are NaN or infinite."""
     size_x, size_y, size_z = shape
     slab_z = max(1, CHUNK_BYTES // (size_x * size_y * proxy.dtype.itemsize))
@@ -110,7 +116,7 @@ def _read_voxels(path: Path, proxy: Any, shape: tuple[int, ...]) -> tuple[np.nda
     is_direct = voxels.dtype == proxy.dtype and (proxy.slope, proxy.inter) == (1, 0)
     buffer = np.empty((size_x, size_y, 0 if is_direct else slab_z), proxy.dtype, order="F")
     n_not_finite = 0
-    with gzip.open(path) if is_gzip(path) else path.open("rb") as file:
+    with gzip_ng.open(path) if is_gzip(path) else path.open("rb") as file:
         file.seek(proxy.offset)
         for z in range(0, size_z, slab_z):
             slab = voxels[..., z : z + slab_z]
@@ -123,6 +129,7 @@ def _read_voxels(path: Path, proxy: Any, shape: tuple[int, ...]) -> tuple[np.nda
                 voxels[..., z : z + slab_z] = slab_hu
             if slab_hu.dtype.kind == "f":
                 n_not_finite += int(np.count_nonzero(~np.isfinite(slab_hu)))
+            on_slices(voxels, z + slab.shape[2])
         while file.read(CHUNK_BYTES):  # gzip compares its checksum at the end only
             pass
     return voxels, n_not_finite

@@ -1,4 +1,3 @@
-import json
 import logging
 import multiprocessing
 import os
@@ -12,6 +11,7 @@ import pytest
 
 from bundle.data.store import PatchStore, StoreError
 from bundle.data.volume import VolumeError
+from bundle.data.volume_file import read_layout
 
 VOXELS = np.random.default_rng(0).integers(-2048, 3072, (20, 18, 40)).astype(np.int16)
 
@@ -42,7 +42,7 @@ def test_a_map_holds_the_voxels_in_ras_order(save_nifti, store, diagonal, axes):
     expected = nib.as_closest_canonical(nib.load(path))
     np.testing.assert_array_equal(volume.read(), np.asanyarray(expected.dataobj))
     np.testing.assert_allclose(volume.spacing_mm, expected.header.get_zooms(), rtol=1e-6)
-    record = json.loads(volume.path.with_suffix(".json").read_text())
+    record = read_layout(volume.path).record
     np.testing.assert_allclose(record["affine"], expected.affine)
     assert (record["minimum"], record["maximum"]) == (VOXELS.min(), VOXELS.max())
     assert volume.case == case_of(path) and volume.shape == expected.shape
@@ -63,6 +63,7 @@ def test_nothing_of_the_sources_path_is_written(save_nifti, store):
     (volume,) = store.prepare([case_of(path)])
 
     assert "Name" not in volume.path.name + volume.path.with_suffix(".json").read_text()
+    assert b"Name" not in volume.path.read_bytes()
     assert volume.name == "ct"
 
 
@@ -92,15 +93,21 @@ def test_a_changed_source_gets_a_new_map(save_nifti, store):
 
 
 DAMAGES = {
-    "truncated map": lambda volume: os.truncate(volume.path, 1000),
-    "empty map": lambda volume: os.truncate(volume.path, 0),
-    "missing map": lambda volume: volume.path.unlink(),
-    "another map": lambda volume: np.save(volume.path, np.zeros((2, 2, 2), np.int16)),
-    "truncated record": lambda volume: os.truncate(volume.path.with_suffix(".json"), 50),
-    "empty record": lambda volume: volume.path.with_suffix(".json").write_text("{}"),
-    "another record": lambda volume: volume.path.with_suffix(".json").write_text("[1]"),
-    "missing record": lambda volume: volume.path.with_suffix(".json").unlink(),
+    "truncated": lambda volume: os.truncate(volume.path, 1000),
+    "without its last byte": lambda volume: os.truncate(volume.path, volume.path.stat().st_size - 1),
+    "empty": lambda volume: os.truncate(volume.path, 0),
+    "missing": lambda volume: volume.path.unlink(),
+    "another file": lambda volume: volume.path.write_bytes(b"1" * 5000),
+    "wrong record": lambda volume: flip(volume.path, -100),
+    "missing counts": lambda volume: volume.path.with_suffix(".json").unlink(),
+    "wrong counts": lambda volume: volume.path.with_suffix(".json").write_text("[1]"),
 }
+
+
+def flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 0xFF
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -209,6 +216,8 @@ def test_a_cache_folder_that_is_a_file_is_refused(save_nifti, tmp_path):
 def test_a_disk_that_is_too_small_is_refused_before_it_is_full(save_nifti, store, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
 
-    with pytest.raises(StoreError, match=r"0\.0 GB are needed for 1 volumes, 0\.0 GB are free; set another"):
+    with pytest.raises(
+        StoreError, match=r"about 0\.0 GB are needed for 1 volumes, 0\.0 GB are free; set another"
+    ):
         store.prepare([case_of(save_nifti(VOXELS))])
     assert maps(store) == []

@@ -1,0 +1,48 @@
+"""Writes a stored volume back as the NIfTI file that it could have come from."""
+
+import base64
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from bundle.data.volume_file import Layout, read_box, read_layout
+from bundle.data.writer import CTWriter
+
+
+def export_volume(path: Path, output: Path) -> None:
+    """Writes a stored volume as int16 NIfTI in the axes and with the geometry of its source.
+
+    Voxels equal the source's in HU, rounded to whole HU where the source held fractions.
+
+    Args:
+        path: file of the store.
+        output: .nii or .nii.gz file to write.
+
+    Raises:
+        StoreError: if the file is damaged.
+        VolumeError: if `output` has another suffix.
+    """
+    layout = read_layout(path)
+    voxels = read_box(
+        path, layout, (0, 0, 0), layout.shape, f"its source {layout.record['source_sha256'][:16]}"
+    )
+    ras = np.array([[0, 1], [1, 1], [2, 1]])
+    back = nib.orientations.ornt_transform(ras, np.array(layout.record["orientation"]))
+    writer = CTWriter()
+    writer.set_data_array(nib.apply_orientation(voxels, back), channel_dim=None)
+    writer.header = _export_header(layout)
+    writer.write(output, verbose=False)
+
+
+def _export_header(layout: Layout) -> nib.Nifti1Header:
+    record = layout.record
+    header_class = nib.Nifti2Header if record["source_header_class"] == "Nifti2Header" else nib.Nifti1Header
+    header = header_class(base64.b64decode(record["source_header"]), endianness=record["source_byte_order"])
+    header = header.as_byteswapped("<")
+    header.set_data_dtype(np.int16)
+    header.set_data_shape(record["source_shape"])
+    header.set_slope_inter(1, 0)
+    header["magic"] = header.single_magic
+    header["vox_offset"] = header.single_vox_offset
+    return header

@@ -1,0 +1,227 @@
+"""The file of one stored volume: int16 HU in compressed cubes, each with its own checksum.
+
+    cubes | body map | contrast points | index of the cubes | record (JSON) | trailer
+
+A cube is 64^3 voxels in C order, packed by blosc2 (LZ4 after bitshuffle; docs/data-store.md has the table).
+Its checksum is compared before blosc2 sees it: blosc2, given a few wrong bytes, often returns wrong voxels
+without a word. The trailer is written last, so a file without it is no file.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import blosc2
+import numpy as np
+from zlib_ng import zlib_ng
+
+SUFFIX = ".ctpa"
+# Part of the trailer and of every key: another format makes the next run build its files anew.
+MAGIC = b"CTPA_HU2"
+CUBE = 64
+CUBE_BYTES = 2 * CUBE**3
+TRAILER = struct.Struct("<QII8s")
+INDEX_ENTRY = np.dtype([("offset", "<u8"), ("length", "<u4"), ("checksum", "<u4")])
+MAX_RECORD_BYTES = 1 << 20
+PACKING: dict[str, Any] = {
+    "codec": blosc2.Codec.LZ4,
+    "clevel": 1,
+    "filters": [blosc2.Filter.BITSHUFFLE],
+    "filters_meta": [0],
+    "typesize": 2,
+    "blocksize": CUBE_BYTES // 8,  # what fits a core's second cache together with its packed form
+    # one thread: a pool of threads would not survive the fork that makes a data loading process
+    "nthreads": 1,
+}
+
+
+class StoreError(ValueError):
+    """A store, or one of its files, that cannot be used; the message names it."""
+
+
+class Layout(NamedTuple):
+    """What a file says of itself, its checksums compared.
+
+    Attributes:
+        record: figures of the volume; `shape` is (X, Y, Z).
+        index: where each cube lies, (X, Y, Z) in cubes, of `INDEX_ENTRY`.
+    """
+
+    record: dict[str, Any]
+    index: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(X, Y, Z) in voxels."""
+        x, y, z = self.record["shape"]
+        return x, y, z
+
+
+class Writer:
+    """Writes one file from bottom to top in slabs of `CUBE` slices.
+
+    Args:
+        file: new file, open for writing.
+        shape: (X, Y, Z) in voxels.
+    """
+
+    def __init__(self, file: BinaryIO, shape: Sequence[int]) -> None:
+        self.file = file
+        self.shape = tuple(int(length) for length in shape)
+        self.index = np.zeros(cubes_along(self.shape), INDEX_ENTRY)
+
+    def write_slab(self, number: int, slab: np.ndarray) -> None:
+        """Packs the slices from `number * CUBE` on.
+
+        Args:
+            number: of the slab, in any order.
+            slab: (X, Y, up to CUBE) int16 in HU; the last cubes are filled up with 0.
+        """
+        n_x, n_y, _ = self.index.shape
+        cubes = np.zeros((n_x, n_y, CUBE, CUBE, CUBE), np.int16)
+        for x, y in np.ndindex(n_x, n_y):
+            part = slab[x * CUBE : (x + 1) * CUBE, y * CUBE : (y + 1) * CUBE]
+            cubes[x, y][tuple(map(slice, part.shape))] = part
+        packed = blosc2.SChunk(chunksize=CUBE_BYTES, data=cubes, cparams=PACKING)
+        for place in range(n_x * n_y):
+            self.index[place // n_y, place % n_y, number] = self._append(packed.get_chunk(place))
+
+    def finish(self, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes small arrays, the index, the record and the trailer."""
+        sections = {name: self._section(array) for name, array in arrays.items()}
+        own = {"shape": self.shape, "sections": sections, "index": self._append(self.index.tobytes())}
+        text = json.dumps({**record, **own}).encode()
+        offset, length, checksum = self._append(text)
+        self.file.write(TRAILER.pack(offset, length, checksum, MAGIC))
+
+    def _section(self, array: np.ndarray) -> dict[str, Any]:
+        dtype = array.dtype.newbyteorder("<").str
+        return {"place": self._append(array.tobytes()), "shape": array.shape, "dtype": dtype}
+
+    def _append(self, data: bytes) -> tuple[int, int, int]:
+        offset = self.file.tell()
+        self.file.write(data)
+        return offset, len(data), zlib_ng.crc32(data)
+
+
+def read_layout(path: Path) -> Layout:
+    """Reads and checks record and index, a few kB.
+
+    Raises:
+        StoreError: if the file is missing, unfinished, of another format or damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            return _layout(file)
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise StoreError(
+            f"{path}: is missing, unfinished or damaged ({error}); delete it and prepare again"
+        ) from error
+
+
+def read_section(path: Path, layout: Layout, name: str) -> np.ndarray:
+    """Reads one of the small arrays.
+
+    Raises:
+        StoreError: if it is damaged.
+    """
+    try:
+        section = layout.record["sections"][name]
+        with path.open("rb") as file:
+            data = _checked(file, section["place"])
+        return np.frombuffer(data, section["dtype"]).reshape(section["shape"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path}: its {name} is damaged ({error}); delete it and prepare again") from error
+
+
+def read_box(
+    path: Path, layout: Layout, start: Sequence[int], stop: Sequence[int], source: str
+) -> np.ndarray:
+    """Unpacks the cubes that a box touches.
+
+    Args:
+        path: the file.
+        layout: of `read_layout`.
+        start: first voxel along X, Y, Z, inside the volume.
+        stop: voxel after the last, inside the volume.
+        source: what the volume was made from, for the message.
+
+    Returns:
+        (X, Y, Z) int16 in HU, C order.
+
+    Raises:
+        StoreError: if a cube is damaged.
+    """
+    box = np.empty([last - first for first, last in zip(start, stop, strict=True)], np.int16)
+    cube = np.empty((CUBE,) * 3, np.int16)
+    ranges = [range(first // CUBE, -(-last // CUBE)) for first, last in zip(start, stop, strict=True)]
+    try:
+        with path.open("rb", buffering=0) as file:
+            for place in _places(ranges):
+                _unpack(_checked(file, layout.index[place].item()), cube)
+                inside, within = _overlap(place, start, stop)
+                box[within] = cube[inside]
+    except (OSError, ValueError, RuntimeError) as error:
+        raise StoreError(
+            f"{path}: is damaged ({error}); delete it and prepare its source again, {source}"
+        ) from error
+    return box
+
+
+def cubes_along(shape: Sequence[int]) -> tuple[int, ...]:
+    """How many cubes a volume has along X, Y, Z."""
+    return tuple(-(-int(length) // CUBE) for length in shape)
+
+
+def _layout(file: BinaryIO) -> Layout:
+    size = file.seek(0, os.SEEK_END)
+    if size < TRAILER.size:
+        raise ValueError("it ends too early")
+    file.seek(size - TRAILER.size)
+    *place, magic = TRAILER.unpack(file.read(TRAILER.size))
+    if magic != MAGIC or place[1] > MAX_RECORD_BYTES:
+        raise ValueError("it has no end mark of this format")
+    record = json.loads(_checked(file, place))
+    n_cubes = cubes_along(record["shape"])
+    if len(n_cubes) != 3 or record["index"][1] != INDEX_ENTRY.itemsize * int(np.prod(n_cubes)):
+        raise ValueError("its index does not fit its shape")
+    return Layout(record, np.frombuffer(_checked(file, record["index"]), INDEX_ENTRY).reshape(n_cubes))
+
+
+def _checked(file: BinaryIO, place: Sequence[int]) -> bytes:
+    """Bytes whose checksum is right; reads no more than the file holds, whatever a damaged index says."""
+    offset, length, checksum = place
+    if offset + length > os.fstat(file.fileno()).st_size:
+        raise ValueError(f"bytes {offset} to {offset + length} lie past its end")
+    file.seek(offset)
+    data = file.read(length)
+    if zlib_ng.crc32(data) != checksum:
+        raise ValueError(f"wrong checksum of bytes {offset} to {offset + length}")
+    return data
+
+
+def _unpack(data: bytes, cube: np.ndarray) -> None:
+    n_bytes, _, n_packed = struct.unpack_from("<III", data, 4)
+    if n_bytes != CUBE_BYTES or n_packed != len(data):
+        raise ValueError("a cube of another size")
+    blosc2.decompress2(data, dst=cube, nthreads=1)
+
+
+def _places(ranges: Sequence[range]) -> Iterable[tuple[int, int, int]]:
+    return ((x, y, z) for z in ranges[2] for y in ranges[1] for x in ranges[0])
+
+
+def _overlap(
+    place: Sequence[int], start: Sequence[int], stop: Sequence[int]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """The part of a cube that a box wants, and where it goes in the box."""
+    inside, within = [], []
+    for number, first, last in zip(place, start, stop, strict=True):
+        origin = number * CUBE
+        low, high = max(first, origin), min(last, origin + CUBE)
+        inside.append(slice(low - origin, high - origin))
+        within.append(slice(low - first, high - first))
+    return tuple(inside), tuple(within)
