@@ -1,9 +1,12 @@
-"""What every test may use: seeds, and a generator small enough for two cores."""
+"""What every test may use: seeds, a generator small enough for two cores, and DICOM series."""
 
 import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
 from bundle.networks.quantizer import EMACodebook
@@ -29,3 +32,65 @@ def tiny_vqgan():
         return network.eval()
 
     return make
+
+
+OBLIQUE = (0.8, 0.6, 0.0, -0.48, 0.64, 0.6)  # row and column cosines
+
+
+@pytest.fixture(scope="session")
+def write_dicom() -> Callable[..., Path]:
+    """Writes slices (Z, rows, columns) in HU as a CT series into a folder, and returns the folder.
+
+    `tags` hold for all slices, `slice_tags` may give more for slice z; None takes a tag's default away. Files
+    have no suffix and names that say nothing of their order.
+    """
+
+    def write(
+        folder: Path,
+        slices: np.ndarray,
+        orientation: Sequence[float] = (1, 0, 0, 0, 1, 0),
+        spacing_mm: Sequence[float] = (0.7, 0.8, 1.5),
+        tags: Mapping[str, str | None] | None = None,
+        slice_tags: Callable[[int], Mapping[str, str]] = lambda z: {},
+        compressor: str | None = None,
+        series: str = "1.2.3.4",
+    ) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        normal = np.cross(orientation[:3], orientation[3:])
+        for z, voxels in enumerate(slices):
+            position = np.array([-50.0, 20.0, 100.0]) + z * spacing_mm[2] * normal
+            defaults = {
+                "0008|0016": "1.2.840.10008.5.1.4.1.1.2",
+                "0008|0018": f"{series}.{z + 1}",
+                "0008|0060": "CT",
+                "0010|0010": "DOE^JANE",
+                "0010|0020": "MRN-4711",
+                "0020|000d": "1.2.3",
+                "0020|000e": series,
+                "0020|0032": "\\".join(f"{number:.10g}" for number in position),
+                "0020|0037": "\\".join(f"{number:.10g}" for number in orientation),
+                "0028|1052": "-1024",
+                "0028|1053": "1",
+            }
+            chosen = defaults | dict(tags or {}) | dict(slice_tags(z))
+            name = f"{series.replace('.', '')}{(7 * z + 3) % 101:03d}"
+            _write_slice(folder / name, voxels, spacing_mm, chosen, compressor)
+        return folder
+
+    return write
+
+
+def _write_slice(path, voxels, spacing_mm, tags, compressor):
+    image = sitk.GetImageFromArray(voxels[None])
+    image.SetSpacing([float(length) for length in spacing_mm])
+    for tag, value in tags.items():
+        if value is not None:
+            image.SetMetaData(tag, value)
+    writer = sitk.ImageFileWriter()
+    writer.SetImageIO("GDCMImageIO")
+    writer.KeepOriginalImageUIDOn()
+    writer.SetFileName(str(path))
+    if compressor:
+        writer.UseCompressionOn()
+        writer.SetCompressor(compressor)
+    writer.Execute(image)

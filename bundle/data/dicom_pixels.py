@@ -20,12 +20,12 @@ SLICE_SECONDS = 30
 
 
 class Decoder:
-    """Starts the process on first use and again after it died; safe to fork and to call from threads."""
+    """Starts the process on first use, again after it died, and again in a fork; one per thread."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
         self.process: subprocess.Popen | None = None
         self.owner = 0
+        self.is_idle = True
 
     def decode(self, files: Sequence[str], columns: int, rows: int) -> Iterator[np.ndarray]:
         """Gives the slices one by one.
@@ -41,20 +41,15 @@ class Decoder:
         Raises:
             DicomError: naming the file that cannot be decoded.
         """
-        with self.lock:
-            is_complete = False
-            try:
-                pipe = self._ask({"files": list(files), "columns": columns, "rows": rows})
-                for path in files:
-                    yield self._slice(pipe, path, columns, rows)
-                is_complete = True
-            finally:
-                if not is_complete:  # answers of this request may still be in the pipe
-                    self._end()
-
-    def forget_lock(self) -> None:
-        """For a forked process, in which the thread that held the lock is not there to release it."""
-        self.lock = threading.Lock()
+        self.is_idle = False
+        try:
+            pipe = self._ask({"files": list(files), "columns": columns, "rows": rows})
+            for path in files:
+                yield self._slice(pipe, path, columns, rows)
+            self.is_idle = True
+        finally:
+            if not self.is_idle:  # answers of this request may still be in the pipe
+                self._end()
 
     def close(self) -> None:
         """Ends the process, if it is this process's own."""
@@ -86,18 +81,18 @@ class Decoder:
         timer.start()
         try:
             line = pipe.readline()
-            answer = json.loads(line) if line else {"error": "decoding it ended the decoder"}
+            answer = json.loads(line) if line else {}
             if "dtype" in answer:
                 dtype = np.dtype(answer["dtype"])
                 content = pipe.read(rows * columns * dtype.itemsize)
                 if len(content) == rows * columns * dtype.itemsize:
                     return np.frombuffer(content, dtype).reshape(rows, columns)
-                answer = {"error": "decoding it ended the decoder"}
         finally:
             timer.cancel()
+        self.is_idle = "error" in answer  # it said so, and waits for the next request
+        what = answer.get("error", "the decoder did not survive it")
         raise DicomError(
-            f"{path}: its pixels are damaged and cannot be decoded ({answer['error']}); copy it again",
-            "damaged",
+            f"{path}: its pixels are damaged and cannot be decoded ({what}); copy it again", "damaged"
         )
 
     def _end(self) -> None:
@@ -107,6 +102,12 @@ class Decoder:
             process.communicate()
 
 
-DECODER = Decoder()
-atexit.register(DECODER.close)
-os.register_at_fork(after_in_child=DECODER.forget_lock)
+_of_thread = threading.local()
+
+
+def thread_decoder() -> Decoder:
+    """The decoder of this thread, made on first use and ended with Python."""
+    if not hasattr(_of_thread, "decoder"):
+        _of_thread.decoder = Decoder()
+        atexit.register(_of_thread.decoder.close)
+    return _of_thread.decoder

@@ -10,7 +10,7 @@ from monai.config import PathLike
 from bundle.data.dicom import Series, find_one_series
 from bundle.data.dicom_file import DicomError
 from bundle.data.dicom_geometry import Geometry
-from bundle.data.dicom_pixels import DECODER
+from bundle.data.dicom_pixels import thread_decoder
 from bundle.data.nifti import VolumeHeader, header_of_affine
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def read_series(path: PathLike) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Heade
     columns, rows, _ = geometry.shape
     voxels = np.empty(geometry.shape, np.int16, order="F")
     # closed at once, whatever happens: the decoder serves one series at a time
-    with closing(DECODER.decode(series.files, columns, rows)) as slices:
+    with closing(thread_decoder().decode(series.files, columns, rows)) as slices:
         for z, slice_hu in enumerate(slices):
             if not np.isfinite(slice_hu).all():
                 raise DicomError(

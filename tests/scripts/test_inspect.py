@@ -1,0 +1,79 @@
+import csv
+import re
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bundle.data.cases import DatasetError
+from bundle.data.summary import summarise_volume
+from scripts.inspect import main
+
+HU = np.random.default_rng(0).integers(-1000, 100, (8, 6, 10)).astype(np.int16)  # Z, rows, columns
+
+
+@pytest.fixture
+def dataset(write_dicom, tmp_path):
+    """A usable DICOM series, one of another unit, and a NIfTI file, a quarter of it padding."""
+    write_dicom(tmp_path / "data" / "p1" / "ct", HU, tags={"0018|0010": "IV"})
+    write_dicom(tmp_path / "data" / "p2" / "ct", HU, tags={"0028|1054": "OD"})
+    voxels = HU.transpose(2, 1, 0).copy()
+    voxels[..., :2] = -2048
+    (tmp_path / "data" / "p3").mkdir()
+    nib.save(nib.Nifti1Image(voxels, np.diag([0.7, 0.8, 1.5, 1])), tmp_path / "data" / "p3" / "ct.nii.gz")
+    return tmp_path / "data"
+
+
+def test_the_table_has_a_row_for_every_volume_and_says_what_is_refused(dataset, tmp_path, capsys):
+    code = main([str(dataset), "--csv", str(tmp_path / "out.csv"), "--num_workers", "1"])
+
+    out = capsys.readouterr().out
+    lines = [re.sub(" {2,}", " | ", line) for line in out.splitlines()]
+    assert code == 1
+    assert lines[1].startswith("p1/ct | 10 x 6 x 8 | 0.7 x 0.8 x 1.5 | LPS | -997 to 96 |")
+    assert lines[1].endswith("| 0.0% | not seen, tag | yes")
+    assert lines[2].startswith("p2/ct | no (non_hu): ") and "is not in HU" in lines[2]
+    assert lines[3].startswith("p3/ct.nii.gz | 10 x 6 x 8 | ") and "| 25.0% | not seen | yes" in lines[3]
+    assert lines[4] == "2 of 3 volumes can be used, with any number of slices and as they are"
+    assert not any(secret in out for secret in ("DOE", "MRN"))
+    rows = list(csv.DictReader((tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()))
+    assert [(row["is_usable"], row["code"]) for row in rows] == [
+        ("True", ""),
+        ("False", "non_hu"),
+        ("True", ""),
+    ]
+
+
+def test_reading_two_volumes_at_a_time_gives_the_same_table(dataset, capsys):
+    tables = [(main([str(dataset), "--num_workers", n]), capsys.readouterr().out) for n in ("1", "2")]
+
+    assert tables[0] == tables[1]
+
+
+def test_the_exit_code_is_0_if_all_can_be_used_and_a_patch_may_be_asked_for(dataset, capsys):
+    path = str(dataset / "p1" / "ct")
+
+    assert main([path]) == 0
+    assert main([path, "--patch_size", "6"]) == 0
+    assert main([path, "--patch_size", "6", "6", "9"]) == 1
+    assert (
+        "no (too_few_slices): its (10, 6, 8) voxels are fewer than a patch of (6, 6, 9)"
+        in capsys.readouterr().out
+    )
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    with pytest.raises(DatasetError, match=f"{tmp_path}: holds no NIfTI file and no DICOM series"):
+        main([str(tmp_path)])
+
+
+def test_filled_vessels_in_the_middle_of_the_chest_are_seen_in_any_orientation(tmp_path):
+    voxels = np.full((30, 20, 24), -50, np.int16)  # right, anterior, superior
+    voxels[12:18, 9:14, 8:16] = 350
+    for flips in ((1, 1, 1), (-1, -1, 1)):
+        path = tmp_path / "scan.nii"
+        nib.save(nib.Nifti1Image(voxels[:: flips[0], :: flips[1]], np.diag([*flips, 1])), path)
+        assert summarise_volume(path).is_contrast_seen
+
+    nib.save(nib.Nifti1Image(np.roll(voxels, 12, axis=0), np.eye(4)), path)
+    assert not summarise_volume(path).is_contrast_seen
