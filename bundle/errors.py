@@ -10,6 +10,7 @@ _MONAI_WRAPPER = re.compile(r"Failed to (instantiate|evaluate)|applying transfor
 _OURS_IN_TEXT = re.compile(
     rf"^(?:{'|'.join(OUR_PACKAGES)})\.[\w.]+: (.*?)(?=\n\n|\Z)", re.MULTILINE | re.DOTALL
 )
+_READER_DIED = re.compile(r"DataLoader worker \(pid")
 
 
 def own_message(error: BaseException) -> str | None:
@@ -22,6 +23,11 @@ def own_message(error: BaseException) -> str | None:
         passed_on = _OURS_IN_TEXT.search(str(link)) if "Original Traceback" in str(link) else None
         if passed_on:
             return passed_on[1].strip()
+        if _READER_DIED.match(str(link)):
+            return (
+                "`num_workers`: a process that reads patches was killed, most often for want of memory; set "
+                "fewer with --num_workers and go on with --resume_from_checkpoint auto"
+            )
         if type(link).__module__.partition(".")[0] in OUR_PACKAGES:
             return str(link)
     return None

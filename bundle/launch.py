@@ -77,7 +77,7 @@ def start_run(
     if not resuming and any(folder.glob("checkpoints/*.pt")):
         raise OutputFolderError(
             f"{folder}: holds the checkpoints of another run; give another --output_dir, or continue that "
-            f"run with --resume_from_checkpoint {folder / 'checkpoints' / 'last.pt'}"
+            "run with --resume_from_checkpoint auto"
         )
     if _is_secondary_process():
         return
@@ -90,18 +90,24 @@ def start_run(
     )
 
 
-def finish_run(output_dir: str, figures: Mapping[str, Any] | None = None) -> None:
+def finish_run(
+    output_dir: str, figures: Mapping[str, Any] | None = None, stopped_by: int | None = None
+) -> None:
     """Marks the run in `output_dir` as finished, adds its final figures and closes its log file.
 
     Args:
         output_dir: the folder that was given to `start_run`.
         figures: e.g. `{"val/psnr": 28.4}`; numbers, strings, lists and mappings of them.
+        stopped_by: number of the signal that ended the run early; None = it is finished.
 
     Raises:
-        FileNotFoundError: if there is no `run.json` in `output_dir`.
+        SystemExit: 128 + the signal's number, as shells and schedulers know a stopped run.
     """
     if not _is_secondary_process():
-        _end_run(Path(output_dir), {"status": "finished", "figures": figures or {}})
+        status = "finished" if stopped_by is None else "stopped"
+        _end_run(Path(output_dir), {"status": status, "figures": figures or {}})
+    if stopped_by is not None:
+        sys.exit(128 + stopped_by)
 
 
 def report_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

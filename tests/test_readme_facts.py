@@ -20,7 +20,16 @@ CONFIGS = {
 }
 ADVERSARIAL = "['configs/train.yaml','configs/train_with_discriminator.yaml']"
 # Tests of the commands look for these behind the commands that write them.
-LEFT_BY_RUNS = {"run.json", "last.pt", "best_1.pt", "best_3.pt", "training.log", "metrics.csv", "model.pt"}
+LEFT_BY_RUNS = {
+    "run.json",
+    "last.pt",
+    "previous_1.pt",
+    "best_1.pt",
+    "best_3.pt",
+    "training.log",
+    "metrics.csv",
+    "model.pt",
+}
 SUFFIX = r"\.(?:py|yaml|json|md|txt|sh|toml|png|csv|log|pt)"
 NAMED = {word for code in CODE for word in re.findall(rf"^[\w./-]*\w{SUFFIX}$", code)}
 PATHS = sorted(

@@ -1,3 +1,6 @@
+import os
+import signal
+
 import pytest
 import torch
 from monai.bundle import ConfigParser
@@ -21,6 +24,27 @@ class Broken(Dataset):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         raise UnknownOverrideError(f"scan_{index}.nii.gz: is truncated;\nget it again")
+
+
+class Killed(Dataset):
+    """Its readers meet the fate that the system has for those who take too much memory."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return torch.zeros(1)
+
+
+def test_a_killed_reader_is_told_with_what_to_do():
+    with pytest.raises(RuntimeError) as caught:
+        next(iter(DataLoader(Killed(), num_workers=1)))
+
+    message = own_message(caught.value)
+    assert message is not None
+    assert message.startswith("`num_workers`: a process that reads patches was killed")
+    assert "--num_workers" in message and "--resume_from_checkpoint auto" in message
 
 
 def monai_error(config: dict) -> BaseException:
