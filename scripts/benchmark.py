@@ -16,6 +16,7 @@ from typing import Any
 
 from bundle.launch import write_atomically
 from scripts.measuring import describe_machine
+from scripts.memory_benchmark import measure_memory
 from scripts.network_benchmark import measure_presets, measure_quantizer, measure_volume
 from scripts.training_benchmark import measure_training
 
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "presets": measure_presets,
         "training": measure_training,
         "volume": measure_volume,
+        "memory": measure_memory,
     }
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -12,8 +12,8 @@ from bundle.engines.advice import ADVICE
 from bundle.engines.settings import SettingsError
 from bundle.engines.trainer import AdversarialTrainer
 from bundle.handlers.checkpoint import TrainingState
+from bundle.handlers.codebook_window import CodebookWindow
 from bundle.handlers.iteration_gate import IterationGate
-from bundle.handlers.scalar_log import CodebookWindow
 
 logger = logging.getLogger(__name__)
 

@@ -97,7 +97,7 @@ def test_ranks_pass_with_a_gpu_each_and_fail_with_fewer(gpus, monkeypatch):
 
 def test_memory_passes_if_the_estimate_fits_and_warns_with_advice_if_not():
     assert check_memory(2**30, 2**31).level == "ok"
-    tight = check_memory(2**31, 2**30)
+    tight = check_memory(2**30, 2**30)  # the tensors would fit, but not the work space
     assert tight.level == "warning" and "--micro_batch_size 1" in tight.told
 
 
