@@ -81,6 +81,21 @@ def test_references_are_a_list_of_texts_with_a_doi_or_an_arxiv_number():
     )
 
 
+def test_every_package_that_the_project_needs_is_named_with_a_version():
+    core = {"torch", "monai", "numpy"}
+    needed = {need.name for need in map(Requirement, PROJECT["dependencies"])} - core
+
+    assert set(METADATA["required_packages_version"]) == needed
+    assert all(isinstance(text, str) for text in METADATA["required_packages_version"].values())
+
+
+def test_tensors_state_the_range_and_channels_that_the_configs_make():
+    for _, tensor in TENSORS:
+        assert tensor["value_range"] == [-1, 1]  # of ScaleHUWindowd
+        assert tensor["num_channels"] == len(tensor["channel_def"]) == 1
+    assert set(METADATA["network_data_format"]) == {"inputs", "outputs"}
+
+
 def test_every_named_version_fits_the_range_in_pyproject():
     ranges = {need.name: need.specifier for need in map(Requirement, PROJECT["dependencies"])}
     core = {"torch": "pytorch_version", "monai": "monai_version", "numpy": "numpy_version"}
