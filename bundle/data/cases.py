@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bundle.data.dicom import Series, find_one_series, series_in, walk_files
-from bundle.data.header import is_series
+from bundle.data.header import is_series, read_header
 from bundle.data.names import volume_name
-from bundle.data.nifti import SUFFIXES, VolumeError, read_nifti_header
+from bundle.data.nifti import SUFFIXES, VolumeError
 from bundle.data.patients import Case
+from bundle.data.volume_file import StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +44,8 @@ class Found(NamedTuple):
         """What makes it unusable, by its header; None if nothing."""
         if not self.is_dicom:
             try:
-                read_nifti_header(self.case["image"])
-            except VolumeError as error:
+                read_header(self.case["image"])
+            except (VolumeError, StoreError) as error:
                 return str(error)
         return self.dicom_fault
 

@@ -110,7 +110,8 @@ def _existing(dataset_dir: PathLike) -> Path:
     source = Path(dataset_dir).expanduser()
     if not source.exists():
         raise DatasetError(f"{source}: no such file or folder; check `dataset_dir`")
-    return source
+    is_store = (source / "datalist.json").is_file() and (source / "volumes").is_dir()
+    return source / "datalist.json" if is_store else source
 
 
 def _is_datalist(source: Path) -> bool:

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 from monai.config import PathLike
 
 from bundle.data.dicom_file import is_dicom
 from bundle.data.dicom_volume import read_series_header
-from bundle.data.nifti import SUFFIXES, VolumeError, VolumeHeader, read_nifti_header
+from bundle.data.nifti import SUFFIXES, VolumeError, VolumeHeader, header_of_affine, read_nifti_header
+from bundle.data.volume_file import SUFFIX as STORE_SUFFIX
+from bundle.data.volume_file import read_layout
 
 __all__ = ["SUFFIXES", "VolumeError", "VolumeHeader", "is_series", "read_header"]
 
@@ -22,7 +25,8 @@ def read_header(path: PathLike) -> VolumeHeader:
     A .gz file is unpacked to its end only if its trailer contradicts the header.
 
     Args:
-        path: .nii or .nii.gz file; or a folder that holds one DICOM series, or any file of a series.
+        path: .nii or .nii.gz file; or a folder that holds one DICOM series, or any file of a series;
+            or a file of the patch store, in RAS axes.
 
     Returns:
         shape, affine and header.
@@ -31,6 +35,11 @@ def read_header(path: PathLike) -> VolumeHeader:
         VolumeError: if the file is missing, not NIfTI, truncated, 2D, of several volumes, in colour or
             complex, or if its affine is singular, NaN or infinite; of DICOM, for everything that
             `bundle.data.screening` refuses.
+        StoreError: if a file of the patch store is damaged.
     """
     path = Path(path)
+    if path.suffix == STORE_SUFFIX:
+        layout = read_layout(path)
+        affine = np.array(layout.record["affine"])
+        return VolumeHeader(layout.shape, affine, header_of_affine(affine, layout.shape))
     return read_series_header(path) if is_series(path) else read_nifti_header(path)

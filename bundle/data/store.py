@@ -117,7 +117,10 @@ class PatchStore:
         self.cache_dir = Path(cache_dir).expanduser()
 
     def prepare(
-        self, cases: Iterable[Mapping[str, Any]], window: tuple[float, float] = (-1000, 1000)
+        self,
+        cases: Iterable[Mapping[str, Any]],
+        window: tuple[float, float] = (-1000, 1000),
+        show_progress: bool = True,
     ) -> list[StoredVolume]:
         """Makes the files that are missing, with a progress bar.
 
@@ -125,6 +128,7 @@ class PatchStore:
             cases: items with `image`, the path of a volume or of a file of a store, which is taken as it is;
                 other entries are carried along.
             window: HU window whose outside is counted on the way.
+            show_progress: whether to draw a bar.
 
         Returns:
             one stored volume per case, in the same order.
@@ -143,7 +147,7 @@ class PatchStore:
         if missing:
             self._reserve(missing.values())
         for path, image in tqdm(
-            missing.items(), "patch store", unit="volume", disable=None if missing else True
+            missing.items(), "patch store", unit="volume", disable=None if missing and show_progress else True
         ):
             _make_file(path, image, window)
         logger.info(

@@ -12,8 +12,10 @@ from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from zlib_ng import gzip_ng
 
 from bundle.data.dicom_volume import read_series
-from bundle.data.header import SUFFIXES, VolumeError, is_series
+from bundle.data.header import SUFFIXES, VolumeError, is_series, read_header
 from bundle.data.nifti import CHUNK_BYTES, UNREADABLE, is_gzip, open_image, spatial_shape
+from bundle.data.volume_file import SUFFIX as STORE_SUFFIX
+from bundle.data.volume_file import read_box, read_layout
 
 
 class Volume(NamedTuple):
@@ -37,7 +39,8 @@ def read_volume(path: PathLike, on_slices: Callable[[np.ndarray, int], object] |
 
     Args:
         path: .nii or .nii.gz file with one volume of real numbers, whose leading and trailing axes of 1 go;
-            or a folder that holds one DICOM series, or any file of a series.
+            or a folder that holds one DICOM series, or any file of a series; or a file of the
+            patch store, in RAS axes.
         on_slices: called while a NIfTI file is being read, with the voxels and how many slices of them are
             there, so that somebody else can go on with these; what is wrong with the file may show later.
 
@@ -49,6 +52,11 @@ def read_volume(path: PathLike, on_slices: Callable[[np.ndarray, int], object] |
             that only reading finds.
     """
     path = Path(path)
+    if path.suffix == STORE_SUFFIX:
+        shape, affine, header = read_header(path)
+        return Volume(
+            read_box(path, read_layout(path), (0, 0, 0), shape, "given to `prepare`"), affine, header
+        )
     if is_series(path):
         return Volume(*read_series(path))
     image = open_image(path)
@@ -73,7 +81,7 @@ class CTReader(ImageReader):
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Whether it is a DICOM series, or its name ends in .nii or .nii.gz."""
-        is_nifti = is_supported_format(filename, [suffix[1:] for suffix in SUFFIXES])
+        is_nifti = is_supported_format(filename, [suffix[1:] for suffix in (*SUFFIXES, STORE_SUFFIX)])
         return is_nifti or all(is_series(Path(path)) for path in ensure_tuple(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Volume:

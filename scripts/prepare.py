@@ -1,0 +1,229 @@
+"""Reads a data set once and leaves a patch store that training takes directly, without the originals.
+
+    python -m scripts.prepare DIR --output STORE [--num_workers 4] [--patch_size 128]
+    python -m scripts.prepare --export STORE/volumes/NAME.ctpa OUT.nii.gz
+
+STORE holds `volumes/` (int16 HU, compressed), `datalist.json` (patients split by their hash; those of an
+earlier run keep their side) and `prepare_report.csv` (a line per volume). Run again, it goes on where it
+stopped and adds what is new. Train with `--dataset_dir STORE`. The report names files as they lie in DIR, the
+rest of STORE does not.
+
+Ends with 0 if every volume can be used, 1 if some were refused, 2 if none is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from bundle.data.atomic import complete_or_absent
+from bundle.data.cases import find_volumes, read_datalist
+from bundle.data.datalist import DatasetError
+from bundle.data.dicom import find_series
+from bundle.data.dicom_file import patient_hash
+from bundle.data.export import export_volume
+from bundle.data.header import VolumeError, read_header
+from bundle.data.patients import Case, validation_patients
+from bundle.data.store import PatchStore, StoreError
+from bundle.launch import report_error
+
+VOLUMES = "volumes"
+DATALIST = "datalist.json"
+REPORT = "prepare_report.csv"
+
+
+class Line(NamedTuple):
+    """One line of the report.
+
+    Attributes:
+        path: of the volume, below the data set where it lies there.
+        patient: hash, 16 hexadecimal digits.
+        status: prepared, refused or skipped (no CT volume by nature, such as a localizer).
+        code: reason for a machine, empty if prepared.
+        message: reason for a person.
+        shape: X x Y x Z in voxels, empty if refused.
+        file: name in the store.
+    """
+
+    path: str
+    patient: str
+    status: str
+    code: str = ""
+    message: str = ""
+    shape: str = ""
+    file: str = ""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line of this module; returns the exit code."""
+    given = _parser().parse_args(arguments)
+    if given.export:
+        export_volume(*given.export)
+        print(f"wrote {given.export[1]}")
+        return 0
+    if given.dataset_dir is None or given.output is None:
+        _parser().error("DIR and --output STORE are needed, or --export")
+    lines = prepare(given.dataset_dir, given.output, given.num_workers, given.patch_size)
+    counts = {
+        status: sum(line.status == status for line in lines) for status in ("prepared", "refused", "skipped")
+    }
+    print(
+        ", ".join(f"{count} {status}" for status, count in counts.items()) + f"; see {given.output / REPORT}"
+    )
+    if not counts["prepared"]:
+        return 2
+    print(f"train with --dataset_dir {given.output}")
+    return int(counts["refused"] > 0)
+
+
+def prepare(dataset_dir: Path, output: Path, num_workers: int = 4, patch_size: int = 4) -> list[Line]:
+    """Fills a store, and writes its datalist and its report.
+
+    Args:
+        dataset_dir: see `bundle.data.datalist.find_cases`.
+        output: folder of the store, made if missing.
+        num_workers: processes, each with one volume in memory; 0 = in this one.
+        patch_size: voxels; a volume with fewer slices is refused.
+
+    Returns:
+        the lines of the report, sorted by path.
+
+    Raises:
+        DatasetError: if `dataset_dir` is missing, or a datalist is malformed.
+        StoreError: if the store cannot be written.
+    """
+    if not dataset_dir.exists():
+        raise DatasetError(f"{dataset_dir}: no such file or folder; check DIR")
+    cases, lines = _find(dataset_dir)
+    (output / VOLUMES).mkdir(parents=True, exist_ok=True)
+    work = partial(_prepare_one, output / VOLUMES, dataset_dir, patch_size)
+    lines.extend(tqdm(_run(work, cases, num_workers), "prepare", len(cases), unit="volume"))
+    lines.sort()
+    _write(output / REPORT, _as_csv(lines))
+    _write(output / DATALIST, json.dumps(_datalist(output / DATALIST, lines), indent=2) + "\n")
+    return lines
+
+
+def _run(work: Callable[[Case], Line], cases: Sequence[Case], num_workers: int) -> Iterator[Line]:
+    if num_workers < 1:
+        yield from map(work, cases)
+        return
+    # spawned: a fork of a process that has threads may stop for ever
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max(1, min(num_workers, len(cases))), mp_context=context) as workers:
+        for task in as_completed([workers.submit(work, case) for case in cases]):
+            yield task.result()
+
+
+def _find(dataset_dir: Path) -> tuple[list[Case], list[Line]]:
+    """What is to be prepared, and lines for what is no CT volume by nature."""
+    if dataset_dir.suffix.lower() == ".json":
+        lists = read_datalist(dataset_dir)
+        found = {volume.case["image"]: volume for volumes in lists.values() for volume in volumes}
+        return [volume.case for volume in found.values()], []
+    lines = []
+    if dataset_dir.is_dir():
+        for series in find_series(dataset_dir):
+            if series.is_skipped and series.reason:
+                reason = series.reason
+                path = _shown(Path(series.path), dataset_dir)
+                lines.append(Line(path, series.patient, "skipped", reason.code, reason.message))
+    return [volume.case for volume in find_volumes(dataset_dir)], lines
+
+
+def _prepare_one(folder: Path, dataset_dir: Path, patch_size: int, case: Case) -> Line:
+    path = _shown(Path(case["image"]), dataset_dir)
+    # once more for a PatientID that is a hash already: nobody can tell it from a folder's name
+    patient = patient_hash(case["patient"])
+    try:
+        shape = read_header(case["image"]).shape
+        if min(shape) < patch_size:
+            raise VolumeError(
+                f"{case['image']}: its {' x '.join(map(str, shape))} voxels are fewer than a patch of "
+                f"{patch_size}; leave it out or give a smaller --patch_size",
+                "smaller_than_a_patch",
+            )
+        (volume,) = PatchStore(folder).prepare([case], show_progress=False)
+    except VolumeError as error:
+        return Line(path, patient, "refused", error.code, str(error))
+    return Line(path, patient, "prepared", "", "", "x".join(map(str, volume.shape)), volume.path.name)
+
+
+def _shown(path: Path, dataset_dir: Path) -> str:
+    root = dataset_dir if dataset_dir.is_dir() else dataset_dir.parent
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def _datalist(path: Path, lines: Iterable[Line]) -> dict[str, list[dict[str, str]]]:
+    """Patients of an earlier run keep their side; new ones go by their hash."""
+    earlier = _earlier(path)
+    patients = {line.patient for line in lines if line.file}
+    # one patient alone is left to `split_cases`, which warns that it serves both sides
+    by_hash = validation_patients(patients) if len(patients) > 1 else set()
+    lists: dict[str, list[dict[str, str]]] = {"training": [], "validation": []}
+    for line in lines:
+        if line.file:
+            side = earlier.get(line.patient, "validation" if line.patient in by_hash else "training")
+            lists[side].append({"image": f"{VOLUMES}/{line.file}", "patient": line.patient})
+    return {name: items for name, items in lists.items() if items or name == "training"}
+
+
+def _earlier(path: Path) -> dict[str, str]:
+    """Side by patient, out of the datalist of an earlier run."""
+    if not path.exists():
+        return {}
+    try:
+        lists = json.loads(path.read_text(encoding="utf-8"))
+        return {item["patient"]: side for side in ("training", "validation") for item in lists.get(side, [])}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{path}: is not a datalist of this program; move it away") from error
+
+
+def _as_csv(lines: Iterable[Line]) -> str:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(Line._fields)
+    table.writerows(lines)
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    with complete_or_absent(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("dataset_dir", nargs="?", type=Path, metavar="DIR", help="folder, file or datalist .json")
+    add("--output", type=Path, metavar="STORE", help="folder of the store")
+    add(
+        "--num_workers",
+        type=int,
+        default=min(4, os.cpu_count() or 1),
+        help="processes, 0 = in this one; default: up to 4",
+    )
+    add("--patch_size", type=int, default=4, help="refuse volumes with a shorter edge; default: 4, the least")
+    add("--export", nargs=2, type=Path, metavar=("FILE", "OUT"), help="write a stored volume as NIfTI")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.excepthook = report_error
+    sys.exit(main())

@@ -1,0 +1,121 @@
+import csv
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bundle.data.datalist import DatasetError, inference_cases, split_cases
+from bundle.data.patches import PatchDataset
+from bundle.data.volume import read_volume
+from scripts.prepare import main, prepare
+
+
+@pytest.fixture
+def add_patient(tmp_path):
+    """Saves a volume of its own as DIR/<name>/ct.nii.gz and returns its voxels."""
+
+    def add(name, voxels=None):
+        path = tmp_path / "DIR" / name / "ct.nii.gz"
+        path.parent.mkdir(parents=True)
+        if voxels is None:
+            voxels = np.random.default_rng(len(name)).integers(-1000, 1000, (24, 20, 32)).astype(np.int16)
+        nib.save(nib.Nifti1Image(voxels, np.diag([-0.7, -0.8, 1.5, 1])), path)
+        return voxels
+
+    return add
+
+
+def lists_of(store):
+    return json.loads((store / "datalist.json").read_text())
+
+
+def sides(store):
+    return {item["patient"]: name for name, items in lists_of(store).items() for item in items}
+
+
+def test_a_store_is_trained_on_without_the_originals(add_patient, tmp_path):
+    voxels = [add_patient("a" * n) for n in range(1, 5)]
+    store = tmp_path / "STORE"
+
+    assert main([str(tmp_path / "DIR"), "--output", str(store), "--num_workers", "2"]) == 0
+    (tmp_path / "DIR").rename(tmp_path / "away")
+
+    split = split_cases(store)
+    cases = split["training"] + split["validation"]
+    dataset = PatchDataset(cases, 8, tmp_path / "cache")
+    assert {volume.read().tobytes() for volume in dataset.volumes} == {
+        np.ascontiguousarray(source[::-1, ::-1]).tobytes() for source in voxels
+    }
+    assert dataset[0]["image"].shape == (1, 8, 8, 8) and not (tmp_path / "cache").exists()
+    assert split["training"] and split["validation"]
+
+
+def test_a_store_is_reconstructed_too(add_patient, tmp_path):
+    voxels = add_patient("p")
+    prepare(tmp_path / "DIR", tmp_path / "STORE", 0)
+
+    (case,) = inference_cases(tmp_path / "STORE")
+
+    np.testing.assert_array_equal(read_volume(case["image"]).voxels, voxels[::-1, ::-1])
+
+
+def test_refused_volumes_are_reported_and_the_run_goes_on(add_patient, tmp_path):
+    add_patient("Name_Given")
+    add_patient("thin", np.zeros((24, 20, 8), np.int16))
+    add_patient("holes", np.full((24, 20, 32), np.nan, np.float32))
+    store = tmp_path / "STORE"
+
+    code = main([str(tmp_path / "DIR"), "--output", str(store), "--num_workers", "0", "--patch_size", "16"])
+
+    rows = {
+        row["path"]: row for row in csv.DictReader((store / "prepare_report.csv").read_text().splitlines())
+    }
+    assert code == 1 and len(rows) == 3
+    assert rows["Name_Given/ct.nii.gz"]["shape"] == "24x20x32"
+    assert rows["thin/ct.nii.gz"]["code"] == "smaller_than_a_patch"
+    assert "its 24 x 20 x 8 voxels are fewer than a patch of 16" in rows["thin/ct.nii.gz"]["message"]
+    assert rows["holes/ct.nii.gz"]["status"] == "refused"
+    assert "NaN or infinite" in rows["holes/ct.nii.gz"]["message"]
+    assert "Name" not in (store / "datalist.json").read_text()
+    assert [row["patient"] for row in rows.values() if "Name" in row["patient"]] == []
+
+
+def test_nothing_usable_ends_with_2(add_patient, tmp_path):
+    add_patient("thin", np.zeros((24, 20, 2), np.int16))
+
+    assert main([str(tmp_path / "DIR"), "--output", str(tmp_path / "STORE"), "--num_workers", "0"]) == 2
+
+
+def test_further_patients_move_nobody_and_nothing_is_packed_twice(add_patient, tmp_path):
+    for n in range(1, 4):
+        add_patient("a" * n)
+    prepare(tmp_path / "DIR", tmp_path / "STORE", 0)
+    before = sides(tmp_path / "STORE")
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "STORE" / "volumes").iterdir()}
+    for n in range(4, 9):
+        add_patient("a" * n)
+
+    prepare(tmp_path / "DIR", tmp_path / "STORE", 0)
+
+    after = sides(tmp_path / "STORE")
+    assert len(after) == 8 and {patient: after[patient] for patient in before} == before
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_a_stored_volume_is_exported(add_patient, tmp_path, capsys):
+    voxels = add_patient("p")
+    (line,) = prepare(tmp_path / "DIR", tmp_path / "STORE", 0)
+
+    assert (
+        main(["--export", str(tmp_path / "STORE" / "volumes" / line.file), str(tmp_path / "o.nii.gz")]) == 0
+    )
+
+    back = nib.load(tmp_path / "o.nii.gz")
+    np.testing.assert_array_equal(np.asanyarray(back.dataobj), voxels)
+    np.testing.assert_array_equal(back.affine, nib.load(tmp_path / "DIR" / "p" / "ct.nii.gz").affine)
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match="gone: no such file or folder; check DIR"):
+        prepare(tmp_path / "gone", tmp_path / "STORE")
