@@ -32,7 +32,7 @@ from bundle.data.atomic import complete_or_absent
 from bundle.data.cases import find_volumes, read_datalist
 from bundle.data.datalist import DatasetError
 from bundle.data.dicom import find_series
-from bundle.data.dicom_file import patient_hash
+from bundle.data.dicom_elements import patient_hash
 from bundle.data.export import export_volume
 from bundle.data.header import VolumeError, read_header
 from bundle.data.patients import Case, validation_patients

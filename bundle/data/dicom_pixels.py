@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -27,7 +27,7 @@ class Decoder:
         self.owner = 0
         self.is_idle = True
 
-    def decode(self, files: Sequence[str], columns: int, rows: int) -> Iterator[np.ndarray]:
+    def decode(self, files: Sequence[str], columns: int, rows: int) -> Generator[np.ndarray, None, None]:
         """Gives the slices one by one.
 
         Args:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bundle.data.dicom_file import NATIVE, DicomHeader
+from bundle.data.dicom_elements import NATIVE
+from bundle.data.dicom_file import DicomHeader
 from bundle.data.dicom_geometry import Fault, Geometry, series_geometry
 
 # Series that lie beside every CT and are no volume by nature: skipped with a warning, never an error.
@@ -24,7 +25,10 @@ class Refusal(NamedTuple):
     """Why a series or file cannot be used.
 
     Attributes:
-        code: for a machine, e.g. `missing_slices`; docs/data.md lists all.
+        code: for a machine. Of a whole series: not_ct, localizer, dose_report, secondary_capture,
+            too_few_slices, no_geometry, mixed_orientation, mixed_size, duplicate_slices, two_phases,
+            missing_slices, irregular_spacing. Of one of its files: damaged, truncated, transfer_syntax,
+            lying_header, multi_frame, colour, missing_rescale, non_hu.
         message: for a person; begins with the path.
     """
 

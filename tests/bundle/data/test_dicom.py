@@ -9,7 +9,7 @@ import SimpleITK as sitk
 
 from bundle.data.datalist import inference_cases, split_cases
 from bundle.data.dicom import find_series
-from bundle.data.dicom_file import SALT_VARIABLE, patient_hash
+from bundle.data.dicom_elements import SALT_VARIABLE, patient_hash
 from bundle.data.header import VolumeError, read_header
 from bundle.data.volume import CTReader, read_volume
 from transforms.load import LoadImageCTPAd
