@@ -1,6 +1,6 @@
 """Measures what this project promises on this machine: `make bench`.
 
-    python -m scripts.benchmark [--only quantizer presets training volume] [--output outputs/benchmark]
+    python -m scripts.benchmark [--only SECTION ...] [--output outputs/benchmark]
 
 Prints tables and writes `benchmark.json`. The two sides of a comparison alternate in one run; figures are
 medians. On a GPU the training section runs the default preset on 128^3 patches, on a CPU `lite` on 64^3.
@@ -17,7 +17,8 @@ from typing import Any
 from bundle.launch import write_atomically
 from scripts.measuring import describe_machine
 from scripts.memory_benchmark import measure_memory
-from scripts.network_benchmark import measure_presets, measure_quantizer, measure_volume
+from scripts.network_benchmark import measure_halo, measure_presets, measure_volume
+from scripts.quantizer_benchmark import measure_codebook, measure_quantizer
 from scripts.training_benchmark import measure_training
 
 BUNDLE_ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of this module."""
     sections: dict[str, Callable[[Path], Any]] = {
         "quantizer": measure_quantizer,
+        "codebook": measure_codebook,
         "presets": measure_presets,
+        "halo": measure_halo,
         "training": measure_training,
         "volume": measure_volume,
         "memory": measure_memory,

@@ -23,6 +23,10 @@ DEFAULT_STRIDE = 4
 DEFAULT_BYTES_PER_VOXEL = 256
 
 
+class TilingError(ValueError):
+    """A tile size or halo that breaks its rule; the message names it."""
+
+
 class Tile(NamedTuple):
     """One tile, in cells per axis: `window` (core and halo) is run, `crop` finds the `core` in it."""
 
@@ -71,8 +75,8 @@ class HaloInferer(Inferer):
     one index map of the whole volume, then tiles of that map into voxels, so that codes never depend on the
     tiling. A network that has only `forward` is run in one pass with twice the halo. With at least the
     network's own halo, tiles equal the whole (up to float32 rounding); a smaller one is faster and leaves
-    seams (at 3 residual units: relative error 7e-3 with a halo of 16 voxels, 1e-5 with 32). The volume may
-    lie on another device than the network: only tiles travel.
+    seams (how large: docs/tiling.md). The volume may lie on another device than the network: only tiles
+    travel.
 
     Args:
         tile_size: core of a tile, without halo, in voxels: one number or one per axis, multiples of the
@@ -81,7 +85,7 @@ class HaloInferer(Inferer):
         progress: shows a bar with voxels per second and time left.
 
     Raises:
-        ValueError: if a tile or halo breaks its rule.
+        TilingError: if a tile or halo breaks its rule; rules of a network are checked by `check`.
     """
 
     def __init__(
@@ -89,10 +93,18 @@ class HaloInferer(Inferer):
     ) -> None:
         super().__init__()
         if isinstance(tile_size, str) and tile_size != "auto":
-            raise ValueError(f"`tile_size` must be voxels or 'auto', got {tile_size!r}")
+            raise TilingError(f"`tile_size` must be voxels or 'auto', got {tile_size!r}")
         self.tile_size = None if tile_size == "auto" else tuple(ensure_tuple_rep(tile_size, 3))
         self.halo = halo
         self.progress = progress
+
+    def check(self, network: Any) -> None:
+        """Whether tiles and halo fit the stride of `network`, before a volume is read.
+
+        Raises:
+            TilingError: naming the argument, its value and the rule.
+        """
+        self._rules(network)
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Volume (B, 1, X, Y, Z) in [-1, 1] to its reconstruction of the same shape, on the volume's device.
@@ -136,15 +148,15 @@ class HaloInferer(Inferer):
         stride = getattr(network, "stride", DEFAULT_STRIDE)
         halo = getattr(network, "halo", None) if self.halo is None else self.halo
         if halo is None:
-            raise ValueError(
+            raise TilingError(
                 "`halo` must be given for a network that does not know its own, got None; 44 is always enough"
             )
         if halo < 0 or halo % stride:
-            raise ValueError(
+            raise TilingError(
                 f"`halo` must be a multiple of the stride {stride} and at least 0, got {halo} voxels"
             )
         if self.tile_size and any(size < 2 * stride or size % stride for size in self.tile_size):
-            raise ValueError(
+            raise TilingError(
                 f"`tile_size` must be a multiple of the stride {stride} and at least {2 * stride}, "
                 f"got {self.tile_size} voxels"
             )

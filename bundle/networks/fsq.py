@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bundle.networks.distributed import all_reduce
-from bundle.networks.quantizer import Quantized
+from bundle.networks.quantizer import NetworkSettingError, Quantized
 
 LEVELS = 4
 
@@ -27,7 +27,7 @@ class FSQ(nn.Module):
         embedding_dim: width E of the latent.
 
     Raises:
-        ValueError: if K is no power of 4.
+        NetworkSettingError: if K is no power of 4.
     """
 
     basis: Tensor
@@ -36,7 +36,7 @@ class FSQ(nn.Module):
         super().__init__()
         axes = round(math.log(num_embeddings, LEVELS))
         if LEVELS**axes != num_embeddings:
-            raise ValueError(
+            raise NetworkSettingError(
                 "`num_embeddings` must be a power of 4 with `quantizer` fsq (16384 = 4^7), "
                 f"got {num_embeddings}"
             )

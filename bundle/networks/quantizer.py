@@ -13,6 +13,10 @@ from bundle.networks.distributed import all_reduce, counts_per_rank, global_rows
 _TINY = 1e-12
 
 
+class NetworkSettingError(ValueError):
+    """A preset, quantizer or number of codes that does not exist; the message names what does."""
+
+
 class Quantized(NamedTuple):
     """Codes (B, E, x, y, z) with straight-through gradient, commitment loss, indices (B, x, y, z)."""
 

@@ -11,7 +11,7 @@ from monai.networks.nets.vqvae import Decoder, Encoder
 from torch import Tensor, nn
 
 from bundle.networks.fsq import FSQ
-from bundle.networks.quantizer import EMACodebook
+from bundle.networks.quantizer import EMACodebook, NetworkSettingError
 from bundle.networks.receptive_field import halo_radius
 
 EMBEDDING_DIM = 8
@@ -137,17 +137,17 @@ def build_quantizer(quantizer: str, num_embeddings: int) -> Quantizer:
     """The quantizer by its name in the configs, `ema` or `fsq`.
 
     Raises:
-        ValueError: unknown name, or `num_embeddings` outside 2..65536 (indices are stored as uint16).
+        NetworkSettingError: unknown name, or `num_embeddings` outside 2..65536 (uint16 indices).
     """
     if not 2 <= num_embeddings <= 65536:
-        raise ValueError(
+        raise NetworkSettingError(
             f"`num_embeddings` must lie in 2..65536 (indices are stored as uint16), got {num_embeddings}"
         )
     if quantizer == "ema":
         return EMACodebook(num_embeddings, EMBEDDING_DIM)
     if quantizer == "fsq":
         return FSQ(num_embeddings, EMBEDDING_DIM)
-    raise ValueError(f"`quantizer` must be 'ema' or 'fsq', got {quantizer!r}")
+    raise NetworkSettingError(f"`quantizer` must be 'ema' or 'fsq', got {quantizer!r}")
 
 
 def build_vqgan(preset: str = "default", quantizer: str = "ema", num_embeddings: int = 16384) -> VQGAN:
@@ -160,10 +160,10 @@ def build_vqgan(preset: str = "default", quantizer: str = "ema", num_embeddings:
         num_embeddings: number of codes K.
 
     Raises:
-        ValueError: if a name is unknown or K is out of range.
+        NetworkSettingError: if a name is unknown or K is out of range.
     """
     if preset not in PRESETS:
-        raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}")
+        raise NetworkSettingError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}")
     channels, num_res_layers = PRESETS[preset]
     return VQGAN(channels, num_res_layers, build_quantizer(quantizer, num_embeddings))
 

@@ -35,13 +35,32 @@ def test_cores_partition_every_cell_and_windows_stay_inside():
     assert (count == 1).all()
 
 
-@pytest.mark.parametrize("tile_size", [32, 64, (36, 52, 20)])
-def test_indices_and_reconstruction_of_tiles_equal_those_of_the_whole(tiny_vqgan, volume, tile_size):
-    network = tiny_vqgan(num_embeddings=128)
+def assert_same_codes(indices, expected, latent, codebook):
+    """At most 1 in 100,000 may differ, and only between codes whose distances agree to 1e-5.
+
+    The law is equality; but a backend may sum a convolution in another order for another shape.
+    """
+    different = (indices != expected).nonzero()
+    assert len(different) <= indices.numel() * 1e-5
+    for batch, *cell in different.tolist():
+        codes = codebook[[indices[batch, *cell], expected[batch, *cell]]]
+        one, other = (codes - latent[batch, :, *cell]).square().sum(dim=1)
+        assert abs(one - other) <= 1e-5 * other
+
+
+@pytest.mark.parametrize(
+    ("shape", "faces"), [((151, 136, 76), (0, 0, 0, 0, 0, 1)), ((60, 129, 151), (0, 1, 0, 3, 0, 0))]
+)
+@pytest.mark.parametrize("tile_size", [64, 96, 128, (72, 104, 40)])
+def test_indices_and_reconstruction_of_tiles_equal_those_of_the_whole(tiny_vqgan, shape, faces, tile_size):
+    network, inferer = tiny_vqgan(num_embeddings=1024), HaloInferer(tile_size)
+    image = nn.functional.interpolate(torch.randn(1, 1, 20, 20, 20), size=shape, mode="trilinear")
     with torch.no_grad():
-        inferer = HaloInferer(tile_size)
-        assert torch.equal(inferer.encode(volume, network), WHOLE.encode(volume, network))
-        assert (inferer(volume, network) - WHOLE(volume, network)).abs().max() <= 1e-5 * 2
+        indices = inferer.encode(image, network)
+        assert len(indices.unique()) > 100
+        latent = network.encode_latent(nn.functional.pad(image, faces, mode="replicate"))
+        assert_same_codes(indices, network.quantizer.quantize(latent), latent, network.quantizer.embedding)
+        assert (inferer(image, network) - WHOLE(image, network)).abs().max() <= 1e-5 * 2
 
 
 @pytest.mark.parametrize("num_res_layers", [2, 3])
