@@ -32,7 +32,8 @@ RUN = "python -m monai.bundle run"
 WORKFLOW = (
     RUN,
     LAUNCHER,
-    *(f"python -m scripts.{name}" for name in ("run", "preflight", "inspect", "reconstruct", "install")),
+    *(f"python -m scripts.{name}" for name in ("run", "preflight", "prepare", "inspect")),
+    *(f"python -m scripts.{name}" for name in ("reconstruct", "install")),
 )
 SETUP = ("make", "python3 -m venv", ". .venv", "pip", "python -m scripts.demo", "python -m pytest")
 ENDLESS = ("tail", "tensorboard", "monailabel start_server", "curl")  # the last two: make test-label
@@ -41,7 +42,8 @@ ALL_RUNS = [line for line in COMMANDS if line.startswith(WORKFLOW)]
 RUNS = [line for line in ALL_RUNS if line != BASE_RUN]  # the others go on from what it leaves
 BY_HAND = next(line for line in RUNS if line.startswith(RUN) and "--init_from" in line)
 INFERENCE = next(line for line in RUNS if "configs/inference.yaml" in line)
-AS_PROCESS = (BASE_RUN, BY_HAND, INFERENCE, f"{LAUNCHER} --dataset_dir DIR")  # with imports and all
+PREPARE = "python -m scripts.prepare DIR --output STORE"  # starts processes that look for its module
+AS_PROCESS = (BASE_RUN, BY_HAND, INFERENCE, PREPARE, f"{LAUNCHER} --dataset_dir DIR")  # with imports and all
 
 AXES = ("axial", "coronal", "sagittal")
 BASE, DISC = "outputs/vqgan_patches", "outputs/vqgan_patches_with_disc"
@@ -162,6 +164,8 @@ def is_adversarial(line: str) -> bool:
 def results(line: str) -> list[str]:
     """What the README promises of a command, relative to the repo's root."""
     words = words_of(line)
+    if "scripts.prepare" in words:
+        return ["STORE/datalist.json", "STORE/prepare_report.csv", "STORE/volumes"]
     if "scripts.preflight" in words or "scripts.inspect" in words:
         return words[words.index("--csv") + 1 :] if "--csv" in words else []  # the exit code is the result
     if "scripts.install" in words:

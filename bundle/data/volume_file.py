@@ -47,11 +47,11 @@ class Layout(NamedTuple):
 
     Attributes:
         record: figures of the volume; `shape` is (X, Y, Z).
-        index: where each cube lies, (X, Y, Z) in cubes, of `INDEX_ENTRY`.
+        cubes: where each cube lies, (X, Y, Z) in cubes, of `INDEX_ENTRY`.
     """
 
     record: dict[str, Any]
-    index: np.ndarray
+    cubes: np.ndarray
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -161,7 +161,7 @@ def read_box(
     try:
         with path.open("rb", buffering=0) as file:
             for place in _places(ranges):
-                _unpack(_checked(file, layout.index[place].item()), cube)
+                _unpack(_checked(file, layout.cubes[place].item()), cube)
                 inside, within = _overlap(place, start, stop)
                 box[within] = cube[inside]
     except (OSError, ValueError, RuntimeError) as error:
