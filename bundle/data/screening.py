@@ -12,6 +12,7 @@ from bundle.data.dicom_geometry import Fault, Geometry, series_geometry
 
 # Series that lie beside every CT and are no volume by nature: skipped with a warning, never an error.
 SKIPPED = frozenset(("not_ct", "localizer", "dose_report", "secondary_capture"))
+CT = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2."
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 DOSE_REPORT = "1.2.840.10008.5.1.4.1.1.88.67"
@@ -87,9 +88,9 @@ def _nature(headers: Sequence[DicomHeader]) -> Fault | None:
 
 
 def _file_nature(header: DicomHeader) -> Fault | None:
-    kinds = header.text("image_type").upper()
-    modality = header.text("modality")
-    is_told = bool(modality) or header.fault is None
+    if header.fault and (header.storage_class in ("", CT) or header.fault[0] != "transfer_syntax"):
+        return None  # what it says of itself may be part of the damage
+    kinds, modality = header.text("image_type").upper(), header.text("modality")
     if (
         header.storage_class == DOSE_REPORT
         or "DOSE" in kinds
@@ -98,12 +99,12 @@ def _file_nature(header: DicomHeader) -> Fault | None:
         return "dose_report", "is a dose report, no volume"
     if header.storage_class.startswith(SECONDARY_CAPTURE) or "SCREEN" in kinds:
         return "secondary_capture", "is a secondary capture (a stored picture of a screen), no volume"
-    if is_told and modality != "CT":
+    if modality != "CT":
         name = modality if modality.isalnum() and len(modality) <= 4 else "none"
         return "not_ct", f"is not CT: its modality is {name}"
     if any(word in kinds for word in ("LOCALIZER", "SCOUT", "TOPOGRAM")):
         return "localizer", "is a localizer, no volume"
-    if header.fault is None and header.pixel_bytes is None:
+    if header.pixel_bytes is None and header.storage_class != CT:
         return "not_ct", "holds no pixels"
     return None
 
@@ -113,6 +114,8 @@ def _file_fault(header: DicomHeader) -> Fault | None:
     name = header.path.name
     if header.fault:
         return header.fault[0], f"{name} {header.fault[1]}; copy it again"
+    if header.pixel_bytes is None:
+        return "truncated", f"{name} is truncated: it ends before its pixels; copy it again"
     if header.storage_class.startswith(ENHANCED_CT) or header.text("frames") not in ("", "1"):
         return "multi_frame", f"{name} holds several frames (enhanced CT); export it as single slices"
     if header.number("samples") != 1:
