@@ -63,14 +63,28 @@ class RestoreOrientationd(MapTransform):
                     f"`{key}` must have the shape of `{orig_key}`, {tuple(image.shape[1:])}, "
                     f"got {tuple(pred.shape[1:])}; restore the orientation before any crop or resize"
                 )
-            original_affine = torch.as_tensor(image.meta[MetaKeys.ORIGINAL_AFFINE], dtype=torch.float64)
-            voxels = _reorient(pred, _orientation_back(image, original_affine, orig_key))
-            geometry = {
-                MetaKeys.AFFINE: original_affine.clone(),
-                MetaKeys.SPATIAL_SHAPE: np.asarray(voxels.shape[1:]),
-            }
-            restored[key] = MetaTensor(voxels, meta={**image.meta, **geometry})
+            restored[key] = restore_orientation(pred, image, orig_key)
         return restored
+
+
+def restore_orientation(pred: torch.Tensor, image: MetaTensor, name: Hashable) -> MetaTensor:
+    """A prediction (1, X, Y, Z) in the axes and with the affine of the file that `image` came from.
+
+    Args:
+        pred: on the grid of `image`.
+        image: in its present axes, with `original_affine`.
+        name: of the image, for messages.
+
+    Raises:
+        ValueError: if the image was resampled or cropped.
+    """
+    original_affine = torch.as_tensor(image.meta[MetaKeys.ORIGINAL_AFFINE], dtype=torch.float64)
+    voxels = _reorient(pred, _orientation_back(image, original_affine, name))
+    geometry = {
+        MetaKeys.AFFINE: original_affine.clone(),
+        MetaKeys.SPATIAL_SHAPE: np.asarray(voxels.shape[1:]),
+    }
+    return MetaTensor(voxels, meta={**image.meta, **geometry})
 
 
 def _orientation_back(image: MetaTensor, original_affine: torch.Tensor, key: Hashable) -> np.ndarray:

@@ -1,15 +1,26 @@
 """Lists the volumes of a data set and splits them by patient; reads headers only and writes nothing."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from monai.config import PathLike
 
 from bundle.data.cases import LISTS, DatasetError, Found, find_volumes, read_datalist
+from bundle.data.latent_file import SUFFIX as CODES_SUFFIX
+from bundle.data.latent_file import LatentFileError, read_record
 from bundle.data.names import output_name
 from bundle.data.patients import Case, keep_patients, validation_patients, warn_of_shared_patients
 
-__all__ = ["Case", "DatasetError", "dataset_root", "find_cases", "inference_cases", "split_cases"]
+__all__ = [
+    "Case",
+    "DatasetError",
+    "dataset_root",
+    "encoded_cases",
+    "find_cases",
+    "inference_cases",
+    "split_cases",
+]
 
 
 def find_cases(dataset_dir: PathLike) -> list[Case]:
@@ -95,6 +106,42 @@ def inference_cases(dataset_dir: PathLike) -> list[Case]:
         if other != image:
             raise DatasetError(f"{image}: would get the same output name as {other}; rename one")
     return [found.case for found in volumes]
+
+
+def encoded_cases(dataset_dir: PathLike, settings: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Lists the files of codes below a folder (or the one file), each checked against the model's settings.
+
+    Args:
+        dataset_dir: folder, searched to its depth, or one `_codes.npz`.
+        settings: `network_settings` of the model that will decode them.
+
+    Returns:
+        sorted items `{"image": path}`.
+
+    Raises:
+        DatasetError: if there are none, or naming every unusable one.
+    """
+    source = Path(dataset_dir).expanduser()
+    files = [source] if source.is_file() else sorted(source.rglob(f"*{CODES_SUFFIX}"))
+    if not files:
+        raise DatasetError(f"{source}: holds no *{CODES_SUFFIX}; make them with configs/encode.yaml")
+    faults = [fault for path in files if (fault := _fault_of_codes(path, settings))]
+    if faults:
+        lines = "\n  ".join(faults)
+        raise DatasetError(f"{source}: {len(faults)} of {len(files)} files cannot be used:\n  {lines}")
+    return [{"image": str(path)} for path in files]
+
+
+def _fault_of_codes(path: Path, settings: Mapping[str, Any]) -> str | None:
+    try:
+        record = read_record(path)
+    except LatentFileError as error:
+        return str(error)
+    different = {name for name in settings if record.settings.get(name) != settings[name]}
+    if not different:
+        return None
+    advice = " ".join(f"--{name} {record.settings.get(name)}" for name in sorted(different))
+    return f"{path}: was encoded with other settings; decode it with {advice}"
 
 
 def dataset_root(dataset_dir: PathLike) -> str:

@@ -15,6 +15,7 @@ from monai.data import ImageWriter
 from monai.utils import ImageMetaKey, MetaKeys, convert_to_numpy
 
 from bundle.data.atomic import complete_or_absent
+from bundle.data.latent_file import header_from_text
 from bundle.data.nifti import SUFFIXES, VolumeError, header_of_affine, is_gzip, read_nifti_header
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,8 @@ class CTWriter(ImageWriter):
         """Takes the geometry: of the source file if the data lie on its grid, else of the affine.
 
         Args:
-            meta_dict: MONAI metadata; `filename_or_obj` names the source, `affine` places `data_array`.
+            meta_dict: MONAI metadata; `filename_or_obj` names the source, `affine` places `data_array`;
+                `nifti_header` and `nifti_header_class` (see bundle.data.latent_file) replace the source.
             options: of other writers, not needed here: nothing is ever resampled.
         """
         meta = meta_dict or {}
@@ -83,7 +85,17 @@ class CTWriter(ImageWriter):
             np.eye(4) if affine is None else convert_to_numpy(torch.as_tensor(affine, dtype=torch.float64))
         )
         self.source = Path(str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, "")))
-        self.header = _source_geometry(self.source, self.data_obj.shape, affine)
+        kept = meta.get("nifti_header")
+        self.header = (
+            header_from_text(kept, meta["nifti_header_class"])
+            if kept
+            else geometry_header(self.source, self.data_obj.shape, affine)
+        )
+        if self.header.get_data_shape() != self.data_obj.shape:
+            raise VolumeError(
+                f"{self.source}: its header is of {self.header.get_data_shape()} voxels, its volume of "
+                f"{self.data_obj.shape}; encode it again"
+            )
 
     def write(self, filename: PathLike, verbose: bool = True, **kwargs: Any) -> None:
         """Writes the file, replacing an older result of the same name.
@@ -107,7 +119,7 @@ class CTWriter(ImageWriter):
             logger.info("wrote %s", path)
 
 
-def _source_geometry(source: Path, shape: tuple[int, ...], affine: np.ndarray) -> nib.Nifti1Header:
+def geometry_header(source: Path, shape: tuple[int, ...], affine: np.ndarray) -> nib.Nifti1Header:
     """A header for int16 voxels of `shape` with the source file's geometry bits, or with the affine's."""
     header: nib.Nifti1Header | None = None
     if source.is_file() and source.name.lower().endswith(SUFFIXES):

@@ -165,6 +165,10 @@ class LoadGenerator:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
+        """Loads the weights, unless they are loaded already."""
+        self.load()
+
+    def load(self) -> None:
         """Loads the weights once."""
         if self.content is not None:
             load_generator(self.network, self.path, self.content)

@@ -125,13 +125,24 @@ class HaloInferer(Inferer):
     @torch.no_grad()
     def encode(self, image: Tensor, network: Any) -> Tensor:
         """Volume (B, 1, X, Y, Z) to indices (B, x, y, z), int64; x = X / stride, rounded up."""
+        run_tile = lambda tile: network.encode(tile).unsqueeze(1)  # noqa: E731
+        return self._encode(image, network, run_tile, 1, torch.int64).squeeze(1)
+
+    @torch.no_grad()
+    def encode_latent(self, image: Tensor, network: Any) -> Tensor:
+        """Volume (B, 1, X, Y, Z) to the latent (B, E, x, y, z), float32, before quantization."""
+        width = network.quantizer.embedding_dim
+        return self._encode(image, network, network.encode_latent, width, torch.float32)
+
+    def _encode(
+        self, image: Tensor, network: Any, run_tile: Callable, channels: int, dtype: torch.dtype
+    ) -> Tensor:
         stride, halo = self._rules(network)
         padded = _pad_to_multiple(image.as_subclass(Tensor), stride)
         cells = [size // stride for size in padded.shape[2:]]
-        indices = torch.empty((padded.shape[0], 1, *cells), dtype=torch.int64, device=image.device)
-        run_tile = lambda tile: network.encode(tile).unsqueeze(1)  # noqa: E731
-        self._run(self._make_pass("encode", network, run_tile, stride, 1, halo), padded, indices)
-        return indices.squeeze(1)
+        target = torch.empty((padded.shape[0], channels, *cells), dtype=dtype, device=image.device)
+        self._run(self._make_pass("encode", network, run_tile, stride, 1, halo), padded, target)
+        return target
 
     @torch.no_grad()
     def decode(self, indices: Tensor, network: Any) -> Tensor:

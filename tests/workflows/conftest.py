@@ -23,6 +23,8 @@ CONFIGS = {
     "base": ["configs/train.yaml", "configs/smoke.yaml"],
     "adversarial": ["configs/train.yaml", "configs/train_with_discriminator.yaml", "configs/smoke.yaml"],
     "inference": ["configs/inference.yaml", "configs/smoke.yaml"],
+    "encode": ["configs/encode.yaml", "configs/smoke.yaml"],
+    "decode": ["configs/decode.yaml", "configs/smoke.yaml"],
 }
 CODES = 64
 TINY = {"max_epochs": 1, "epoch_length": 2, "patch_size": [24, 24, 24], "log_interval": 1}
@@ -57,7 +59,7 @@ class Ended(NamedTuple):
 
 def words_of(workflow: str, settings: dict) -> list[str]:
     """The words behind `python -m monai.bundle run`; a network and patches for two cores unless told else."""
-    tiny = {"num_embeddings": CODES} | ({} if workflow == "inference" else TINY)
+    tiny = {"num_embeddings": CODES} | (TINY if "configs/train.yaml" in CONFIGS[workflow] else {})
     words = ["--config_file", str(CONFIGS[workflow])]
     for name, value in (tiny | settings).items():
         words += [f"--{name}", str(value)]

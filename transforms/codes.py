@@ -1,0 +1,187 @@
+"""Saves a volume's codes, loads them, and brings what was decoded back onto the original's grid."""
+
+import logging
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection, PathLike
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from monai.utils import ImageMetaKey, MetaKeys, convert_to_numpy
+
+from bundle.data.latent_file import (
+    SUFFIX,
+    EncodedVolume,
+    LatentFileError,
+    Record,
+    header_as_text,
+    read_latent_file,
+    read_record,
+    write_latent_file,
+)
+from bundle.data.names import output_name
+from bundle.data.writer import geometry_header
+from transforms.spatial import restore_orientation
+
+logger = logging.getLogger(__name__)
+
+
+class SaveCodesd(MapTransform):
+    """Saves `<output_dir>/<name>_codes.npz`; see `bundle.data.latent_file` for the format.
+
+    Args:
+        keys: codes (1, x, y, z), or codes and latents (1 + E, x, y, z), as `EncodingInferer` gives them.
+        image_key: the volume they were made from, a MetaTensor (1, X, Y, Z) in RAS axes.
+        output_dir: folder of the results, made if missing.
+        data_root_dir: data set; sub-folders below it are repeated below `output_dir`.
+        settings: `network_settings` of the model.
+        model_fingerprint: called once weights are loaded; see `bundle.networks.fingerprint`.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        image_key: str,
+        output_dir: PathLike,
+        data_root_dir: PathLike,
+        settings: Mapping[str, Any],
+        model_fingerprint: Callable[[], str],
+    ) -> None:
+        super().__init__(keys)
+        self.image_key = image_key
+        self.output_dir, self.data_root_dir = Path(output_dir), data_root_dir
+        self.settings, self.model_fingerprint = dict(settings), model_fingerprint
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Writes each file; its size beside the original's goes to the log."""
+        for key in self.key_iterator(dict(data)):
+            image = data[self.image_key]
+            source = Path(image.meta[ImageMetaKey.FILENAME_OR_OBJ])
+            name = output_name(source, self.data_root_dir)
+            path = self.output_dir / name.with_name(name.name + SUFFIX)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            codes = convert_to_numpy(data[key])
+            latents = codes[1:].astype(np.float16) if len(codes) > 1 else None
+            record = self._record(name.name, source, image)
+            write_latent_file(path, EncodedVolume(record, codes[0].astype(np.uint16), latents))
+            _log_size(path, source, record)
+        return dict(data)
+
+    def _record(self, name: str, source: Path, image: MetaTensor) -> Record:
+        original_affine = convert_to_numpy(torch.as_tensor(image.meta[MetaKeys.ORIGINAL_AFFINE])).astype(
+            float
+        )
+        shape = restore_orientation(image, image, self.image_key).shape[1:]
+        header, header_class = header_as_text(geometry_header(source, tuple(shape), original_affine))
+        x, y, z = image.shape[1:]
+        return Record(
+            name=name,
+            shape=(x, y, z),
+            affine=convert_to_numpy(image.affine).astype(float).tolist(),
+            original_affine=original_affine.tolist(),
+            header=header,
+            header_class=header_class,
+            settings=self.settings,
+            model_sha256=self.model_fingerprint(),
+        )
+
+
+def check_model(cases: Iterable[Mapping[str, str]], key: str, model_fingerprint: str) -> None:
+    """Refuses codes of another model than the one that is loaded.
+
+    Args:
+        cases: items that hold the path of a `_codes.npz`.
+        key: of the path.
+        model_fingerprint: see `bundle.networks.fingerprint`.
+
+    Raises:
+        LatentFileError: naming every such file.
+    """
+    foreign = [
+        f"{case[key]} ({found[:12]})"
+        for case in cases
+        if (found := read_record(Path(case[key])).model_sha256) != model_fingerprint
+    ]
+    if foreign:
+        raise LatentFileError(
+            f"{', '.join(foreign)}: encoded by another model than this one ({model_fingerprint[:12]}); "
+            "decode with the checkpoint that encoded it"
+        )
+
+
+class LoadCodesd(MapTransform):
+    """Loads codes as (1, x, y, z) int32, or latents as (E, x, y, z) float32, with their volume's geometry.
+
+    Args:
+        keys: items that hold the path of a `_codes.npz`.
+        from_latents: whether to load the latents in place of the codes.
+    """
+
+    def __init__(self, keys: KeysCollection, from_latents: bool) -> None:
+        super().__init__(keys)
+        self.from_latents = from_latents
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replaces each path by a MetaTensor.
+
+        Raises:
+            LatentFileError: damaged, or without latents where they are asked for.
+        """
+        loaded = dict(data)
+        for key in self.key_iterator(loaded):
+            path = Path(loaded[key])
+            volume = read_latent_file(path)
+            loaded[key] = MetaTensor(self._array(path, volume), meta=_meta(path, volume.record))
+        return loaded
+
+    def _array(self, path: Path, volume: EncodedVolume) -> torch.Tensor:
+        if not self.from_latents:
+            return torch.from_numpy(volume.indices.astype(np.int32))[None]
+        if volume.latents is None:
+            raise LatentFileError(f"{path}: holds no latents; encode its volume with --keep_latents true")
+        return torch.from_numpy(volume.latents.astype(np.float32))
+
+
+class RestoreVolumed(MapTransform):
+    """Crops a decoded volume to its original size and turns it into its original axes.
+
+    Args:
+        keys: volumes (1, 4x, 4y, 4z), any type.
+        codes_key: what they were decoded from, with the metadata of `LoadCodesd`.
+    """
+
+    def __init__(self, keys: KeysCollection, codes_key: str) -> None:
+        super().__init__(keys)
+        self.codes_key = codes_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Restores each volume; its metadata then are those of the original file."""
+        restored = dict(data)
+        for key in self.key_iterator(restored):
+            meta = restored[self.codes_key].meta
+            x, y, z = (int(size) for size in meta["volume_shape"])
+            volume = MetaTensor(restored[key][:, :x, :y, :z], meta=meta)
+            restored[key] = restore_orientation(volume, volume, self.codes_key)
+        return restored
+
+
+def _meta(path: Path, record: Record) -> dict[str, Any]:
+    return {
+        MetaKeys.AFFINE: torch.tensor(record.affine, dtype=torch.float64),
+        MetaKeys.ORIGINAL_AFFINE: np.array(record.original_affine),
+        MetaKeys.SPATIAL_SHAPE: np.array(record.cells),
+        ImageMetaKey.FILENAME_OR_OBJ: str(path.with_name(record.name)),
+        "volume_shape": np.array(record.shape),
+        "nifti_header": record.header,
+        "nifti_header_class": record.header_class,
+    }
+
+
+def _log_size(path: Path, source: Path, record: Record) -> None:
+    size = path.stat().st_size
+    voxels = np.prod(record.shape)
+    beside = f", 1/{source.stat().st_size / size:.0f} of its source" if source.is_file() else ""
+    logger.info("wrote %s: %.2f MB, %.3f bit per voxel%s", path, size / 1e6, 8 * size / voxels, beside)
