@@ -35,10 +35,9 @@ NAMED = {word for code in CODE for word in re.findall(rf"^[\w./-]*\w{SUFFIX}$", 
 PATHS = sorted(
     path for path in NAMED if Path(path).name not in LEFT_BY_RUNS and not path.startswith("outputs/")
 )
-# The last two belong to the launcher and to scripts.reconstruct.
-OVERRIDES = sorted(
-    {code for code in CODE if code.startswith("--")} - {"--id value", "--background", "--compare"}
-)
+# The last three belong to the launcher, to scripts.reconstruct and to MONAI's command.
+NO_OVERRIDES = {"--id value", "--background", "--compare", "--args_file FILE"}
+OVERRIDES = sorted({code for code in CODE if code.startswith("--")} - NO_OVERRIDES)
 
 
 def settings_rows() -> dict[str, tuple[str, str]]:

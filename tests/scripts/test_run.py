@@ -27,7 +27,9 @@ def elsewhere(tmp_path):
 def run_front_door(folder, *words):
     command = [sys.executable, str(FRONT_DOOR), *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=300
+    )
 
 
 def test_a_run_from_another_folder_writes_there_and_finds_the_bundle(elsewhere):

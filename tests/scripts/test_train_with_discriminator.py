@@ -45,6 +45,7 @@ def launch(workplace, *words, python="tell", **environment):
         env={**inherited, "PYTHON": python, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
+        encoding="utf-8",
         timeout=300,
     )
 

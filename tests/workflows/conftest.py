@@ -73,7 +73,13 @@ class Python:
         self.output = folder / "output.txt"
         server = [sys.executable, str(Path(__file__).with_name("warm_python.py"))]
         self.process = subprocess.Popen(
-            server, cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            server,
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
         )
 
     def __call__(self, module: str, *words: str, **environment: str) -> Ended:

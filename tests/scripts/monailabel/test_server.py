@@ -237,7 +237,9 @@ def test_another_bundle_with_packages_of_the_same_names_does_not_lend_its_code(c
         str(clone / "scripts" / "monailabel" / "main.py"),
     ]
 
-    done = subprocess.run([*words, *targets], cwd=clone.parent, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [*words, *targets], cwd=clone.parent, capture_output=True, text=True, encoding="utf-8", timeout=120
+    )
 
     assert "FOUND True" in done.stdout, done.stderr[-2000:]
 
