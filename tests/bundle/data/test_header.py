@@ -77,8 +77,8 @@ def test_a_folder_without_dicom_is_not_a_volume(tmp_path):
         ("empty.nii", b""),
         ("empty.nii.gz", b""),
         ("unpacked.nii.gz", b"not gzip " * 100),
-        ("packed_text.nii.gz", gzip.compress(b"not an image " * 100)),
-        ("short.nii.gz", gzip.compress(b"short")),
+        ("packed_text.nii.gz", gzip.compress(b"not an image " * 100, mtime=0)),
+        ("short.nii.gz", gzip.compress(b"short", mtime=0)),
     ],
 )
 def test_what_is_not_nifti_is_refused(tmp_path, name, content):
