@@ -41,6 +41,8 @@ BASE_RUN = f"{RUN} --config_file configs/train.yaml --dataset_dir DIR"
 ALL_RUNS = [line for line in COMMANDS if line.startswith(WORKFLOW)]
 RUNS = [line for line in ALL_RUNS if line != BASE_RUN]  # the others go on from what it leaves
 BY_HAND = next(line for line in RUNS if line.startswith(RUN) and "--init_from" in line)
+ENCODE = next(line for line in RUNS if "configs/encode.yaml" in line)
+DECODE = next(line for line in RUNS if "configs/decode.yaml" in line)
 INFERENCE = next(line for line in RUNS if "configs/inference.yaml" in line)
 PREPARE = "python -m scripts.prepare DIR --output STORE"  # starts processes that look for its module
 AS_PROCESS = (BASE_RUN, BY_HAND, INFERENCE, PREPARE, f"{LAUNCHER} --dataset_dir DIR")  # with imports and all
@@ -66,7 +68,7 @@ def for_two_cores(words: list[str], **few: object) -> list[str]:
     """smoke.yaml on top of the listed configs, and settings that take seconds."""
     at = words.index("--config_file") + 1
     files = ast.literal_eval(words[at]) if words[at].startswith("[") else [words[at]]
-    few |= {"num_embeddings": 64} | ({} if "inference" in words[at] else FEW)
+    few |= {"num_embeddings": 64} | (FEW if "train" in words[at] else {})
     if "--resume_from_checkpoint" in words:
         few["max_epochs"] = 2
     if "--perceptual_weights_path" in words:
@@ -103,6 +105,8 @@ class Clone:
             shutil.rmtree(self.folder / name, ignore_errors=True)
         if f"{BASE}/" in " ".join(words_of(line)) or line.startswith(LAUNCHER):
             shutil.copytree(self.folder / "base_outputs", self.folder / "outputs")
+        if line == DECODE and not (self.folder / "CODES").exists():
+            self.run(ENCODE)
 
     def run(self, line: str) -> None:
         """Runs one command of the README to its end."""
@@ -179,7 +183,9 @@ def results(line: str) -> list[str]:
     if "scripts.reconstruct" in words:
         files = ["ct_recon.nii.gz", "ct_figures.json", "ct_picture.png", *(f"ct_{axis}.mp4" for axis in AXES)]
         return [f"OUT/{name}" for name in files + ["compare/ct_recon.nii.gz"] * ("--compare" in words)]
-    if "configs/inference.yaml" in words:
+    if "configs/encode.yaml" in words:
+        return [f"CODES/p{n}/ct_codes.npz" for n in range(3)]
+    if "configs/inference.yaml" in words or "configs/decode.yaml" in words:
         return [f"OUT/p{n}/ct_recon.nii.gz" for n in range(3)]
     return [f"{DISC if is_adversarial(line) else BASE}/{name}" for name in PROMISED.split()]
 
