@@ -171,7 +171,7 @@ def _git_commit() -> str | None:
     command = ["git", "-C", str(BUNDLE_ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(
-            command, capture_output=True, text=True, encoding="utf-8", check=True, timeout=30
+            command, capture_output=True, encoding="utf-8", check=True, timeout=30
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

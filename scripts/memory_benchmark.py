@@ -45,9 +45,7 @@ def measure_memory(output: Path) -> list[dict[str, Any]]:
     rows = []
     for (preset, side), phase in itertools.product(settings, PHASES):
         command = [sys.executable, "-m", "scripts.memory_benchmark", preset, str(side), phase]
-        done = subprocess.run(
-            command, cwd=BUNDLE_ROOT, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8"
-        )
+        done = subprocess.run(command, cwd=BUNDLE_ROOT, check=True, stdout=subprocess.PIPE, encoding="utf-8")
         rows.append(json.loads(done.stdout.splitlines()[-1]))
     return rows
 

@@ -91,7 +91,7 @@ class Clone:
             write_phantom(path, (32, 28, 24), np.diag([1.0, 1.0, 2.0, 1.0]), seed=n)
         self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         server = [sys.executable, str(ROOT / "tests" / "workflows" / "warm_python.py")]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "encoding": "utf-8"}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "utf-8"}
         self.warm = subprocess.Popen(server, cwd=folder, env=self.environment, **pipes)
 
     def keep_base_run(self) -> None:
@@ -137,13 +137,7 @@ class Clone:
     def process(self, words: list[str], **environment: str) -> None:
         words = [sys.executable if word == "python" else word for word in words]
         environment = {"PYTHON": sys.executable, **environment}
-        both = {
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.STDOUT,
-            "text": True,
-            "encoding": "utf-8",
-            "timeout": 300,
-        }
+        both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8", "timeout": 300}
         done = subprocess.run(words, cwd=self.folder, env=self.environment | environment, **both)
         assert done.returncode == 0, done.stdout[-3000:]
 

@@ -50,7 +50,7 @@ def run_monai(*words):
     command = [sys.executable, "-m", "monai.bundle", "run", *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=300
+        command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=300
     )
 
 

@@ -135,6 +135,6 @@ def test_outputs_keep_the_folders_of_the_data_set() -> None:
 def test_the_script_starts_as_a_file_from_any_folder(tmp_path: Path) -> None:
     script = BUNDLE_ROOT / "scripts" / "reconstruct.py"
     command = [sys.executable, str(script), "--ckpt_path", "absent.pt", "--input", "x", "--output_dir", "out"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8")
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1].startswith("error: absent.pt: no such checkpoint")

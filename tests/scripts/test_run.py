@@ -28,7 +28,7 @@ def run_front_door(folder, *words):
     command = [sys.executable, str(FRONT_DOOR), *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=300
+        command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=300
     )
 
 

@@ -44,7 +44,6 @@ def launch(workplace, *words, python="tell", **environment):
         cwd=workplace,
         env={**inherited, "PYTHON": python, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
-        text=True,
         encoding="utf-8",
         timeout=300,
     )

@@ -78,7 +78,6 @@ class Python:
             env=ENVIRONMENT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
             encoding="utf-8",
         )
 
@@ -98,7 +97,7 @@ class Python:
     def run_cold(self, workflow: str, **settings: object) -> Ended:
         """The same in a process of its own, imports and all."""
         command = [sys.executable, "-m", "monai.bundle", "run", *words_of(workflow, settings)]
-        both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
         done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, timeout=300, **both)
         return Ended(done.returncode, done.stdout)
 

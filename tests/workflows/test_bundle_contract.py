@@ -69,7 +69,7 @@ def test_an_unpacked_archive_runs_from_another_folder_with_an_args_file(copy, da
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("PYTHONPATH", None)
 
-    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": 240}
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8", "timeout": 240}
     done = subprocess.run(words, cwd=tmp_path, env=environment, **both)
 
     assert done.returncode == 0, done.stdout[-3000:]

@@ -122,9 +122,7 @@ def test_without_room_the_old_file_stays_and_the_error_says_so(checkpoint):
     before = checkpoint.read_bytes()
     command = [sys.executable, "-c", FULL_DISK, str(checkpoint)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=120
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=120)
     assert done.returncode == 0, done.stderr
     told = done.stdout.splitlines()
     assert len(told) == 3

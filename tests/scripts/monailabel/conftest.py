@@ -180,7 +180,7 @@ def run_bundle() -> Callable[[Path, Path, Path], None]:
         words = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.yaml"]
         words += ["--dataset_dir", str(studies), "--output_dir", str(output)]
         words += ["--preset", "lite", "--num_embeddings", str(CODES)]
-        both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": 240}
+        both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8", "timeout": 240}
         done = subprocess.run(words, cwd=folder, env=environment(), **both)
         assert done.returncode == 0, done.stdout[-3000:]
 

@@ -232,13 +232,11 @@ print("FOUND", all(str(main.BUNDLE_ROOT) in file for file in files))
 
 def test_another_bundle_with_packages_of_the_same_names_does_not_lend_its_code(clone):
     targets = ("transforms.load.LoadImageCTPAd", "bundle.networks.vqgan.build_vqgan")
-    words = [
-        *(sys.executable, "-W", "ignore", "-c", FOREIGN_PACKAGE),
-        str(clone / "scripts" / "monailabel" / "main.py"),
-    ]
+    app = str(clone / "scripts" / "monailabel" / "main.py")
+    words = [sys.executable, "-W", "ignore", "-c", FOREIGN_PACKAGE, app]
 
     done = subprocess.run(
-        [*words, *targets], cwd=clone.parent, capture_output=True, text=True, encoding="utf-8", timeout=120
+        [*words, *targets], cwd=clone.parent, capture_output=True, encoding="utf-8", timeout=120
     )
 
     assert "FOUND True" in done.stdout, done.stderr[-2000:]
