@@ -11,20 +11,24 @@ if it cannot.
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from monai.bundle import ConfigParser
 
-from bundle.command import Command, ConfigFileError, UnknownOverrideError, check_overrides
-from bundle.engines.preflight import Check
+from bundle.command import BUNDLE_ROOT, Command, ConfigFileError, UnknownOverrideError, check_overrides
+from bundle.engines.preflight import Check, check_device
 from bundle.errors import own_message, short_message
+from bundle.handlers.start_from import StartFrom, continues_run
 from bundle.losses.perceptual import BackboneError, cached_backbone
 
 SETTINGS = "bundle.engines.settings.check_training_settings"
 START = "bundle.engines.preflight.require_start"
+START_RUN = "bundle.launch.start_run"  # the first that writes
 TABLE_LOGGER = "bundle.engines.preflight"  # tells the estimate of memory
 START_FROM = "bundle.handlers.start_from.StartFrom"
 
@@ -62,21 +66,37 @@ def preflight(arguments: Sequence[str]) -> Iterator[Check]:
         files = ", ".join(command.config_files)
         yield Check("config", "error", f"{files}: no training config; give configs/train.yaml")
         return
-    yield from check_types(parser, command.overrides)
-    for name, value in command.overrides.items():
-        parser.set(value, name)
-    yield attempt("settings", lambda: parsed_entry(parser, "run", SETTINGS), "can work together")
+    checks = []
+    for check in checks_of(parser, command.overrides):
+        checks.append(check)
+        yield check
+    if not any(check.level == "error" for check in checks):
+        yield attempt("run", lambda: build_run(parser), "everything can be built as the run will build it")
+
+
+def checks_of(parser: ConfigParser, overrides: dict[str, Any]) -> Iterator[Check]:
+    """One part of the config after the other; a broken one is replaced, so that the others can be seen."""
+    yield check_types(parser, overrides)
+    for name, value in overrides.items():
+        if name not in parser or is_alike(parser[name], value):
+            parser.set(value, name)
+    yield from check_settings(parser)
     data = attempt("data", lambda: parser.get_parsed_content("cases"), "found")
     if data.level == "error":
         yield data
         parser["cases"] = {"training": [], "validation": []}
     yield from check_perceptual(parser)
     yield check_folder(parser)
-    yield attempt("start", lambda: parsed_entry(parser, "train::handlers", START_FROM), start_of(parser))
-    yield from check_built(parser, skip_data=data.level == "error")
+    device = check_device_of(parser)
+    if device.level == "error":
+        yield device
+        parser["device"] = "cpu"
+    yield check_start_from(parser)
+    done = {check.name for check in (data, device) if check.level == "error"}
+    yield from check_built(parser, done)
 
 
-def check_types(parser: ConfigParser, overrides: dict[str, Any]) -> Iterator[Check]:
+def check_types(parser: ConfigParser, overrides: dict[str, Any]) -> Check:
     """Whether overrides of plain values are of the kind of their defaults."""
     wrong = [
         f"`{name}` must be like {parser[name]!r}, got {value!r}"
@@ -84,9 +104,23 @@ def check_types(parser: ConfigParser, overrides: dict[str, Any]) -> Iterator[Che
         if name in parser and not is_alike(parser[name], value)
     ]
     if wrong:
-        yield Check("config", "error", "; ".join(wrong))
-    else:
-        yield Check("config", "ok", f"{len(overrides)} overrides are known and of the right kind")
+        return Check("config", "error", "; ".join(wrong))
+    return Check("config", "ok", f"{len(overrides)} overrides are known and of the right kind")
+
+
+def check_settings(parser: ConfigParser) -> Iterator[Check]:
+    """Every setting that cannot work; the bundle's default stands in for it from then on."""
+    stand_ins = ConfigParser.load_config_file(str(BUNDLE_ROOT / "configs" / "train.yaml"))
+    while True:
+        check = attempt("settings", lambda: parsed_entry(parser, "run", SETTINGS), "can work together")
+        named = set(re.findall("`(\\w+)`", check.told)) & stand_ins.keys()
+        if check.level == "ok" or not named:
+            yield check
+            return
+        told = ", ".join(f"{name} {stand_ins[name]}" for name in sorted(named))
+        yield check._replace(told=f"{check.told} (checks below take {told})")
+        for name in named:
+            parser.set(stand_ins.pop(name), name)
 
 
 def is_alike(default: Any, value: Any) -> bool:
@@ -119,28 +153,47 @@ def check_perceptual(parser: ConfigParser) -> Iterator[Check]:
             check = Check("LPIPS", "warning", told)
     except BackboneError as error:
         check = Check("LPIPS", "error", str(error))
-    if check.level != "ok":
+    if check.level == "warning":
         parser["perceptual_weights_path"] = "random"
+    if check.level == "error":
+        parser["perceptual_weight"], parser["perceptual_weights_path"] = 0, None
     yield check
 
 
 def check_folder(parser: ConfigParser) -> Check:
     """Whether the output folder holds another run."""
     folder = Path(parser.get_parsed_content("output_dir"))
-    if parser["resume_from_checkpoint"] is None and any(folder.glob("checkpoints/*.pt")):
+    if continues_run(folder, parser["resume_from_checkpoint"]):
+        return Check("folder", "ok", f"{folder} goes on with what it holds")
+    if any(folder.glob("checkpoints/*.pt")):
         told = f"{folder}: holds the checkpoints of another run; give another --output_dir or resume that run"
         return Check("folder", "error", told)
     return Check("folder", "ok", f"{folder} holds no other run")
 
 
-def start_of(parser: ConfigParser) -> str:
-    """What the run starts from."""
-    path = parser["resume_from_checkpoint"] or parser["init_from"]
-    return f"from {path}" if path else "from random weights"
+def check_device_of(parser: ConfigParser) -> Check:
+    """Whether the device has a name that torch knows, and is there."""
+    found: list[Check] = []
+
+    def look() -> None:
+        device = torch.device(parser.get_parsed_content("device"))
+        found.append(check_device(device, parser.get_parsed_content("amp")))
+
+    outcome = attempt("device", look, "there")
+    return found[0] if found else outcome
 
 
-def check_built(parser: ConfigParser, skip_data: bool) -> Iterator[Check]:
-    """The checks that every training run makes at its start, and the estimate of memory."""
+def check_start_from(parser: ConfigParser) -> Check:
+    """Whether the checkpoint to start from is sound and fits."""
+    found: list[StartFrom] = []
+    outcome = attempt("start", lambda: found.append(parsed_entry(parser, "train::handlers", START_FROM)), "")
+    if not found:
+        return outcome
+    return Check("start", "ok", f"from {found[0].path}" if found[0].path else "from random weights")
+
+
+def check_built(parser: ConfigParser, done: set[str]) -> Iterator[Check]:
+    """The checks that every training run makes at its start, but those already done, and the memory table."""
     built: list[Check] = []
 
     def build() -> None:
@@ -149,7 +202,15 @@ def check_built(parser: ConfigParser, skip_data: bool) -> Iterator[Check]:
     outcome = attempt("networks", build, "can be built")
     if outcome.level == "error":
         yield outcome
-    yield from (check for check in built if not (skip_data and check.name == "data"))
+    yield from (check for check in built if check.name not in done)
+
+
+def build_run(parser: ConfigParser) -> None:
+    """Evaluates what the run evaluates before it writes: engines, handlers and tiling."""
+    entries = parser.get("run")
+    for position in range([entry_target(entry) for entry in entries].index(START_RUN)):
+        if isinstance(entries[position], str):
+            parser.get_parsed_content(f"run::{position}")
 
 
 def parsed_entry(parser: ConfigParser, section: str, target: str, as_target: str | None = None) -> Any:

@@ -10,6 +10,7 @@ from monai.engines import Trainer
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from bundle.engines.settings import SettingsError
 from bundle.handlers.checkpoint_file import rename, write_checkpoint
 from bundle.handlers.checkpoint_folder import BEST_COUNT, best_paths, rolling_paths, sound
 from bundle.handlers.random_state import random_state, set_random_state
@@ -120,9 +121,9 @@ class CheckpointHandler:
         keep_last: int = 1,
     ) -> None:
         if interval < 1:
-            raise ValueError(f"`checkpoint_interval` must be at least 1 iteration, got {interval}")
+            raise SettingsError(f"`checkpoint_interval` must be at least 1 iteration, got {interval}")
         if keep_last < 1:
-            raise ValueError(f"`keep_last` must be at least 1 checkpoint, got {keep_last}")
+            raise SettingsError(f"`keep_last` must be at least 1 checkpoint, got {keep_last}")
         self.state = state
         self.folder = Path(output_dir) / "checkpoints"
         self.interval = interval

@@ -13,6 +13,7 @@ from ignite.handlers import ProgressBar
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
+from bundle.engines.settings import SettingsError
 from bundle.engines.trainer import AdversarialTrainer
 from bundle.handlers.codebook_window import CodebookWindow
 
@@ -100,7 +101,7 @@ class ScalarLog:
         progress: bool = True,
     ) -> None:
         if interval < 1:
-            raise ValueError(f"`log_interval` must be at least 1 iteration, got {interval}")
+            raise SettingsError(f"`log_interval` must be at least 1 iteration, got {interval}")
         self.tensorboard = tensorboard
         self.csv_path = Path(output_dir) / "metrics.csv"
         self.interval = interval

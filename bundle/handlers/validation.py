@@ -8,6 +8,7 @@ from ignite.metrics import Metric
 from monai.engines import Evaluator
 from torch import Tensor, nn
 
+from bundle.engines.settings import SettingsError
 from bundle.metrics.reconstruction import reconstruction_figures
 
 LPIPS_SLICES = 16
@@ -100,7 +101,7 @@ class ValidateEvery:
 
     def __init__(self, validator: Evaluator, interval: int) -> None:
         if interval < 1:
-            raise ValueError(f"`val_interval` must be at least 1 epoch, got {interval}")
+            raise SettingsError(f"`val_interval` must be at least 1 epoch, got {interval}")
         self.validator = validator
         self.interval = interval
         self._validated_at = -1

@@ -1,0 +1,145 @@
+"""The preflight passes where a run can start, and names everything that is wrong where it cannot."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from torch import nn
+
+from bundle.data.phantom import write_phantom
+from bundle.engines.optimizers import build_optimizer
+from bundle.handlers.checkpoint import TrainingState
+from bundle.handlers.checkpoint_file import network_settings, write_checkpoint
+from bundle.networks.vqgan import build_vqgan
+from scripts.preflight import is_alike, main
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = {"preset": "lite", "num_embeddings": 64, "patch_size": [24, 24, 24], "num_workers": 0, "device": "cpu"}
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Exit code and lines of the preflight of a tiny base run of two patients."""
+    monkeypatch.chdir(ROOT)
+    for name in ("a", "b"):
+        write_phantom(tmp_path / "data" / name / "ct.nii.gz", (28, 28, 24), np.eye(4), seed=1)
+
+    def call(config="['configs/train.yaml']", **overrides):
+        paths = {"dataset_dir": tmp_path / "data", "output_dir": tmp_path / "out"}
+        words = [f"--{name}={value}" for name, value in (TINY | paths | overrides).items()]
+        code = main(["--config_file", config, *words])
+        return code, capsys.readouterr().out
+
+    return call
+
+
+def errors_of(told):
+    return [line for line in told.splitlines() if line.startswith("error   ")]
+
+
+def test_a_sound_run_passes_every_check_shows_its_memory_and_leaves_no_trace(run, tmp_path):
+    code, told = run()
+
+    assert code == 0, told
+    names = "config settings data LPIPS folder start output device ranks memory run".split()
+    assert [name for name in names if f"{name}: " not in told] == []
+    assert "1 training volumes of 1 patients, 1 validation volumes of 1 patients" in told
+    assert "activations at their peak" in told and "sum: peak of an iteration" in told
+    assert told.endswith("this run can start\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_everything_that_is_wrong_is_told_at_once(run, tmp_path):
+    (tmp_path / "out" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "out" / "checkpoints" / "last.pt").write_bytes(b"")
+    code, told = run(
+        dataset_dir=tmp_path / "nothing",
+        init_from=tmp_path / "lost.pt",
+        perceptual_weight=0.1,
+        perceptual_weights_path=tmp_path / "lost.pth",
+        batch_size=0,
+        l1_weight=-1,
+        device="cuda:7",
+    )
+
+    assert code == 1
+    names = [error.split()[1].rstrip(":") for error in errors_of(told)]
+    assert names == ["settings", "settings", "data", "LPIPS", "folder", "device", "start"]
+    assert "`batch_size` must be a whole number from 1, got 0 (checks below take batch_size 4)" in told
+    assert "`l1_weight` must be a number from 0, got -1" in told
+    assert "--perceptual_weights_path FILE" in told and "lost.pt" in told
+    assert "Traceback" not in told
+
+
+def test_a_device_that_torch_does_not_know_is_told(run):
+    code, told = run(device="gpu")
+    assert code == 1 and "error   device: RuntimeError: Expected one of cpu, cuda" in told
+
+
+def test_auto_passes_over_damage_without_moving_a_file(run, tmp_path):
+    folder = tmp_path / "out" / "checkpoints"
+    network = build_vqgan("lite", "ema", 64)
+    optimizer = build_optimizer(network, 1e-4)
+    settings = network_settings("lite", "ema", 64, -1000, 1000)
+    content = TrainingState(network, settings, nn.ModuleDict(), {"generator": optimizer}, {}).state_dict(
+        SimpleNamespace(state=SimpleNamespace(iteration=2, epoch_length=2000, max_epochs=30))
+    )
+    write_checkpoint(folder / "previous_1.pt", content)
+    (folder / "last.pt").write_bytes(b"torn")
+    (folder / ".last_new.pt.1.partial").write_bytes(b"torn too")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    code, told = run(resume_from_checkpoint="auto")
+
+    assert code == 0, told
+    assert f"start: from {folder / 'previous_1.pt'}" in told
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out"]
+    (folder / "previous_1.pt").write_bytes(b"torn")
+    code, told = run(resume_from_checkpoint="auto")
+    assert code == 1 and "no checkpoint to resume, all are damaged (last.pt, previous_1.pt)" in told
+
+
+def test_an_unknown_id_is_told_with_the_nearest_one(run):
+    code, told = run(learning_rte=1.0)
+    assert code == 1 and "`learning_rte` (did you mean `learning_rate`" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("keep_last", 0), ("nonfinite_policy", "hope"), ("tile_size", 6), ("val_interval", 0)]
+)
+def test_what_only_the_whole_run_would_refuse_is_told(run, name, value):
+    code, told = run(**{name: value})
+    (error,) = errors_of(told)
+    assert code == 1 and f": `{name}` must" in error
+
+
+def test_an_override_of_another_kind_is_told(run):
+    code, told = run(max_epochs="ten")
+    assert code == 1
+    assert errors_of(told) == ["error   config: `max_epochs` must be like 30, got 'ten'"]
+
+
+def test_a_config_that_does_not_train_is_told(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    code = main(["--config_file", "configs/inference.yaml"])
+    assert code == 1 and "configs/inference.yaml: no training config" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("default", "value", "alike"),
+    [
+        (1, 2, True), (1, 2.5, False), (1, "2", False), (1, True, False),
+        (1.0, 2, True), (1.0, "1e-4", False), (True, False, True), (True, 1, False),
+        ("a", "b", True), ("a", 7, True), ("a", [1], False), ([1, 2], [3, 4], True), ([1], 3, False),
+        (None, 3, True), (3, None, True), ("$x", 3, True), (3, "$x", True),
+    ],
+)  # fmt: skip
+def test_the_kind_of_an_override_is_compared_with_its_default(default, value, alike):
+    assert is_alike(default, value) is alike
+
+
+def test_help_needs_no_config(capsys):
+    assert main(["--help"]) == 0
+    assert "python -m scripts.preflight" in capsys.readouterr().out
