@@ -11,7 +11,7 @@ LABEL_NEEDS := scripts/monailabel/requirements.txt scripts/monailabel/requiremen
 LABEL_INSTALLED := $(LABEL)/.installed-$(shell cat pyproject.toml $(LABEL_NEEDS) | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-label check bench clean
+.PHONY: help venv demo test test-label check bench chaos clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -33,8 +33,8 @@ $(INSTALLED):
 demo: $(INSTALLED)  ## train on the embedded CT crop and reconstruct it (5 minutes on 2 cores)
 	$(BIN)/python -m scripts.demo
 
-test: $(INSTALLED)  ## run all tests
-	$(BIN)/python -m pytest -q
+test: $(INSTALLED)  ## run all tests, in two processes of one core each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 $(LABEL_INSTALLED): $(INSTALLED)
 	rm -rf "$(LABEL)"
@@ -55,6 +55,9 @@ check: $(INSTALLED)  ## lint, format, types
 
 bench: $(INSTALLED)  ## seconds per patch and peak memory on this machine
 	$(BIN)/python -m scripts.benchmark
+
+chaos: $(INSTALLED)  ## kill a small run at 20 random moments, resume it, compare with an uninterrupted one
+	$(BIN)/python -m scripts.chaos
 
 clean:  ## remove caches and build products; keeps the environment, models and outputs
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
