@@ -1,6 +1,10 @@
 """Non-finite losses and gradients: nothing moves, all is counted, and the run rolls back or stops."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +15,8 @@ from bundle.engines.events import AdversarialEvents
 from bundle.engines.settings import SettingsError
 from bundle.handlers.checkpoint import CheckpointHandler
 from bundle.handlers.health_guard import DivergenceError, HealthGuard
+
+RANKS = Path(__file__).with_name("guard_on_ranks.py")
 
 
 class Poison:
@@ -199,3 +205,14 @@ def test_impossible_settings_are_refused(small_run, tiny_vqgan, tmp_path, settin
 def test_the_decision_is_taken_before_anything_moves():
     names = [event.value for event in AdversarialEvents]
     assert names.index("gradients_completed") > names.index("discriminator_step")
+
+
+def test_all_ranks_skip_an_iteration_that_is_bad_on_one_of_them(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(RANKS.parents[3])}
+    subprocess.run([sys.executable, RANKS, tmp_path], env=environment, check=True, timeout=120)
+
+    good, bad = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert (good["skipped"], bad["skipped"]) == (1, 1)
+    assert torch.equal(good["weights"], bad["weights"])
+    first, second, third = good["weights"]
+    assert torch.equal(first, second) and not torch.equal(second, third)

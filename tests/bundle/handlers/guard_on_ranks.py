@@ -1,0 +1,81 @@
+"""Trains on two gloo processes, one of which gets an undefined batch: `python guard_on_ranks.py FOLDER`.
+
+The processes are forks of this one, which has imported torch once; each writes what it got to FOLDER.
+"""
+
+import math
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Events
+
+from bundle.engines.optimizers import build_optimizer
+from bundle.engines.trainer import AdversarialTrainer
+from bundle.handlers.checkpoint import TrainingState
+from bundle.handlers.generator_update import GeneratorUpdate
+from bundle.handlers.health_guard import HealthGuard
+from bundle.handlers.iteration_gate import IterationGate
+from bundle.losses.objective import GeneratorObjective
+from bundle.networks.quantizer import EMACodebook
+from bundle.networks.vqgan import VQGAN, TrainingPass
+
+RANKS, LENGTH, BAD_RANK, BAD_ITERATION = 2, 3, 1, 2
+
+
+def train(rank: int, folder: Path) -> dict[str, object]:
+    """Weights after each of three iterations on the same batches, but for one number on one rank."""
+    torch.manual_seed(0)
+    network = VQGAN((4, 8), 1, EMACodebook(8, 8))
+    optimizer = build_optimizer(network, 1e-3)
+    batches = [{"image": torch.rand(2, 1, 16, 16, 16) * 2 - 1} for _ in range(LENGTH)]
+    if rank == BAD_RANK:
+        batches[BAD_ITERATION - 1]["image"][0, 0, 1, 2, 3] = math.nan
+    guard = HealthGuard(
+        TrainingState(network, {}, torch.nn.ModuleDict(), {"generator": optimizer}, {}), folder
+    )
+    update = GeneratorUpdate(optimizer, GeneratorObjective(1.0, 0.25), IterationGate(99))
+    handlers = [update, guard]
+    trainer = AdversarialTrainer(
+        "cpu", 1, batches, LENGTH, network, TrainingPass(network), 2, train_handlers=handlers
+    )
+    weights = []
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED,
+        lambda: weights.append(
+            torch.cat([value.flatten().double() for value in network.state_dict().values()])
+        ),
+    )
+    trainer.run()
+    return {"weights": torch.stack(weights), "skipped": guard.skipped}
+
+
+def run_rank(folder: Path, rank: int) -> None:
+    torch.set_num_threads(1)
+    meeting_point = f"file://{folder}/meeting_point"
+    dist.init_process_group("gloo", meeting_point, timedelta(seconds=60), RANKS, rank)
+    torch.save(train(rank, folder), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def main(folder: Path) -> None:
+    children = []
+    for rank in range(RANKS):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                run_rank(folder, rank)
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    if any([os.waitpid(child, 0)[1] != 0 for child in children]):
+        sys.exit("a rank failed")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
