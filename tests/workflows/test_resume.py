@@ -8,15 +8,16 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-# Across the gate, with three validations and checkpoints before, at and behind them.
+# Across the gate, with two validations and checkpoints before, between and behind them: after the iterations
+# 3, 6 and 8 the last, after 4 and 8 the best.
 SETTINGS = {
     "epoch_length": 4,
-    "max_epochs": 3,
+    "max_epochs": 2,
     "batch_size": 1,
     "micro_batch_size": 1,
-    "checkpoint_interval": 2,
+    "checkpoint_interval": 3,
     "log_interval": 3,
-    "discriminator_iter_start": 6,
+    "discriminator_iter_start": 4,
     "video_gan_weight": 0,
     "resume_from_checkpoint": "auto",
 }
@@ -91,17 +92,45 @@ def assert_same_run(folder, whole):
 def test_auto_starts_at_zero_where_there_is_nothing_to_resume(whole):
     log = (whole / "training.log").read_text(encoding="utf-8")
     assert "No checkpoint to resume yet: this run starts at iteration 0" in log
-    assert [row["iteration"] for row in table_of(whole) if row["val/psnr"]] == ["4", "8", "12"]
+    assert [row["iteration"] for row in table_of(whole) if row["val/psnr"]] == ["4", "8"]
     names = sorted(path.name for path in (whole / "checkpoints").iterdir())
-    assert names == ["best_1.pt", "best_2.pt", "best_3.pt", "last.pt", "previous_1.pt"]
+    assert names == ["best_1.pt", "best_2.pt", "last.pt", "previous_1.pt"]
 
 
 def test_a_run_killed_in_a_write_in_a_validation_and_between_renames_ends_as_if_it_had_not_been(
     start, whole, tmp_path
 ):
     folder = tmp_path / "run"
-    for moment, count in (("writing", 1), ("writing", 2), ("validating", 1), ("renaming", 8)):
+    for moment, count in (("writing", 2), ("validating", 1), ("renaming", 3)):
         assert start(folder, moment, count).code == -signal.SIGKILL
     start(folder).expect_success()
     assert_same_run(folder, whole)
-    assert len(record_of(folder)["earlier_starts"]) == 4
+    assert len(record_of(folder)["earlier_starts"]) == 3
+
+
+def test_a_run_stopped_in_a_validation_then_by_ctrl_c_in_a_write_then_damaged_ends_as_if_it_had_not_been(
+    start, whole, tmp_path
+):
+    folder = tmp_path / "run"
+    last = folder / "checkpoints" / "last.pt"
+
+    done = start(folder, "validating", 1, signal.SIGTERM)
+    assert done.code == 128 + signal.SIGTERM, done.output[-3000:]
+    assert "Traceback" not in done.output
+    assert record_of(folder)["status"] == "stopped"
+    assert content_of(folder)["trainer"]["iteration"] == 4  # saved for the signal; 3 was the last before it
+    assert not [row for row in table_of(folder) if row["val/psnr"]]
+
+    done = start(folder, "writing", 2, signal.SIGINT)  # first the best of the validation that was made up for
+    assert done.code == 128 + signal.SIGINT, done.output[-3000:]
+    assert "Traceback" not in done.output
+    assert content_of(folder)["trainer"]["iteration"] == 7  # the one that was under way
+
+    damaged = bytearray(last.read_bytes())
+    damaged[len(damaged) // 3] ^= 1
+    last.write_bytes(damaged)
+    start(folder).expect_success()
+    log = (folder / "training.log").read_text(encoding="utf-8")
+    assert f"Resuming {last.with_name('previous_1.pt')} at iteration 6" in log
+    assert f"{last} is damaged or of a later iteration; it is now last.pt.set_aside" in log
+    assert_same_run(folder, whole)
