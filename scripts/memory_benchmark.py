@@ -34,6 +34,9 @@ BUNDLE_ROOT = Path(__file__).resolve().parent.parent
 ITERATIONS = 3
 BATCH = 2
 PHASES = ("base", "adversarial")
+Weights = tuple[float, float, float, float]  # LPIPS, slice and volume discriminator, feature matching
+L1_ONLY: Weights = (0.0, 0.0, 0.0, 0.0)
+ADVERSARIAL: Weights = (0.1, 1.0, 0.5, 4.0)
 # preset and patch side
 ON_CPU = (("lite", 48), ("lite", 80))
 ON_GPU = (("lite", 64), ("lite", 128), ("default", 64), ("default", 128))
@@ -52,9 +55,9 @@ def measure_memory(output: Path) -> list[dict[str, Any]]:
 
 def measure_one(preset: str, side: int, phase: str) -> dict[str, Any]:
     """One setting in this process, which has not trained before."""
-    weights = (0.0,) * 4 if phase == "base" else (0.1, 1.0, 0.5, 4.0)
+    weights = L1_ONLY if phase == "base" else ADVERSARIAL
     half = DEVICE.type == "cuda"
-    _train("lite", 24, (0.0,) * 4, half)  # libraries take their own memory the first time they are used
+    _train("lite", 24, L1_ONLY, half)  # libraries take their own memory the first time they are used
     network, objective = _networks(preset, weights)
     rows = estimate_training_memory(network, objective, (side,) * 3, BATCH, BATCH, half)
     del network, objective
@@ -71,14 +74,14 @@ def measure_one(preset: str, side: int, phase: str) -> dict[str, Any]:
     }
 
 
-def _networks(preset: str, weights: tuple[float, ...]) -> tuple[Any, GeneratorObjective]:
+def _networks(preset: str, weights: Weights) -> tuple[Any, GeneratorObjective]:
     network = to_device(build_vqgan(preset), DEVICE)
-    discriminators = to_device(build_discriminators(*weights[1:3]), DEVICE)
+    discriminators = to_device(build_discriminators(weights[1], weights[2]), DEVICE)
     perceptual = SlicePerceptualLoss("vgg", "random").to(DEVICE) if weights[0] > 0 else None
     return network, GeneratorObjective(1.0, 0.25, *weights, discriminators, perceptual)
 
 
-def _train(preset: str, side: int, weights: tuple[float, ...], half: bool) -> None:
+def _train(preset: str, side: int, weights: Weights, half: bool) -> None:
     network, objective = _networks(preset, weights)
     image = torch.rand(BATCH, 1, side, side, side).to(DEVICE) * 2 - 1
     gate = IterationGate(0)
@@ -89,7 +92,8 @@ def _train(preset: str, side: int, weights: tuple[float, ...], half: bool) -> No
     if discriminator_optimizer is not None:
         updates.append(
             DiscriminatorUpdate(
-                discriminator_optimizer, objective.discriminators, *weights[1:3], gate, gradient_clip=1.0
+                *(discriminator_optimizer, objective.discriminators, weights[1], weights[2], gate),
+                gradient_clip=1.0,
             )
         )
     batches = itertools.repeat({"image": image})

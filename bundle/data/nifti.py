@@ -10,7 +10,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import nibabel as nib
 import numpy as np
@@ -27,9 +27,9 @@ CHUNK_BYTES = 1 << 22
 MAX_GZIP_RATIO = 1032
 # Cosine between two axes: what rounding of cosines to six digits leaves.
 SHEAR_TOLERANCE = 1e-4
-UNREADABLE = (
+UNREADABLE: tuple[type[Exception], ...] = (
     *(ImageFileError, HeaderDataError, OSError, EOFError, ValueError, struct.error),
-    *(zlib.error, zlib_ng.error),
+    *(zlib.error, cast(type[Exception], zlib_ng.error)),
 )
 
 

@@ -124,10 +124,10 @@ class _Float32Distance(nn.Module):
 
     def __init__(self, perceptual: nn.Module) -> None:
         super().__init__()
-        self.perceptual = perceptual
+        self.lpips = perceptual.get_submodule("lpips")
 
     def forward(self, real: Tensor, fake: Tensor) -> Tensor:
-        return self.perceptual.lpips(real.detach().float(), fake.float()).flatten()
+        return self.lpips(real.detach().float(), fake.float()).flatten()
 
 
 def _twins(network: VQGAN, objective: GeneratorObjective) -> tuple[VQGAN, GeneratorObjective]:

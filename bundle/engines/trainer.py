@@ -103,8 +103,8 @@ class AdversarialTrainer(Trainer):
         return dict(self.state.losses)
 
     def _start_afresh(self) -> None:
-        self.state.losses: dict[str, Tensor] = {}
-        self.state.steps: list[PendingStep] = []
+        self.state.losses = {}
+        self.state.steps = []
         self.state.micro_batch = None  # frees the graph
         self.network.quantizer.discard()
 

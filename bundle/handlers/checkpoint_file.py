@@ -14,7 +14,7 @@ import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
@@ -141,7 +141,7 @@ def load_generator(network: torch.nn.Module, path: str | Path, content: Mapping[
     return len(content["model"])
 
 
-def _append_checksum(file: BinaryIO) -> None:
+def _append_checksum(file: io.BufferedRandom) -> None:
     """Turns the archive's comment, whose length is the last thing in a zip file, into the checksum."""
     file.seek(-2, io.SEEK_END)
     file.write(CHECKSUM_BYTES.to_bytes(2, "little") + CHECKSUM_MARK)

@@ -133,7 +133,7 @@ class HealthGuard:
             rates = [rate * self.learning_rate_factor for rate in self._rates[name]]
             schedule = self.state.schedules.get(name)
             if schedule is not None:
-                schedule.base_lrs = rates
+                schedule.base_lrs = list(rates)
                 factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
                 rates = [rate * factor for rate, factor in zip(rates, factors, strict=True)]
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -182,7 +182,8 @@ def _names_of_ill(engine: AdversarialTrainer, values: dict[str, Tensor]) -> str:
 def _base_rates(state: TrainingState, name: str) -> list[float]:
     schedule = state.schedules.get(name)
     groups = state.optimizers[name].param_groups
-    return list(schedule.base_lrs) if schedule is not None else [group["lr"] for group in groups]
+    rates = schedule.base_lrs if schedule is not None else [group["lr"] for group in groups]
+    return [float(rate) for rate in rates]
 
 
 def _after(rollbacks: int) -> str:

@@ -125,7 +125,7 @@ class ValidateEvery:
     def make_up(self, engine: Engine) -> None:
         """The validation that was due at the iteration from which a run goes on, unless it was done then."""
         iteration = engine.state.iteration
-        if iteration > 0 and iteration % (self.interval * engine.state.epoch_length) == 0:
+        if iteration > 0 and iteration % (self.interval * int(engine.state.epoch_length or 1)) == 0:
             self(engine)
 
     def state_dict(self) -> dict[str, int]:

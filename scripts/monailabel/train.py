@@ -113,7 +113,7 @@ class PatchTrainingTask(BundleTrainTask):
             run_id="run",
             meta_file=self.bundle_metadata_path,
             config_file=self.config_files,
-            logging_file=False,
+            logging_file=False,  # type: ignore[arg-type]  # leaves Label's own logging alone
             output_dir=str(self.output_dir),
             **overrides,
             **given,
