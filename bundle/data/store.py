@@ -9,7 +9,6 @@ import logging
 import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,11 @@ import numpy as np
 from monai.config import PathLike
 from tqdm import tqdm
 
-from bundle.data.body import BodyMap
 from bundle.data.header import read_header
-from bundle.data.names import volume_name
 from bundle.data.packing import pack_volume, source_state
-from bundle.data.volume_file import (
-    CUBE,
-    MAGIC,
-    SUFFIX,
-    StoreError,
-    read_box,
-    read_layout,
-    read_section,
-)
-from bundle.data.window_counts import read_counts, window_key, write_counts
+from bundle.data.stored_volume import StoredVolume, stored_volume
+from bundle.data.volume_file import MAGIC, SUFFIX, StoreError, read_layout
+from bundle.data.window_counts import window_key, write_counts
 
 __all__ = ["PatchStore", "StoreError", "StoredVolume"]
 
@@ -38,67 +28,6 @@ logger = logging.getLogger(__name__)
 
 # Of the raw int16 size: real CT takes 0.42 to 0.52, noise that cannot be packed a little more than 1.
 EXPECTED_RATIO = 0.6
-
-
-@dataclass(frozen=True)
-class StoredVolume:
-    """One volume of the store.
-
-    Attributes:
-        path: its file.
-        shape: (X, Y, Z) in voxels.
-        spacing_mm: edges of a voxel along X, Y, Z.
-        case: the item of the datalist that it was made from.
-    """
-
-    path: Path
-    shape: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
-    case: Mapping[str, Any]
-
-    @property
-    def name(self) -> str:
-        """File name of the source without its suffix."""
-        return volume_name(self.case["image"])
-
-    def read(self) -> np.ndarray:
-        """The whole volume, (X, Y, Z) int16 in HU, every checksum compared.
-
-        Raises:
-            StoreError: if the file is damaged.
-        """
-        return read_box(self.path, read_layout(self.path), (0, 0, 0), self.shape, self._source())
-
-    def read_box(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
-        """A box inside the volume, see `bundle.data.volume_file.read_box`."""
-        return read_box(self.path, read_layout(self.path), start, stop, self._source())
-
-    def body_map(self) -> BodyMap:
-        """Where the body and where contrast agent is; some kB.
-
-        Raises:
-            StoreError: if the file is damaged.
-        """
-        layout = read_layout(self.path)
-        return BodyMap(*(read_section(self.path, layout, name) for name in BodyMap._fields))
-
-    def outside_window(self, hu_min: float, hu_max: float) -> tuple[int, int]:
-        """Numbers of voxels below `hu_min` and above `hu_max`; counted once, then kept beside the file."""
-        counts = read_counts(self.path)
-        key = window_key(hu_min, hu_max)
-        if key not in counts:
-            n_below = n_above = 0
-            for z in range(0, self.shape[2], CUBE):
-                stop = (*self.shape[:2], min(z + CUBE, self.shape[2]))
-                slab = self.read_box((0, 0, z), stop)
-                n_below += int(np.count_nonzero(slab < hu_min))
-                n_above += int(np.count_nonzero(slab > hu_max))
-            counts[key] = (n_below, n_above)
-            write_counts(self.path, counts)
-        return counts[key]
-
-    def _source(self) -> str:
-        return str(self.case["image"])
 
 
 class PatchStore:
@@ -232,13 +161,6 @@ def is_sound(path: Path, image: PathLike) -> bool:
             raise
         return False
     return True
-
-
-def stored_volume(path: Path, case: Mapping[str, Any]) -> StoredVolume:
-    """What the file says of its volume; StoreError if it is missing or damaged."""
-    layout = read_layout(path)
-    x_mm, y_mm, z_mm = layout.record["spacing_mm"]
-    return StoredVolume(path, layout.shape, (x_mm, y_mm, z_mm), dict(case))
 
 
 def _make_file(path: Path, image: PathLike, window: tuple[float, float]) -> None:
