@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -124,7 +125,8 @@ def report_error(kind: type[BaseException], error: BaseException, trace: Traceba
     for handler in _run_logs():
         details = (kind, error, trace)
         handler.handle(logging.LogRecord(__name__, logging.ERROR, __file__, 0, message, None, details))
-        _end_run(Path(handler.baseFilename).parent, {"status": "failed", "error": message})
+        with suppress(OSError):  # a disk that is full may be what the message is about
+            _end_run(Path(handler.baseFilename).parent, {"status": "failed", "error": message})
     print(f"error: {message}", file=sys.stderr)
 
 

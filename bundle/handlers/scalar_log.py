@@ -1,6 +1,5 @@
 """Curves: TensorBoard, `metrics.csv`, a line in the log and the progress bar."""
 
-import csv
 import logging
 import math
 import os
@@ -16,30 +15,13 @@ from torch.utils.tensorboard import SummaryWriter
 from bundle.engines.settings import SettingsError
 from bundle.engines.trainer import AdversarialTrainer
 from bundle.handlers.codebook_window import CodebookWindow
+from bundle.handlers.curve_table import TAGS, append_row, keep_rows_until, rows_of
 
 logger = logging.getLogger(__name__)
 
-TAGS = (
-    "train/recon_loss",
-    "train/commitment_loss",
-    "train/perceptual_loss",
-    "train/gen_loss",
-    "train/disc_loss",
-    "train/gan_feat_loss",
-    "train/learning_rate",
-    "codebook/usage",
-    "codebook/perplexity",
-    "codebook/restarts",
-    "val/psnr",
-    "val/ssim",
-    "val/lpips",
-    "val/mae_hu",
-    "val/rmse_hu",
-)
-
 
 class LogFolderError(ValueError):
-    """A folder for curves that cannot be used; the message names it."""
+    """A folder for curves that cannot be used, or not any more; the message names it."""
 
 
 class TensorBoardLog:
@@ -198,48 +180,23 @@ class ScalarLog:
         self.figures |= values | {"iteration": iteration}
         engine.state.recon_loss = self.figures.get("train/recon_loss", math.nan)
         engine.state.val_psnr = self.figures.get("val/psnr", math.nan)
-        for name, value in values.items():
-            self.tensorboard.writer.add_scalar(name, value, iteration)
-        self.tensorboard.writer.flush()  # a killed run must not lose points that its checkpoint has behind it
+        try:
+            for name, value in values.items():
+                self.tensorboard.writer.add_scalar(name, value, iteration)
+            self.tensorboard.writer.flush()  # a killed run must not lose points before its checkpoint
+            append_row(self.csv_path, {"iteration": iteration, "epoch": epoch, **values})
+        except OSError as error:
+            raise LogFolderError(
+                f"{self.csv_path.parent}: curves cannot be written ({error.strerror}); make room and go on "
+                "with --resume_from_checkpoint auto"
+            ) from error
         listed = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         logger.info("epoch %d iteration %d  %s", epoch, iteration, listed)
-        is_new = not self.csv_path.exists() or self.csv_path.stat().st_size == 0
-        with self.csv_path.open("a", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, ("iteration", "epoch", *TAGS), extrasaction="ignore")
-            if is_new:
-                table.writeheader()
-            table.writerow({"iteration": iteration, "epoch": epoch, **values})
 
     def _draw_again(self, iteration: int) -> None:
         if iteration == 0 or not self.csv_path.exists():
             return
-        with self.csv_path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["iteration"] == str(iteration)]
-        for row in rows:
+        for row in (row for row in rows_of(self.csv_path) if row["iteration"] == str(iteration)):
             for name in TAGS:
                 if row.get(name):
                     self.tensorboard.writer.add_scalar(name, float(row[name]), iteration)
-
-
-def keep_rows_until(csv_path: Path, iteration: int, validated: bool = True) -> None:
-    """Drops the rows of a table of curves that come after `iteration`, and a last one that was torn.
-
-    Args:
-        csv_path: the table.
-        iteration: the last one to keep.
-        validated: whether to keep its validation figures too.
-    """
-    rows = csv_path.read_bytes().splitlines(keepends=True)
-    kept = [row for row in rows if row.endswith(b"\n") and not _is_later(row, iteration, validated)]
-    if kept != rows:
-        shorter = csv_path.with_name(f".{csv_path.name}.partial")
-        shorter.write_bytes(b"".join(kept))
-        shorter.replace(csv_path)
-
-
-def _is_later(row: bytes, iteration: int, validated: bool) -> bool:
-    number, *values = row.strip().split(b",")
-    if not number.isdigit() or int(number) < iteration:
-        return False
-    has_validation = any(values[1 + TAGS.index("val/psnr") :])
-    return int(number) > iteration or (has_validation and not validated)

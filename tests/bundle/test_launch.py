@@ -163,6 +163,20 @@ def test_own_errors_are_reported_in_one_line(capsys):
     assert capsys.readouterr().err == "error: `x` must be known\n"
 
 
+def test_a_record_that_cannot_be_written_does_not_hide_the_error(output_dir, capsys, monkeypatch):
+    start_run(output_dir)
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    error = UnknownOverrideError("`x` must be known")
+    report_error(type(error), error, None)
+
+    assert capsys.readouterr().err == "error: `x` must be known\n"
+    assert record_of(output_dir)["status"] == "running"
+
+
 def test_interrupted_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
     path = tmp_path / "run.json"
     write_atomically(path, "old")

@@ -1,6 +1,7 @@
 import csv
 import logging
 import math
+import os
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from ignite.engine import Engine, Events
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bundle.handlers.codebook_window import CodebookWindow
-from bundle.handlers.scalar_log import TAGS, ScalarLog, TensorBoardLog, keep_rows_until
+from bundle.handlers.curve_table import TAGS
+from bundle.handlers.scalar_log import LogFolderError, ScalarLog, TensorBoardLog
 from bundle.networks.quantizer import EMACodebook
 
 BASE_TAGS = {"train/recon_loss", "train/commitment_loss", "train/learning_rate"}
@@ -133,14 +135,6 @@ def test_a_fresh_run_takes_back_all_that_a_failed_one_left(tmp_path, logged):
     assert [int(row["iteration"]) for row in rows(tmp_path)] == [2]
 
 
-def test_only_later_rows_of_a_table_are_dropped_whatever_else_is_in_it(tmp_path):
-    table = tmp_path / "metrics.csv"
-    table.write_bytes(b"iteration,epoch\r\n9,1\r\n10,1\r\n\r\n11,2\r\n")
-    keep_rows_until(table, 10)
-    assert table.read_bytes() == b"iteration,epoch\r\n9,1\r\n10,1\r\n\r\n"
-    assert list(tmp_path.iterdir()) == [table]
-
-
 def test_nothing_is_written_before_the_first_point(tmp_path, logged):
     run, _ = logged(2, weights=(0, 0, 0))
     written = []
@@ -193,6 +187,22 @@ def test_a_codebook_that_was_never_updated_has_no_health():
     window = CodebookWindow()
     window.add(EMACodebook(4, 2))
     assert window.figures() == {}
+
+
+@pytest.mark.parametrize("is_locked", [False, True], ids=["a file", "a locked folder"])
+def test_a_folder_that_cannot_take_the_curves_is_told_before_training(
+    tmp_path, logged, monkeypatch, is_locked
+):
+    folder = tmp_path / "tensorboard"
+    if is_locked:
+        folder.mkdir()
+        monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    else:
+        folder.write_bytes(b"")
+    run, losses = logged(2, weights=(0, 0, 0))
+    with pytest.raises(LogFolderError, match=rf"{folder}: must be a folder that can be written; remove it"):
+        run.run()
+    assert losses == {}
 
 
 def test_an_interval_below_one_iteration_is_refused(tmp_path):

@@ -1,0 +1,64 @@
+"""The table of all curves, `metrics.csv`: a row per point, a column per curve."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+TAGS = (
+    "train/recon_loss",
+    "train/commitment_loss",
+    "train/perceptual_loss",
+    "train/gen_loss",
+    "train/disc_loss",
+    "train/gan_feat_loss",
+    "train/learning_rate",
+    "codebook/usage",
+    "codebook/perplexity",
+    "codebook/restarts",
+    "val/psnr",
+    "val/ssim",
+    "val/lpips",
+    "val/mae_hu",
+    "val/rmse_hu",
+)
+
+
+def append_row(csv_path: Path, row: Mapping[str, Any]) -> None:
+    """Adds a point, below the names of the columns if it is the first."""
+    is_new = not csv_path.exists() or csv_path.stat().st_size == 0
+    with csv_path.open("a", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, ("iteration", "epoch", *TAGS), extrasaction="ignore")
+        if is_new:
+            table.writeheader()
+        table.writerow(row)
+
+
+def rows_of(csv_path: Path) -> list[dict[str, str]]:
+    """All rows, each by column; values are text."""
+    with csv_path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def keep_rows_until(csv_path: Path, iteration: int, validated: bool = True) -> None:
+    """Drops the rows of a table of curves that come after `iteration`, and a last one that was torn.
+
+    Args:
+        csv_path: the table.
+        iteration: the last one to keep.
+        validated: whether to keep its validation figures too.
+    """
+    rows = csv_path.read_bytes().splitlines(keepends=True)
+    kept = [row for row in rows if row.endswith(b"\n") and not _is_later(row, iteration, validated)]
+    if kept != rows:
+        shorter = csv_path.with_name(f".{csv_path.name}.partial")
+        shorter.write_bytes(b"".join(kept))
+        shorter.replace(csv_path)
+
+
+def _is_later(row: bytes, iteration: int, validated: bool) -> bool:
+    number, *values = row.strip().split(b",")
+    if not number.isdigit() or int(number) < iteration:
+        return False
+    has_validation = any(values[1 + TAGS.index("val/psnr") :])
+    return int(number) > iteration or (has_validation and not validated)
