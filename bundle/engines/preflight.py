@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 
 from bundle.engines.advice import ADVICE
 from bundle.engines.memory import MIB, estimate_training_memory, memory_table
@@ -76,7 +77,7 @@ def check_start(
         check_disk(output_dir, checkpoint_bytes(network, objective) * CHECKPOINT_FILES, "checkpoints"),
         check_disk(cache_dir, store_bytes(cases, cache_dir), "patch store"),
         check_device(device, amp),
-        check_ranks(device),
+        check_ranks(),
     ]
     if any(check.name == "device" and check.level == "error" for check in checks):
         return checks
@@ -160,14 +161,13 @@ def check_device(device: torch.device, amp: bool) -> Check:
     return Check("device", "ok", f"{device}, {'bf16' if amp else 'float32'}")
 
 
-def check_ranks(device: torch.device) -> Check:
-    """Whether there is a GPU for each process on this machine that `torchrun` has started."""
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and ranks > max(1, count):
-        told = f"{ranks} processes for {count} GPUs; start `torchrun --nproc_per_node {count}`"
-        return Check("ranks", "error", told)
-    return Check("ranks", "ok", f"{ranks} on this machine")
+def check_ranks() -> Check:
+    """Whether processes that `torchrun` has started train together; else they overwrite each other."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks > 1 and not (dist.is_available() and dist.is_initialized()):
+        told = f"{ranks} processes that know nothing of each other; this version trains in one, so start "
+        return Check("ranks", "error", f"{told}`python -m monai.bundle run` without torchrun")
+    return Check("ranks", "ok", "1 process" if ranks == 1 else f"{ranks} processes that train together")
 
 
 def check_memory(needed: int, free: int) -> Check:

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any, Protocol
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import Trainer
@@ -100,7 +101,7 @@ class CheckpointHandler:
     """Writes `last.pt` during training and `best_1.pt` (the best) to `best_3.pt` after validation.
 
     What `last.pt` was before becomes `previous_1.pt`, that one `previous_2.pt` and so on. Each file is
-    complete on the disk before any older one moves.
+    complete on the disk before any older one moves. Of several ranks only the first writes.
 
     Args:
         state: what to save.
@@ -136,6 +137,8 @@ class CheckpointHandler:
 
     def attach(self, engine: Engine) -> None:
         """Joins the trainer, and the validation engine if there is one."""
+        if idist.get_rank() > 0:
+            return
         engine.add_event_handler(Events.STARTED, self.restore)
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self.save_last)
         engine.add_event_handler(Events.COMPLETED, self.save_last)
@@ -149,7 +152,7 @@ class CheckpointHandler:
             CheckpointWriteError: if there is no room; the older files are as they were.
         """
         iteration = engine.state.iteration
-        if self._saved_at == iteration and not self._validated_since:
+        if idist.get_rank() > 0 or (self._saved_at == iteration and not self._validated_since):
             return
         new = self.folder / "last_new.pt"
         write_checkpoint(new, self.state.state_dict(engine))

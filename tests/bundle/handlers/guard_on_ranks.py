@@ -1,6 +1,7 @@
 """Trains on two gloo processes, one of which gets an undefined batch: `python guard_on_ranks.py FOLDER`.
 
-The processes are forks of this one, which has imported torch once; each writes what it got to FOLDER.
+The processes are forks of this one, which has imported torch once; each writes what it got to FOLDER, and
+would write its checkpoints to a folder of its own.
 """
 
 import math
@@ -14,8 +15,9 @@ import torch.distributed as dist
 from ignite.engine import Events
 
 from bundle.engines.optimizers import build_optimizer
+from bundle.engines.preflight import check_ranks
 from bundle.engines.trainer import AdversarialTrainer
-from bundle.handlers.checkpoint import TrainingState
+from bundle.handlers.checkpoint import CheckpointHandler, TrainingState
 from bundle.handlers.generator_update import GeneratorUpdate
 from bundle.handlers.health_guard import HealthGuard
 from bundle.handlers.iteration_gate import IterationGate
@@ -34,11 +36,11 @@ def train(rank: int, folder: Path) -> dict[str, object]:
     batches = [{"image": torch.rand(2, 1, 16, 16, 16) * 2 - 1} for _ in range(LENGTH)]
     if rank == BAD_RANK:
         batches[BAD_ITERATION - 1]["image"][0, 0, 1, 2, 3] = math.nan
-    guard = HealthGuard(
-        TrainingState(network, {}, torch.nn.ModuleDict(), {"generator": optimizer}, {}), folder
-    )
+    state = TrainingState(network, {}, torch.nn.ModuleDict(), {"generator": optimizer}, {})
+    guard = HealthGuard(state, folder)
+    checkpoints = CheckpointHandler(state, folder / f"rank_{rank}", interval=2)
     update = GeneratorUpdate(optimizer, GeneratorObjective(1.0, 0.25), IterationGate(99))
-    handlers = [update, guard]
+    handlers = [update, guard, checkpoints]
     trainer = AdversarialTrainer(
         "cpu", 1, batches, LENGTH, network, TrainingPass(network), 2, train_handlers=handlers
     )
@@ -50,11 +52,12 @@ def train(rank: int, folder: Path) -> dict[str, object]:
         ),
     )
     trainer.run()
-    return {"weights": torch.stack(weights), "skipped": guard.skipped}
+    return {"weights": torch.stack(weights), "skipped": guard.skipped, "check": check_ranks().level}
 
 
 def run_rank(folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
+    os.environ["WORLD_SIZE"] = str(RANKS)
     meeting_point = f"file://{folder}/meeting_point"
     dist.init_process_group("gloo", meeting_point, timedelta(seconds=60), RANKS, rank)
     torch.save(train(rank, folder), folder / f"{rank}.pt")

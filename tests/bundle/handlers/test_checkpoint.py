@@ -7,8 +7,10 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
+from bundle.engines.settings import SettingsError
 from bundle.handlers.checkpoint import CheckpointHandler, TrainingState
 from bundle.handlers.checkpoint_file import read_checkpoint
+from bundle.handlers.checkpoint_folder import rolling_paths
 from bundle.handlers.random_state import random_state, set_random_state
 
 NAN, INF = math.nan, math.inf
@@ -192,6 +194,31 @@ def test_random_numbers_go_on_where_they_were(tmp_path):
     assert draw() == expected
 
 
+@pytest.mark.parametrize(("keep_last", "kept"), [(1, [9]), (3, [9, 8, 6]), (9, [9, 8, 6, 4, 2])])
+def test_as_many_of_the_last_are_kept_as_wanted(tmp_path, tiny_settings, keep_last, kept):
+    trainer = Engine(lambda *_: None)
+    CheckpointHandler(new_state(tiny_settings), tmp_path, 2, keep_last=keep_last).attach(trainer)
+    trainer.run([0], epoch_length=9)
+    paths = rolling_paths(tmp_path / "checkpoints")
+    assert [path.name for path in paths] == ["last.pt", *(f"previous_{n}.pt" for n in range(1, len(kept)))]
+    assert [read_checkpoint(path)["trainer"]["iteration"] for path in paths] == kept
+
+
+def test_a_resumed_run_that_keeps_fewer_drops_the_oldest(tmp_path, tiny_settings):
+    for start, keep_last in ((0, 4), (6, 2)):
+        trainer = Engine(lambda *_: None)
+        trainer.add_event_handler(Events.STARTED, lambda e, start=start: setattr(e.state, "iteration", start))
+        CheckpointHandler(new_state(tiny_settings), tmp_path, 2, keep_last=keep_last).attach(trainer)
+        trainer.run([0], epoch_length=start + 6)
+    paths = rolling_paths(tmp_path / "checkpoints")
+    assert [read_checkpoint(path)["trainer"]["iteration"] for path in paths] == [12, 10]
+
+
+def test_keeping_no_checkpoint_is_refused(tmp_path, tiny_settings):
+    with pytest.raises(SettingsError, match="`keep_last` must be at least 1 checkpoint, got 0"):
+        CheckpointHandler(new_state(tiny_settings), tmp_path, 1, keep_last=0)
+
+
 def test_an_interval_below_one_iteration_is_refused(tmp_path, tiny_settings):
-    with pytest.raises(ValueError, match="`checkpoint_interval` must be at least 1 iteration, got 0"):
+    with pytest.raises(SettingsError, match="`checkpoint_interval` must be at least 1 iteration, got 0"):
         CheckpointHandler(new_state(tiny_settings), tmp_path, 0)

@@ -207,12 +207,25 @@ def test_the_decision_is_taken_before_anything_moves():
     assert names.index("gradients_completed") > names.index("discriminator_step")
 
 
-def test_all_ranks_skip_an_iteration_that_is_bad_on_one_of_them(tmp_path):
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What two ranks got, of which the second had an undefined batch, and their folder."""
+    folder = tmp_path_factory.mktemp("ranks")
     environment = os.environ | {"PYTHONPATH": str(RANKS.parents[3])}
-    subprocess.run([sys.executable, RANKS, tmp_path], env=environment, check=True, timeout=120)
+    subprocess.run([sys.executable, RANKS, folder], env=environment, check=True, timeout=120)
+    return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
-    good, bad = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+
+def test_all_ranks_skip_an_iteration_that_is_bad_on_one_of_them(ranks):
+    good, bad = ranks[1]
     assert (good["skipped"], bad["skipped"]) == (1, 1)
     assert torch.equal(good["weights"], bad["weights"])
     first, second, third = good["weights"]
     assert torch.equal(first, second) and not torch.equal(second, third)
+
+
+def test_only_the_first_of_connected_ranks_writes_checkpoints(ranks):
+    folder, results = ranks
+    assert [result["check"] for result in results] == ["ok", "ok"]
+    assert (folder / "rank_0" / "checkpoints" / "last.pt").is_file()
+    assert not (folder / "rank_1").exists()
