@@ -1,4 +1,5 @@
 import logging
+import shutil
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from ignite.engine import Events
 
 from bundle.handlers.checkpoint import CheckpointHandler
 from bundle.handlers.checkpoint_file import CheckpointError, write_checkpoint
-from bundle.handlers.start_from import LoadGenerator, StartFrom
+from bundle.handlers.start_from import LoadGenerator, StartFrom, continues_run
 
 BASE, ADVERSARIAL = (0, 0, 0), (1.0, 0.0, 4.0)
 # Two epochs of 4 iterations, ended in the middle of the second; the gate opens after iteration 3.
@@ -170,6 +171,40 @@ def test_another_epoch_length_is_refused_before_the_run_begins(base_checkpoint, 
     start = StartFrom(run.state, resume_from_checkpoint=base_checkpoint[0])
     with pytest.raises(CheckpointError, match=r"`epoch_length` 1, here 5; resume it with --epoch_length 1"):
         start.attach(run.trainer)
+
+
+def test_auto_starts_as_told_otherwise_until_there_is_a_checkpoint_and_then_takes_the_newest(
+    base_checkpoint, tmp_path, tiny_vqgan, small_run
+):
+    def start():
+        state = small_run(tiny_vqgan(), iterations=1, weights=BASE).state
+        return StartFrom(state, base_checkpoint[0], "auto", output_dir=tmp_path / "run")
+
+    first = start()
+    assert (first.path, first.resuming) == (base_checkpoint[0], False)
+    copy = tmp_path / "run" / "checkpoints" / "previous_1.pt"
+    copy.parent.mkdir(parents=True)
+    shutil.copy(base_checkpoint[0], copy)
+    copy.with_name("last.pt").write_bytes(copy.read_bytes()[:-1])
+    later = start()
+    assert (later.path, later.resuming) == (copy, True)
+
+
+def test_auto_refuses_to_start_anew_where_all_checkpoints_are_damaged(tmp_path, tiny_vqgan, small_run):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best_2.pt").write_bytes(b"torn")
+    state = small_run(tiny_vqgan(), iterations=1, weights=BASE).state
+    with pytest.raises(CheckpointError, match=r"all are damaged \(best_2\.pt\); start anew with another"):
+        StartFrom(state, None, "auto", output_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("resume", "continues"),
+    [(None, False), ("auto", True), ("run/checkpoints/last.pt", True), ("other/checkpoints/last.pt", False)],
+)
+def test_only_a_checkpoint_of_the_same_folder_continues_its_run(tmp_path, monkeypatch, resume, continues):
+    monkeypatch.chdir(tmp_path)
+    assert continues_run(tmp_path / "run", resume) is continues
 
 
 def test_both_ways_at_once_are_refused(base_checkpoint, tiny_vqgan, small_run):

@@ -1,0 +1,107 @@
+"""Signals that ask a run to end; the tests send them to this very process."""
+
+import os
+import signal
+
+import pytest
+from ignite.engine import Engine, Events
+
+from bundle.handlers.checkpoint import CheckpointHandler
+from bundle.handlers.checkpoint_file import read_checkpoint
+from bundle.handlers.scalar_log import TensorBoardLog
+from bundle.handlers.stop_signal import STOP_SIGNALS, StopOnSignal, ignore_stop_signals
+from bundle.handlers.validation import ValidateEvery
+
+
+@pytest.fixture(autouse=True)
+def own_signals():
+    """What this process does with the signals otherwise."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+class Send:
+    """Sends a signal to this process when an event happens."""
+
+    def __init__(self, event, number=signal.SIGTERM):
+        self.event, self.number = event, number
+
+    def attach(self, engine):
+        engine.add_event_handler(self.event, lambda: os.kill(os.getpid(), self.number))
+
+
+class Validator(Engine):
+    """Looks at one volume."""
+
+    def __init__(self):
+        super().__init__(lambda *_: None)
+
+    def run(self):
+        super().run([0])
+
+
+@pytest.fixture
+def stopped_run(tmp_path, tiny_vqgan, small_run):
+    """A run of 2 epochs of 3 iterations with a handler that sends a signal, and its `StopOnSignal`."""
+
+    def make(*senders, validator=None):
+        stops = []
+
+        def handlers(run):
+            checkpoints = CheckpointHandler(run.state, tmp_path, 1000, None)
+            stops.append(StopOnSignal(checkpoints, TensorBoardLog(tmp_path), validator))
+            validate = [] if validator is None else [ValidateEvery(validator, 1)]
+            return [stops[0], *senders, *validate, checkpoints]
+
+        run = small_run(tiny_vqgan(), 3, weights=(0, 0, 0), max_epochs=2, handlers=handlers)
+        run.run()
+        return run, stops[0]
+
+    return make
+
+
+def saved_iteration(folder):
+    return read_checkpoint(folder / "checkpoints" / "last.pt")["trainer"]["iteration"]
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS, ids=str)
+def test_the_iteration_is_finished_and_saved_and_the_run_ends(stopped_run, tmp_path, number):
+    run, stop = stopped_run(Send(Events.ITERATION_STARTED(once=2), number))
+    assert stop.stopped_by == number
+    assert run.trainer.state.iteration == saved_iteration(tmp_path) == 2
+
+
+def test_a_signal_before_the_first_iteration_still_leaves_a_checkpoint(stopped_run, tmp_path):
+    run, stop = stopped_run(Send(Events.STARTED))
+    assert stop.stopped_by == signal.SIGTERM
+    assert run.trainer.state.iteration == saved_iteration(tmp_path) == 1
+
+
+def test_after_the_first_signal_a_second_one_does_what_the_system_does(stopped_run):
+    stopped_run(Send(Events.ITERATION_STARTED(once=1)))
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == [signal.SIG_DFL] * 2
+
+
+def test_a_validation_is_left_at_once_and_the_state_before_it_saved(stopped_run, tmp_path):
+    validator = Validator()
+    seen = []
+    validator.add_event_handler(Events.ITERATION_STARTED, lambda: seen.append("started"))
+    Send(Events.ITERATION_STARTED(once=1)).attach(validator)
+    validator.add_event_handler(Events.ITERATION_COMPLETED, lambda: seen.append("completed"))
+    run, stop = stopped_run(validator=validator)
+    assert stop.stopped_by == signal.SIGTERM
+    assert seen == ["started"]
+    assert run.trainer.state.iteration == saved_iteration(tmp_path) == 3
+
+
+def test_a_run_without_signals_is_not_stopped(stopped_run):
+    run, stop = stopped_run()
+    assert stop.stopped_by is None
+    assert run.trainer.state.iteration == 6
+
+
+def test_readers_leave_the_signals_to_the_main_process():
+    ignore_stop_signals(0)
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == [signal.SIG_IGN] * 2
