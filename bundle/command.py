@@ -148,6 +148,22 @@ def check_overrides(command: Command) -> None:
         raise UnknownOverrideError(f"override must name an id of {files}, got {'; '.join(problems)}")
 
 
+def is_alike(default: Any, value: Any) -> bool:
+    """Numbers for numbers, true or false for such, lists for lists; expressions and null can be anything."""
+    is_expression = any(isinstance(each, str) and each.startswith(("$", "@")) for each in (default, value))
+    if default is None or value is None or is_expression:
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, int):
+        return isinstance(value, int)
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    if isinstance(default, str):
+        return isinstance(value, str | int)
+    return isinstance(value, type(default)) or (isinstance(default, list) and isinstance(value, tuple))
+
+
 def _is_known(name: str, parser: ConfigParser) -> bool:
     parent, _ = ReferenceResolver.split_id(name, last=True)
     if name in parser or name == "_meta_" or parent.startswith("_meta_"):

@@ -20,7 +20,14 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 
-from bundle.command import BUNDLE_ROOT, Command, ConfigFileError, UnknownOverrideError, check_overrides
+from bundle.command import (
+    BUNDLE_ROOT,
+    Command,
+    ConfigFileError,
+    UnknownOverrideError,
+    check_overrides,
+    is_alike,
+)
 from bundle.engines.preflight import Check, check_device
 from bundle.errors import own_message, short_message
 from bundle.handlers.start_from import StartFrom, continues_run
@@ -30,6 +37,7 @@ SETTINGS = "bundle.engines.settings.check_training_settings"
 START = "bundle.engines.preflight.require_start"
 START_RUN = "bundle.launch.start_run"  # the first that writes
 TABLE_LOGGER = "bundle.engines.preflight"  # tells the estimate of memory
+LPIPS_LOGGER = "bundle.losses.perceptual"
 START_FROM = "bundle.handlers.start_from.StartFrom"
 
 
@@ -38,19 +46,32 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
-    table, to_terminal = logging.getLogger(TABLE_LOGGER), logging.StreamHandler(sys.stdout)
-    table.setLevel(logging.INFO)
-    table.addHandler(to_terminal)
+    logging.getLogger(TABLE_LOGGER).setLevel(logging.INFO)
+    to_terminal = logging.StreamHandler(sys.stdout)
+    to_terminal.addFilter(pass_once())
+    logging.getLogger().addHandler(to_terminal)
     levels = []
     try:
         for check in preflight(arguments):
             levels.append(check.level)
             print(check, flush=True)
     finally:
-        table.removeHandler(to_terminal)
+        logging.getLogger().removeHandler(to_terminal)
     failed = "error" in levels
     print("error: this run cannot start; see above" if failed else "this run can start")
     return int(failed)
+
+
+def pass_once() -> Callable[[logging.LogRecord], bool]:
+    """Lets each message pass once, since some parts are built several times, and none of stand-in weights."""
+    told: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        is_known = record.getMessage() in told
+        told.add(record.getMessage())
+        return not is_known and record.name != LPIPS_LOGGER
+
+    return is_new
 
 
 def preflight(arguments: Sequence[str]) -> Iterator[Check]:
@@ -111,32 +132,19 @@ def check_types(parser: ConfigParser, overrides: dict[str, Any]) -> Check:
 def check_settings(parser: ConfigParser) -> Iterator[Check]:
     """Every setting that cannot work; the bundle's default stands in for it from then on."""
     stand_ins = ConfigParser.load_config_file(str(BUNDLE_ROOT / "configs" / "train.yaml"))
+    all_named: set[str] = set()
     while True:
         check = attempt("settings", lambda: parsed_entry(parser, "run", SETTINGS), "can work together")
-        named = set(re.findall("`(\\w+)`", check.told)) & stand_ins.keys()
+        named = set(re.findall("`(\\w+)`", check.told)) & stand_ins.keys() - all_named
         if check.level == "ok" or not named:
-            yield check
-            return
+            break
         told = ", ".join(f"{name} {stand_ins[name]}" for name in sorted(named))
         yield check._replace(told=f"{check.told} (checks below take {told})")
+        all_named |= named
         for name in named:
-            parser.set(stand_ins.pop(name), name)
-
-
-def is_alike(default: Any, value: Any) -> bool:
-    """Numbers for numbers, true or false for such, lists for lists; expressions and null can be anything."""
-    is_expression = any(isinstance(each, str) and each.startswith(("$", "@")) for each in (default, value))
-    if default is None or value is None or is_expression:
-        return True
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(default, bool) and isinstance(value, bool)
-    if isinstance(default, int):
-        return isinstance(value, int)
-    if isinstance(default, float):
-        return isinstance(value, int | float)
-    if isinstance(default, str):
-        return isinstance(value, str | int)
-    return isinstance(value, type(default)) or (isinstance(default, list) and isinstance(value, tuple))
+            parser.set(stand_ins[name], name)
+    if check.level == "error" or not all_named:
+        yield check
 
 
 def check_perceptual(parser: ConfigParser) -> Iterator[Check]:

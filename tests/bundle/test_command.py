@@ -3,7 +3,13 @@ import json
 import pytest
 from monai.bundle import ConfigWorkflow
 
-from bundle.command import Command, UnknownOverrideError, arguments_from_anywhere, check_overrides
+from bundle.command import (
+    Command,
+    UnknownOverrideError,
+    arguments_from_anywhere,
+    check_overrides,
+    is_alike,
+)
 
 CONFIG = {
     "bundle_root": ".",
@@ -144,3 +150,16 @@ def test_bundle_root_that_was_given_is_left_alone(command, monkeypatch, tmp_path
 def test_missing_config_files_are_named(words, message):
     with pytest.raises(FileNotFoundError, match=message):
         arguments_from_anywhere(Command(words))
+
+
+@pytest.mark.parametrize(
+    ("default", "value", "alike"),
+    [
+        (1, 2, True), (1, 2.5, False), (1, "2", False), (1, True, False),
+        (1.0, 2, True), (1.0, "1e-4", False), (True, False, True), (True, 1, False),
+        ("a", "b", True), ("a", 7, True), ("a", [1], False), ([1, 2], [3, 4], True), ([1], 3, False),
+        (None, 3, True), (3, None, True), ("$x", 3, True), (3, "$x", True),
+    ],
+)  # fmt: skip
+def test_the_kind_of_an_override_is_compared_with_its_default(default, value, alike):
+    assert is_alike(default, value) is alike
