@@ -99,6 +99,13 @@ class VQGAN(nn.Module):
         """Indices (B, x, y, z) to an image (B, 1, X, Y, Z)."""
         return self.decode_codes(self.quantizer.indices_to_codes(indices))
 
+    @torch.no_grad()
+    def code_vectors(self) -> Tensor:
+        """The vector of every code, as the decoder sees it: (K, E) float32 on the CPU."""
+        indices = torch.arange(self.quantizer.num_embeddings, device=next(self.parameters()).device)
+        codes = self.quantizer.indices_to_codes(indices[None, :, None, None])
+        return codes[0, :, :, 0, 0].t().contiguous().cpu()
+
     def reconstruct(self, image: Tensor) -> Reconstruction:
         """Image (B, 1, X, Y, Z) in [-1, 1] to its reconstruction, with what training needs besides."""
         codes, commitment_loss, indices = self.quantizer(self.encode_latent(image))

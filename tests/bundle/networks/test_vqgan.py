@@ -67,3 +67,12 @@ def test_training_pass_gives_gradients_to_encoder_and_decoder(tiny_vqgan):
 def test_wrong_names_are_refused_with_the_rule(arguments, message):
     with pytest.raises(ValueError, match=message):
         build_vqgan(**arguments)
+
+
+@pytest.mark.parametrize("quantizer", ["ema", "fsq"])
+def test_code_vectors_are_what_indices_become(quantizer):
+    network = build_vqgan("lite", quantizer, 64)
+    indices = torch.randint(0, 64, (2, 3, 2, 4))
+
+    expected = network.quantizer.indices_to_codes(indices)
+    torch.testing.assert_close(network.code_vectors()[indices].movedim(-1, 1), expected)
