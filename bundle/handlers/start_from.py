@@ -1,6 +1,7 @@
 """The two ways to start from a file: weights only, or the whole run."""
 
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,13 @@ class StartFrom:
             logger.info("Resuming %s at iteration %d", path, engine.state.iteration)
         else:
             matched = load_generator(self.state.network, path, self.content)
+            parts = Counter(name.partition(".")[0] for name in self.content["model"])
+            told = ", ".join(f"{part} {count}" for part, count in parts.items())
             logger.info(
-                "Starting from the weights of %s: %d tensors matched, counters at zero", path, matched
-            )
+                "Starting from the weights of %s: %d tensors matched (%s), which are all of the generator's; "
+                "counters at zero",
+                path, matched, told,
+            )  # fmt: skip
         self.content = {}  # frees the copy
 
     def _check_same_parts(self) -> None:
