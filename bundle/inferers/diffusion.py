@@ -21,12 +21,15 @@ class PositionedDiffusion(Inferer):
     Paper: Ho et al. 2020, arXiv:2006.11239.
 
     Args:
-        scheduler: of the noise.
+        timesteps: of the noise, in training and in sampling; in the end it is the same, however many.
     """
 
-    def __init__(self, scheduler: DDPMScheduler) -> None:
+    def __init__(self, timesteps: int = 1000) -> None:
         super().__init__()
-        self.diffusion = DiffusionInferer(scheduler)
+        betas = {"beta_start": 1.5 / timesteps, "beta_end": 19.5 / timesteps}
+        # latents are no pictures in [-1, 1] to be clipped
+        self.scheduler = DDPMScheduler(timesteps, "scaled_linear_beta", clip_sample=False, **betas)
+        self.diffusion = DiffusionInferer(self.scheduler)
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """Predicts the noise in normalised latents (B, E, x, y, z), to which it is added first.
@@ -59,7 +62,7 @@ def sample_image(
     """Samples a latent, quantizes it to the nearest codes and decodes these.
 
     Args:
-        diffusion: with the scheduler that `network` was trained with.
+        diffusion: with the timesteps that `network` was trained with.
         network: the diffusion model; left in eval mode.
         position: (3, x, y, z), where the sample lies in its volume; see `bundle.data.latents`.
         restore: from the network's range to the latents that the decoder takes.

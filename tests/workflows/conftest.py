@@ -25,6 +25,7 @@ CONFIGS = {
     "inference": ["configs/inference.yaml", "configs/smoke.yaml"],
     "encode": ["configs/encode.yaml", "configs/smoke.yaml"],
     "decode": ["configs/decode.yaml", "configs/smoke.yaml"],
+    "diffusion": ["configs/train_diffusion.yaml", "configs/smoke.yaml"],
 }
 CODES = 64
 TINY = {"max_epochs": 1, "epoch_length": 2, "patch_size": [24, 24, 24], "log_interval": 1}

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from monai.networks.schedulers import DDPMScheduler
 from torch import nn
 
 from bundle.inferers.diffusion import PositionedDiffusion, sample_image
@@ -27,19 +26,19 @@ class Oracle(nn.Module):
 
 
 @pytest.fixture
-def scheduler():
-    return DDPMScheduler(STEPS, "scaled_linear_beta", beta_start=0.05, beta_end=0.65, clip_sample=False)
+def diffusion():
+    return PositionedDiffusion(STEPS)
 
 
-def test_a_network_that_knows_the_noise_samples_what_the_codes_decode_to(tiny_vqgan, scheduler):
+def test_a_network_that_knows_the_noise_samples_what_the_codes_decode_to(tiny_vqgan, diffusion):
     vqgan = tiny_vqgan()
     indices = torch.randint(0, 32, (1, 4, 3, 2))
     position = torch.rand(3, 4, 3, 2)
     answer = (vqgan.quantizer.indices_to_codes(indices) - 0.5) / 2
-    oracle = Oracle(answer, scheduler)
+    oracle = Oracle(answer, diffusion.scheduler)
 
     image = sample_image(
-        PositionedDiffusion(scheduler),
+        diffusion,
         oracle,
         position,
         lambda z: 2 * z + 0.5,
@@ -53,13 +52,12 @@ def test_a_network_that_knows_the_noise_samples_what_the_codes_decode_to(tiny_vq
     torch.testing.assert_close(oracle.position[0], position)
 
 
-def test_a_sample_depends_on_its_seed_alone_and_leaves_the_random_state(tiny_vqgan, scheduler):
+def test_a_sample_depends_on_its_seed_alone_and_leaves_the_random_state(tiny_vqgan, diffusion):
     vqgan, position = tiny_vqgan(), torch.zeros(3, 3, 3, 3)
-    network = Oracle(torch.zeros(()), scheduler)
+    network = Oracle(torch.zeros(()), diffusion.scheduler)
     network.alphas = torch.zeros_like(network.alphas)  # predicts what it sees
 
     def sample(seed):
-        diffusion = PositionedDiffusion(scheduler)
         return sample_image(diffusion, network, position, lambda z: z, vqgan, HaloInferer(16), seed)
 
     torch.manual_seed(5)
@@ -70,16 +68,14 @@ def test_a_sample_depends_on_its_seed_alone_and_leaves_the_random_state(tiny_vqg
     assert not torch.equal(first, sample(2))
 
 
-def test_in_training_the_network_sees_noisy_latents_and_positions(scheduler):
+def test_in_training_the_network_sees_noisy_latents_and_positions(diffusion):
     latents, noise, position = (
         torch.randn(2, 8, 3, 3, 3),
         torch.randn(2, 8, 3, 3, 3),
         torch.rand(2, 3, 3, 3, 3),
     )
-    oracle = Oracle(latents, scheduler)
+    oracle = Oracle(latents, diffusion.scheduler)
     arguments = {"noise": noise, "timesteps": torch.tensor([0, STEPS - 1]), "condition": position}
 
-    torch.testing.assert_close(
-        PositionedDiffusion(scheduler)(latents, oracle, **arguments), noise, rtol=1e-3, atol=1e-3
-    )
+    torch.testing.assert_close(diffusion(latents, oracle, **arguments), noise, rtol=1e-3, atol=1e-3)
     assert torch.equal(oracle.position, position)
