@@ -26,7 +26,7 @@ class PositionedDiffusion(Inferer):
 
     def __init__(self, timesteps: int = 1000) -> None:
         super().__init__()
-        betas = {"beta_start": 1.5 / timesteps, "beta_end": 19.5 / timesteps}
+        betas: dict[str, Any] = {"beta_start": 1.5 / timesteps, "beta_end": 19.5 / timesteps}
         # latents are no pictures in [-1, 1] to be clipped
         self.scheduler = DDPMScheduler(timesteps, "scaled_linear_beta", clip_sample=False, **betas)
         self.diffusion = DiffusionInferer(self.scheduler)
