@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "latents.md").read_text(encoding="utf-8")
 CONFIG = yaml.safe_load((ROOT / "configs" / "train_diffusion.yaml").read_text(encoding="utf-8"))
 SMALL = {
-    **{"patch_size": [32, 32, 32], "diffusion_channels": [32, 32], "timesteps": 50, "learning_rate": 1e-3},
+    **{"patch_size": [32, 32, 32], "diffusion_channels": [32, 32], "timesteps": 25, "learning_rate": 1e-3},
     **{"max_epochs": 1, "epoch_length": 20, "validation_patches": 4},
 }
 
