@@ -75,8 +75,22 @@ def read_datalist(source: Path) -> dict[str, list[Found]]:
     """The volumes of a Decathlon-style datalist, by list.
 
     Raises:
-        DatasetError: if it is malformed or points outside its folder.
+        DatasetError: if it is malformed, or leaves its folder by a relative path.
     """
+    root = datalist_root(source)
+    return {name: [_listed(source, root, item) for item in items] for name, items in _items(source).items()}
+
+
+def datalist_root(source: Path) -> Path:
+    """The folder that all listed volumes lie below: the list's own, or else the nearest that they share."""
+    own = Path(os.path.normpath(source.parent))
+    paths = [_listed_path(source, item) for items in _items(source).values() for item in items]
+    if all(path.is_relative_to(own) for path in paths):
+        return own
+    return Path(os.path.commonpath([path.absolute().parent for path in paths]))
+
+
+def _items(source: Path) -> dict[str, list[Any]]:
     try:
         content = json.loads(source.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -85,8 +99,7 @@ def read_datalist(source: Path) -> dict[str, list[Found]]:
         raise DatasetError(
             f'{source}: must hold {{"training": [{{"image": "FILE.nii.gz"}}, ...]}}, as Decathlon lists'
         )
-    lists = {name: content[name] for name in LISTS if isinstance(content.get(name), list)}
-    return {name: [_listed(source, item) for item in items] for name, items in lists.items()}
+    return {name: content[name] for name in LISTS if isinstance(content.get(name), list)}
 
 
 def _volumes_below(folder: Path) -> Iterator[Found]:
@@ -119,19 +132,23 @@ def _join_patients(root: Path, volumes: Sequence[Found]) -> None:
             found.case["patient"] = next(iter(known))
 
 
-def _listed(source: Path, item: Any) -> Found:
+def _listed_path(source: Path, item: Any) -> Path:
     image = item.get("image") if isinstance(item, dict) else item
     if not isinstance(image, str) or not image:
         raise DatasetError(
             f'{source}: each item must be {{"image": "FILE.nii.gz"}}, got {item!r}; correct it'
         )
-    # Compared as written: a link inside the folder is its owner's decision, a path with ".." is not.
-    root = Path(os.path.normpath(source.parent))
+    # Compared as written: a link inside the folder or a whole path is its owner's decision, ".." is not.
     path = Path(os.path.normpath(source.parent / image))
-    if not path.is_relative_to(root):
+    if not Path(image).is_absolute() and not path.is_relative_to(Path(os.path.normpath(source.parent))):
         raise DatasetError(
-            f"{source}: points outside its own folder, to {image}; move the volume or the list"
+            f"{source}: points outside its own folder, to {image}; give the whole path, beginning with /"
         )
+    return path
+
+
+def _listed(source: Path, root: Path, item: Any) -> Found:
+    path = _listed_path(source, item)
     found = _listed_series(root, path) if is_series(path) else Found(_case(root, path))
     if isinstance(item, dict) and isinstance(item.get("patient"), str):
         found.case["patient"] = item["patient"]
@@ -147,5 +164,5 @@ def _listed_series(root: Path, path: Path) -> Found:
 
 
 def _case(root: Path, path: Path) -> Case:
-    parts = path.relative_to(root).parts
+    parts = path.absolute().relative_to(root.absolute()).parts
     return {"image": str(path), "patient": parts[0] if len(parts) > 1 else volume_name(path)}

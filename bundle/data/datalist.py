@@ -6,7 +6,7 @@ from typing import Any
 
 from monai.config import PathLike
 
-from bundle.data.cases import LISTS, DatasetError, Found, find_volumes, read_datalist
+from bundle.data.cases import LISTS, DatasetError, Found, datalist_root, find_volumes, read_datalist
 from bundle.data.latent_file import SUFFIX as CODES_SUFFIX
 from bundle.data.latent_file import LatentFileError, read_record
 from bundle.data.names import output_name
@@ -32,7 +32,7 @@ def find_cases(dataset_dir: PathLike) -> list[Case]:
     Args:
         dataset_dir: a folder of NIfTI files, of DICOM folders, or of both (searched to its depth, hidden
             files left out); one .nii or .nii.gz file; one file of a DICOM series; or a Decathlon-style
-            datalist .json whose paths, of files or DICOM folders, are relative to it.
+            datalist .json of files or DICOM folders, by paths that are relative to it or begin with /.
 
     Returns:
         sorted items `{"image": path, "patient": name}`; of a datalist, its lists in their own order.
@@ -145,8 +145,11 @@ def _fault_of_codes(path: Path, settings: Mapping[str, Any]) -> str | None:
 
 
 def dataset_root(dataset_dir: PathLike) -> str:
-    """The folder that the volumes lie below: `dataset_dir` itself, or the folder of the file it names."""
-    return str(dataset_dir if Path(dataset_dir).is_dir() else Path(dataset_dir).parent)
+    """The folder that the volumes lie below: `dataset_dir` itself, or that of the file or list it names."""
+    source = Path(dataset_dir)
+    if _is_datalist(source):
+        return str(datalist_root(source))
+    return str(source if source.is_dir() else source.parent)
 
 
 def _existing(dataset_dir: PathLike) -> Path:
