@@ -174,7 +174,7 @@ def _reconstruct(network: VQGAN, image: Tensor) -> Reconstruction:
     latent = network.encode_latent(image)
     codes = latent + (latent.clone() - latent).detach()
     commitment_loss = nn.functional.mse_loss(latent.float(), codes.detach().float())
-    return Reconstruction(network.decode_codes(codes), commitment_loss, codes.detach())
+    return Reconstruction(network.decoder(codes), commitment_loss, codes.detach())
 
 
 def _discriminator_pass(

@@ -2,7 +2,8 @@
 
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -87,6 +88,20 @@ class MemoryFallback:
             self._restore(random)
             self._degrade(iteration, min(batch_size, configured))
 
+    @contextmanager
+    def no_repeat(self) -> Iterator[None]:
+        """Around what cannot be repeated, such as half of the optimizers' steps.
+
+        Raises:
+            TrainingMemoryError: if it does not fit into memory.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingMemoryError(self._advice(error, " (outside what can be repeated)")) from error
+
     def _fits(self, attempt: Callable[[], None]) -> bool:
         try:
             attempt()
@@ -94,7 +109,8 @@ class MemoryFallback:
             if not is_out_of_memory(error):
                 raise
             if self.oom_policy == "stop" or is_distributed():
-                raise TrainingMemoryError(self._advice(error)) from error
+                why = " (several ranks cannot degrade)" if self.oom_policy == "degrade" else ""
+                raise TrainingMemoryError(self._advice(error, why)) from error
             return False
         return True
 
@@ -116,8 +132,8 @@ class MemoryFallback:
         if self.note_event is not None:
             self.note_event(kind="out_of_memory", iteration=iteration, step=step)
 
-    def _advice(self, error: BaseException) -> str:
-        why = " (several ranks cannot degrade)" if self.oom_policy == "degrade" else ""
+    @staticmethod
+    def _advice(error: BaseException, why: str) -> str:
         return f"out of memory{why}: {ADVICE['out_of_memory'].change}. Torch says: {error}"
 
     def _random_state(self) -> tuple[torch.Tensor, list[torch.Tensor]] | None:

@@ -156,7 +156,7 @@ def check_device(device: torch.device, amp: bool) -> Check:
     count = torch.cuda.device_count()
     if (device.index or 0) >= count:
         return Check("device", "error", f"{device} is not there, torch sees {count} GPUs; give --device cpu")
-    if amp and not torch.cuda.is_bf16_supported():
+    if amp and not torch.cuda.is_bf16_supported(including_emulation=False):
         return Check("device", "error", f"{device} does not compute in bf16; give --amp false")
     return Check("device", "ok", f"{device}, {'bf16' if amp else 'float32'}")
 

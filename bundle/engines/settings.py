@@ -51,7 +51,7 @@ def check_training_settings(
     _check_window(hu_min, hu_max)
     adversarial = weights["image_gan_weight"] > 0 or weights["video_gan_weight"] > 0
     _check_patch(patch_size, loss_margin, MIN_PATCH_SIZE if adversarial else 4)
-    if adversarial:
+    if adversarial or weights.get("perceptual_weight", 0) > 0:
         total = total_iterations(max_epochs, epoch_length, max_iterations)
         _check_gate(discriminator_iter_start + discriminator_pretrain_iters, total)
 
@@ -96,7 +96,7 @@ def _check_gate(opens: int, total: int) -> None:
         opens < total,
         "`discriminator_iter_start` + `discriminator_pretrain_iters` must be below the run's "
         f"{total} iterations (`max_epochs` x `epoch_length`, at most `max_iterations`), got {opens}: the "
-        "discriminators would never act on the generator; train longer or open the gate earlier",
+        "discriminators and LPIPS would never act on the generator; train longer or open the gate earlier",
     )
 
 

@@ -88,7 +88,8 @@ class AdversarialTrainer(Trainer):
         return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.autocast_enabled)
 
     def _iteration(self, engine: Engine, batchdata: dict[str, Any]) -> dict[str, Tensor]:
-        image = batchdata[CommonKeys.IMAGE].to(self.state.device, non_blocking=True).as_subclass(Tensor)
+        with self.memory_fallback.no_repeat():
+            image = batchdata[CommonKeys.IMAGE].to(self.state.device, non_blocking=True).as_subclass(Tensor)
         positions = draw_positions(image.shape, self.seed, self.state.iteration, self.state.rank)
         self.state.skip_steps = False
         self.memory_fallback.run(
@@ -98,7 +99,8 @@ class AdversarialTrainer(Trainer):
             self.micro_batch_size,
         )
         self.fire_event(AdversarialEvents.GRADIENTS_COMPLETED)
-        self._take_steps()
+        with self.memory_fallback.no_repeat():  # Adam's moments come with its first step
+            self._take_steps()
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         return dict(self.state.losses)
 

@@ -1,10 +1,13 @@
 """The random generators of a process as plain values, for checkpoints."""
 
+import logging
 import random
 from typing import Any
 
 import numpy as np
 import torch
+
+logger = logging.getLogger(__name__)
 
 
 def random_state() -> dict[str, Any]:
@@ -26,11 +29,17 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """The inverse of `random_state`; CUDA's are set where their number fits this machine."""
+    """The inverse of `random_state`; those of CUDA only if there are as many GPUs as there were."""
     python, numpy = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["numbers"]), python["gauss"]))
     keys = numpy["keys"].numpy().astype(np.uint32)
     np.random.set_state((numpy["name"], keys, numpy["position"], numpy["has_gauss"], numpy["cached"]))
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == len(state["cuda"]):
         torch.cuda.set_rng_state_all(state["cuda"])
+    else:
+        logger.warning(
+            "The checkpoint has random numbers of %d GPUs, here are %d: theirs begin anew",
+            len(state["cuda"]), count,
+        )  # fmt: skip

@@ -23,11 +23,19 @@ class ReconstructionQuality(Metric):
         hu_min: lower end of the window in HU.
         hu_max: upper end; the window's width is the data range of PSNR and SSIM.
         perceptual: LPIPS on slices, taken on at most 16 axial slices per volume; None leaves it out.
+        compare_on: device on which volumes are compared, slab by slab; None is where they are.
     """
 
-    def __init__(self, hu_min: float, hu_max: float, perceptual: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        hu_min: float,
+        hu_max: float,
+        perceptual: nn.Module | None = None,
+        compare_on: torch.device | str | None = None,
+    ) -> None:
         self.hu_min, self.hu_max = hu_min, hu_max
         self.perceptual = perceptual
+        self.compare_on = compare_on
         super().__init__(output_transform=lambda output: output)
 
     def reset(self) -> None:
@@ -38,9 +46,8 @@ class ReconstructionQuality(Metric):
         """Adds volumes: dictionaries with `image` and `pred`, (1, X, Y, Z) in [-1, 1]."""
         for item in output:
             image, pred = (item[key].as_subclass(Tensor).float() for key in ("image", "pred"))
-            figures = reconstruction_figures(
-                self._to_hu(image[0]), self._to_hu(pred[0].clamp(-1, 1)), self.hu_min, self.hu_max
-            )
+            volumes = self._to_hu(image[0]), self._to_hu(pred[0].clamp(-1, 1))
+            figures = reconstruction_figures(*volumes, self.hu_min, self.hu_max, device=self.compare_on)
             self.volumes.append(
                 {
                     "psnr": figures.psnr,
@@ -121,6 +128,8 @@ class ValidateEvery:
                 self.validator.run()
             except ValidationStopped:
                 engine.terminate(skip_completed=True)
+            finally:  # they hold the last volume
+                self.validator.state.output = self.validator.state.batch = None
 
     def make_up(self, engine: Engine) -> None:
         """The validation that was due at the iteration from which a run goes on, unless it was done then."""

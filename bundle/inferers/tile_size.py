@@ -9,14 +9,24 @@ import torch
 
 # On a CPU larger windows are no faster, and the rest of the machine wants its memory.
 CPU_BUDGET_BYTES = 2**30
+# On a GPU neither, and a feature map of 2^31 elements or more is what few of its kernels are tested with.
+GPU_BUDGET_BYTES = 2**34
 FREE_SHARE = 0.6
 MAX_CUTS = 24
+NO_MEMORY = (
+    "can't allocate memory",
+    "out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute this computation",  # cuDNN, when no work space is left
+)
 
 
 def free_bytes(device: torch.device) -> int:
     """Memory that may be taken on `device` now."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     meminfo = Path("/proc/meminfo")
     if not meminfo.is_file():
         return CPU_BUDGET_BYTES
@@ -26,8 +36,8 @@ def free_bytes(device: torch.device) -> int:
 
 def budget_bytes(device: torch.device) -> int:
     """Memory that the activations of one tile may take."""
-    budget = int(free_bytes(device) * FREE_SHARE)
-    return budget if device.type == "cuda" else min(budget, CPU_BUDGET_BYTES)
+    largest = GPU_BUDGET_BYTES if device.type == "cuda" else CPU_BUDGET_BYTES
+    return min(int(free_bytes(device) * FREE_SHARE), largest)
 
 
 def choose_tile_size(shape: Sequence[int], halo: int, stride: int, max_voxels: int) -> tuple[int, ...]:
@@ -75,5 +85,7 @@ def halved(tile_size: Sequence[int], shape: Sequence[int], stride: int) -> tuple
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch ran out of memory, on a GPU or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether torch or a library below it ran out of memory, on a GPU or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(told.lower() in str(error).lower() for told in NO_MEMORY)

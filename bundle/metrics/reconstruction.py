@@ -35,7 +35,12 @@ class Figures(NamedTuple):
 
 
 def reconstruction_figures(
-    image: torch.Tensor, recon: torch.Tensor, hu_min: float, hu_max: float, axis: int = 2
+    image: torch.Tensor,
+    recon: torch.Tensor,
+    hu_min: float,
+    hu_max: float,
+    axis: int = 2,
+    device: torch.device | str | None = None,
 ) -> Figures:
     """Compares two volumes inside a HU window.
 
@@ -47,10 +52,11 @@ def reconstruction_figures(
 
     Args:
         image: original, (X, Y, Z) in HU, integer or float, any device.
-        recon: reconstruction, same shape and unit; brought to the device of `image` slab by slab.
+        recon: reconstruction, same shape and unit.
         hu_min: lower end of the window in HU.
         hu_max: upper end of the window in HU; `hu_max - hu_min` is the data range of PSNR and SSIM.
         axis: axis across which slices are taken for SSIM; 2 is axial where the axes are RAS.
+        device: where the slabs are compared; None is where `image` is.
 
     Returns:
         The figures as plain numbers.
@@ -61,7 +67,7 @@ def reconstruction_figures(
     _check(image, recon, hu_min, hu_max, axis)
     n_voxels, data_range = image.numel(), float(hu_max - hu_min)
     absolute = squared = similarity = 0.0
-    for real, fake in _slabs(image, recon, hu_min, hu_max, axis):
+    for real, fake in _slabs(image, recon, hu_min, hu_max, axis, device or image.device):
         error = real - fake
         absolute += error.abs().sum().item()
         squared += error.square_().sum().item()
@@ -91,7 +97,12 @@ def _check(image: torch.Tensor, recon: torch.Tensor, hu_min: float, hu_max: floa
 
 
 def _slabs(
-    image: torch.Tensor, recon: torch.Tensor, hu_min: float, hu_max: float, axis: int
+    image: torch.Tensor,
+    recon: torch.Tensor,
+    hu_min: float,
+    hu_max: float,
+    axis: int,
+    device: torch.device | str,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yields pairs of clipped float64 slabs (N, H, W)."""
     n_slices = image.shape[axis]
@@ -99,7 +110,7 @@ def _slabs(
     for start in range(0, n_slices, thickness):
         count = min(thickness, n_slices - start)
         pair = (volume.detach().narrow(axis, start, count).movedim(axis, 0) for volume in (image, recon))
-        real, fake = (slab.to(image.device, torch.float64, copy=True).clamp_(hu_min, hu_max) for slab in pair)
+        real, fake = (slab.to(device, torch.float64, copy=True).clamp_(hu_min, hu_max) for slab in pair)
         yield real.contiguous(), fake.contiguous()
 
 

@@ -64,7 +64,8 @@ def _nearest_codes(vectors: Tensor, codebook: Tensor, lookup_bytes: int) -> Tens
         nearest_block = distances.amin(dim=1).argmin(dim=0)
         picks = nearest_block[None, None].expand(1, block, -1)
         in_block = distances.gather(0, picks)[0].argmin(dim=0)
-        indices[start : start + rows] = nearest_block * block + in_block
+        # not finite vectors are nearest to nothing, which on a GPU must not become an index outside
+        indices[start : start + rows] = (nearest_block * block + in_block).clamp(max=codebook.shape[0] - 1)
     return indices
 
 

@@ -89,7 +89,12 @@ class VQGAN(nn.Module):
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Code vectors (B, E, x, y, z) to an image (B, 1, X, Y, Z)."""
-        return self.decoder(codes)
+        *blocks, last = self.decoder.blocks
+        for block in blocks:
+            codes = block(codes)
+        # Under autocast the voxels would be bf16, whose steps in lung and bone are 4 HU wide.
+        with torch.autocast(codes.device.type, enabled=False):
+            return last(codes.float())
 
     def encode(self, image: Tensor) -> Tensor:
         """Image (B, 1, X, Y, Z) in [-1, 1] to indices (B, x, y, z), int64 in [0, K)."""

@@ -158,7 +158,7 @@ def test_shared_settings_have_one_default_unless_they_mean_something_else():
     train, inference = read("train"), read("inference")
     shared = {name for name in train.keys() & inference.keys() if not isinstance(train[name], dict | list)}
 
-    assert {name for name in shared if train[name] != inference[name]} == {"output_dir", "num_workers"}
+    assert {name for name in shared if train[name] != inference[name]} == {"amp", "output_dir", "num_workers"}
 
 
 @pytest.fixture

@@ -143,6 +143,17 @@ def test_stop_ends_the_run_with_the_advice_and_moves_nothing(tiny_vqgan, small_r
     assert all(torch.equal(a, b) for a, b in zip(tensors(run), initial, strict=True))
 
 
+def test_an_optimizer_that_does_not_fit_ends_the_run_with_the_advice(tiny_vqgan, small_run):
+    run = run_of(small_run, tiny_vqgan(), 4, policy="degrade")
+
+    def refuse(**_):
+        raise torch.OutOfMemoryError("no room for moments")
+
+    run.trainer.network.quantizer.update = refuse
+    with pytest.raises(TrainingMemoryError, match="outside what can be repeated.*no room for moments"):
+        run.run()
+
+
 def test_other_errors_pass():
     with pytest.raises(RuntimeError, match="shapes"):
         MemoryFallback("degrade").run(lambda: (_ for _ in ()).throw(RuntimeError("shapes")), 1, 1, 1)

@@ -59,6 +59,7 @@ def test_settings_that_work_pass(changes):
         ({"patch_size": 24}, "`patch_size` must hold three"),
         ({"loss_margin": 12}, "`loss_margin` must be below half of the smallest patch side, got 12"),
         ({"loss_margin": -1}, "`loss_margin` must be a whole number from 0, got -1"),
+        ({"weights": NO_GAN | {"perceptual_weight": 0.1}, "discriminator_iter_start": 10_000}, "LPIPS would"),
         ({"discriminator_iter_start": 25}, "below the run's 30 iterations .* got 30: .* train longer"),
         ({"max_iterations": 25}, "below the run's 25 iterations .* got 25"),
     ],

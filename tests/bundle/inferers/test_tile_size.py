@@ -2,8 +2,9 @@ import itertools
 import math
 
 import pytest
+import torch
 
-from bundle.inferers.tile_size import choose_tile_size, halved
+from bundle.inferers.tile_size import choose_tile_size, halved, is_out_of_memory
 
 
 def voxels_run(shape, core, halo):
@@ -40,3 +41,19 @@ def test_halving_goes_down_to_the_smallest_tile_and_ends():
     assert steps[1] == (32, 64, 32)
     assert steps[-1] == (8, 8, 8)
     assert all(math.prod(a) > math.prod(b) for a, b in itertools.pairwise(steps))
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (RuntimeError("Unable to find an engine to execute this computation"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_an_allocation_that_failed_is_known_by_what_torch_cudnn_and_cublas_say(error, is_memory):
+    assert is_out_of_memory(error) is is_memory

@@ -23,6 +23,12 @@ def test_of_equally_near_codes_the_first_is_taken():
     assert nearest_codes(codebook[70][None], codebook).item() == 3
 
 
+def test_vectors_that_are_not_finite_get_an_index_inside_the_codebook():
+    vectors = torch.randn(3, 8)
+    vectors[0, 2], vectors[1, 5] = float("inf"), float("nan")
+    assert nearest_codes(vectors, torch.randn(100, 8)).max() < 100
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit.:FutureWarning")
 def test_a_traced_lookup_follows_the_number_of_vectors():
     # small chunks, so that a loop frozen at the traced size would miss vectors

@@ -76,3 +76,12 @@ def test_code_vectors_are_what_indices_become(quantizer):
 
     expected = network.quantizer.indices_to_codes(indices)
     torch.testing.assert_close(network.code_vectors()[indices].movedim(-1, 1), expected)
+
+
+def test_voxels_are_not_rounded_to_bf16_under_autocast(tiny_vqgan):
+    network = tiny_vqgan()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        image = network.decode_codes(torch.rand(1, 8, 8, 8, 8))
+
+    assert image.dtype == torch.float32
+    assert not torch.equal(image, image.bfloat16().float())
