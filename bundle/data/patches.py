@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import PathLike
+from monai.transforms import Compose
 from monai.utils import ensure_tuple_rep
 from torch.utils.data import Dataset, Sampler
 
+from bundle.data.placing import PatchPlacer, grid_starts
 from bundle.data.store import PatchStore, StoredVolume
 
 logger = logging.getLogger(__name__)
@@ -64,7 +66,7 @@ class StoredDataset(Dataset):
         """
         if not self.data:
             raise ValueError("`data` must hold at least one volume, got none; check `dataset_dir`")
-        self._volumes = self.store.prepare(self.data)
+        self._volumes = self.store.prepare(self.data, window=(self.hu_min, self.hu_max))
         counts = np.array([volume.outside_window(self.hu_min, self.hu_max) for volume in self._volumes])
         n_voxels = sum(math.prod(volume.shape) for volume in self._volumes)
         n_below, n_above = counts.sum(axis=0).tolist()
@@ -79,10 +81,12 @@ class StoredDataset(Dataset):
 
 
 class PatchDataset(StoredDataset):
-    """Patches drawn at random, patch n always the same one.
+    """Patches drawn at random or from a grid, patch n always the same one.
 
-    Sample number n draws a volume, then a place inside it, from a generator seeded by (seed, n) alone: the
-    patches of a run do not depend on the number of workers, and a resumed run sees those it would have seen.
+    Sample number n depends on (seed, n) alone, its random transforms too: the patches of a run do not depend
+    on the number of workers, and a resumed run sees those it would have seen. At random, n draws a volume,
+    then a place inside it. From the grid, each pass over the data holds every patch of the grids that cover
+    the volumes once, in an order of its own.
 
     Args:
         data: see `StoredDataset`.
@@ -91,7 +95,12 @@ class PatchDataset(StoredDataset):
         seed: of the draws, 0 or more.
         hu_min: HU of the padding, where a volume is smaller than a patch.
         hu_max: see `StoredDataset`.
-        transform: see `StoredDataset`; a random one needs a seed of its own.
+        transform: see `StoredDataset`.
+        augmentation: random transform (monai's `Randomizable`) before it, seeded for every sample; None for
+            none.
+        sampling: `random` or `grid`.
+        foreground_ratio: see `PatchPlacer`; for `random`.
+        vessel_ratio: likewise.
 
     Raises:
         ValueError: if `patch_size` is not made of positive multiples of 4, or if `seed` is negative.
@@ -106,6 +115,10 @@ class PatchDataset(StoredDataset):
         hu_min: float = -1000,
         hu_max: float = 1000,
         transform: Transform | None = None,
+        augmentation: Compose | None = None,
+        sampling: str = "random",
+        foreground_ratio: float = 0.0,
+        vessel_ratio: float = 0.0,
     ) -> None:
         super().__init__(data, cache_dir, hu_min, hu_max, transform)
         self.patch_size = ensure_tuple_rep(patch_size, 3)
@@ -114,6 +127,10 @@ class PatchDataset(StoredDataset):
         if seed < 0:
             raise ValueError(f"`seed` must be 0 or more, got {seed}")
         self.seed = seed
+        self.augmentation, self.sampling = augmentation, sampling
+        self.placer = PatchPlacer(self.patch_size, foreground_ratio, vessel_ratio)
+        self._grid: list[tuple[StoredVolume, tuple[int, ...]]] = []
+        self._order = (-1, np.arange(0))
 
     def prepare(self) -> None:
         """See `StoredDataset.prepare`; names every volume that is smaller than a patch."""
@@ -126,17 +143,30 @@ class PatchDataset(StoredDataset):
                 )
 
     def draw(self, sample: int) -> tuple[StoredVolume, tuple[int, ...]]:
-        """Volume and first voxel of a sample: every volume is equally likely, then every place inside it."""
+        """Volume and first voxel of a sample; at random, every volume is equally likely."""
+        if self.sampling == "grid":
+            return self._of_grid(sample)
         generator = np.random.default_rng((self.seed, sample))
         volume = self.volumes[int(generator.integers(len(self.volumes)))]
-        free = [max(length - size, 0) for length, size in zip(volume.shape, self.patch_size, strict=True)]
-        return volume, tuple(int(generator.integers(room + 1)) for room in free)
+        return volume, self.placer.draw(generator, volume)
+
+    def _of_grid(self, sample: int) -> tuple[StoredVolume, tuple[int, ...]]:
+        if not self._grid:
+            self._grid = [(v, start) for v in self.volumes for start in grid_starts(v.shape, self.patch_size)]
+        number, position = divmod(sample, len(self._grid))
+        if self._order[0] != number:
+            self._order = number, np.random.default_rng((self.seed, number)).permutation(len(self._grid))
+        return self._grid[self._order[1][position]]
 
     def __getitem__(self, sample: int) -> Any:
         """`{"image": (1, X, Y, Z) float32}`, in HU before `transform`."""
         volume, start = self.draw(sample)
         patch = self.store.read_patch(volume, start, self.patch_size, pad_value=math.floor(self.hu_min))
-        return self._finish({"image": torch.from_numpy(patch.astype(np.float32))[None]})
+        item = {"image": torch.from_numpy(patch.astype(np.float32))[None]}
+        if self.augmentation is not None and len(self.augmentation):
+            seed = np.random.default_rng((self.seed, sample, 1)).integers(2**32)  # apart from the place
+            item = self.augmentation.set_random_state(seed=int(seed))(item)
+        return self._finish(item)
 
 
 class WholeVolumeDataset(StoredDataset):

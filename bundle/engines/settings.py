@@ -5,6 +5,8 @@ from typing import Any
 
 from bundle.networks.discriminators import MIN_PATCH_SIZE
 
+SAMPLINGS = ("random", "grid")
+
 
 class SettingsError(ValueError):
     """A setting of the config that cannot work; the message names it, its value, the rule and what to do."""
@@ -29,6 +31,7 @@ def check_training_settings(
     hu_min: float,
     hu_max: float,
     loss_margin: int,
+    sampling: Mapping[str, Any],
 ) -> None:
     """Refuses settings that would fail later, or that would never do what they promise.
 
@@ -49,6 +52,7 @@ def check_training_settings(
     _check_counts(iterations | {"loss_margin": loss_margin}, least=0)
     _check_weights(weights)
     _check_window(hu_min, hu_max)
+    _check_sampling(patch_size, **sampling)
     adversarial = weights["image_gan_weight"] > 0 or weights["video_gan_weight"] > 0
     _check_patch(patch_size, loss_margin, MIN_PATCH_SIZE if adversarial else 4)
     if adversarial or weights.get("perceptual_weight", 0) > 0:
@@ -69,6 +73,27 @@ def _check_weights(weights: Mapping[str, Any]) -> None:
         _require(
             isinstance(value, int | float) and value >= 0, f"`{name}` must be a number from 0, got {value!r}"
         )
+
+
+def _check_sampling(patch_size: Sequence[int], patch_sampling: str, **shares: Any) -> None:
+    _require(
+        patch_sampling in SAMPLINGS,
+        f"`patch_sampling` must be one of {', '.join(SAMPLINGS)}, got {patch_sampling!r}",
+    )
+    for name, value in shares.items():
+        _require(
+            isinstance(value, int | float) and 0 <= value <= 1,
+            f"`{name}` must be a number from 0 to 1, got {value!r}",
+        )
+    placed = shares["foreground_ratio"] + shares["vessel_ratio"]
+    _require(
+        placed <= 1,
+        f"`foreground_ratio` + `vessel_ratio` must be at most 1, got {placed:g}; both are shares of all",
+    )
+    _require(
+        shares["turn_probability"] == 0 or patch_size[0] == patch_size[1],
+        f"`patch_size` must have two equal first sides for `turn_probability` above 0, got {patch_size}",
+    )
 
 
 def _check_window(hu_min: Any, hu_max: Any) -> None:

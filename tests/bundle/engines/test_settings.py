@@ -15,7 +15,20 @@ GOOD = {
     "hu_min": -1000.0,
     "hu_max": 1000,
     "loss_margin": 4,
+    "sampling": {
+        "patch_sampling": "random",
+        "foreground_ratio": 0.5,
+        "vessel_ratio": 0.5,
+        "flip_probability": 0.5,
+        "turn_probability": 0.0,
+    },
 }
+
+
+def sampling(**changes):
+    return {"sampling": GOOD["sampling"] | changes}
+
+
 NO_GAN = {"l1_weight": 1.0, "image_gan_weight": 0.0, "video_gan_weight": 0.0}
 
 
@@ -60,6 +73,10 @@ def test_settings_that_work_pass(changes):
         ({"loss_margin": 12}, "`loss_margin` must be below half of the smallest patch side, got 12"),
         ({"loss_margin": -1}, "`loss_margin` must be a whole number from 0, got -1"),
         ({"weights": NO_GAN | {"perceptual_weight": 0.1}, "discriminator_iter_start": 10_000}, "LPIPS would"),
+        (sampling(patch_sampling="net"), "`patch_sampling` must be one of random, grid, got 'net'"),
+        (sampling(flip_probability=1.5), "`flip_probability` must be a number from 0 to 1, got 1.5"),
+        (sampling(vessel_ratio=0.6), r"`foreground_ratio` \+ `vessel_ratio` must be at most 1, got 1.1"),
+        (sampling(turn_probability=0.5), "two equal first sides for `turn_probability` above 0"),
         ({"discriminator_iter_start": 25}, "below the run's 30 iterations .* got 30: .* train longer"),
         ({"max_iterations": 25}, "below the run's 25 iterations .* got 25"),
     ],
