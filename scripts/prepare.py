@@ -3,8 +3,8 @@
     python -m scripts.prepare DIR --output STORE [--num_workers 4] [--patch_size 128]
     python -m scripts.prepare --export STORE/volumes/NAME.ctpa OUT.nii.gz
 
-STORE holds `volumes/` (int16 HU, compressed), `datalist.json` (patients split by their hash; those of an
-earlier run keep their side) and `prepare_report.csv` (a line per volume). Run again, it goes on where it
+STORE holds `volumes/` (int16 HU, compressed), `datalist.json` (the split that training on DIR would make, or
+that of DIR's own lists; patients of an earlier run keep their side) and `prepare_report.csv` (a line per volume). Run again, it goes on where it
 stopped and adds what is new. Train with `--dataset_dir STORE`. The report names files as they lie in DIR, the
 rest of STORE does not.
 
@@ -35,8 +35,9 @@ from bundle.data.dicom import find_series
 from bundle.data.dicom_elements import patient_hash
 from bundle.data.export import export_volume
 from bundle.data.header import VolumeError, read_header
-from bundle.data.patients import Case, validation_patients
-from bundle.data.store import PatchStore, StoreError
+from bundle.data.patients import Case
+from bundle.data.prepared_list import Prepared, prepared_lists
+from bundle.data.store import PatchStore
 from bundle.launch import report_error
 
 VOLUMES = "volumes"
@@ -106,13 +107,20 @@ def prepare(dataset_dir: Path, output: Path, num_workers: int = 4, patch_size: i
     """
     if not dataset_dir.exists():
         raise DatasetError(f"{dataset_dir}: no such file or folder; check DIR")
-    cases, lines = _find(dataset_dir)
+    cases, listed, lines = _find(dataset_dir)
+    names = {patient_hash(case["patient"]): case["patient"] for case in cases}
     (output / VOLUMES).mkdir(parents=True, exist_ok=True)
     work = partial(_prepare_one, output / VOLUMES, dataset_dir, patch_size)
     lines.extend(tqdm(_run(work, cases, num_workers), "prepare", len(cases), unit="volume"))
     lines.sort()
     _write(output / REPORT, _as_csv(lines))
-    _write(output / DATALIST, json.dumps(_datalist(output / DATALIST, lines), indent=2) + "\n")
+    volumes = [
+        Prepared(f"{VOLUMES}/{line.file}", line.patient, names[line.patient], listed.get(line.path))
+        for line in lines
+        if line.file
+    ]
+    lists = prepared_lists(volumes, output / DATALIST)
+    _write(output / DATALIST, json.dumps(lists, indent=2) + "\n")
     return lines
 
 
@@ -127,12 +135,15 @@ def _run(work: Callable[[Case], Line], cases: Sequence[Case], num_workers: int) 
             yield task.result()
 
 
-def _find(dataset_dir: Path) -> tuple[list[Case], list[Line]]:
-    """What is to be prepared, and lines for what is no CT volume by nature."""
+def _find(dataset_dir: Path) -> tuple[list[Case], dict[str, str], list[Line]]:
+    """What is to be prepared, on which list it stands by its path, and lines for what is no CT by nature."""
     if dataset_dir.suffix.lower() == ".json":
-        lists = read_datalist(dataset_dir)
-        found = {volume.case["image"]: volume for volumes in lists.values() for volume in volumes}
-        return [volume.case for volume in found.values()], []
+        found, listed = {}, {}
+        for name, volumes in read_datalist(dataset_dir).items():
+            for volume in volumes:
+                found[volume.case["image"]] = volume.case
+                listed[_shown(Path(volume.case["image"]), dataset_dir)] = name
+        return list(found.values()), listed, []
     lines = []
     if dataset_dir.is_dir():
         for series in find_series(dataset_dir):
@@ -140,12 +151,12 @@ def _find(dataset_dir: Path) -> tuple[list[Case], list[Line]]:
                 reason = series.reason
                 path = _shown(Path(series.path), dataset_dir)
                 lines.append(Line(path, series.patient, "skipped", reason.code, reason.message))
-    return [volume.case for volume in find_volumes(dataset_dir)], lines
+    return [volume.case for volume in find_volumes(dataset_dir)], {}, lines
 
 
 def _prepare_one(folder: Path, dataset_dir: Path, patch_size: int, case: Case) -> Line:
     path = _shown(Path(case["image"]), dataset_dir)
-    # once more for a PatientID that is a hash already: nobody can tell it from a folder's name
+    # also of a PatientID, which is a hash already: nobody can tell it from a folder's name
     patient = patient_hash(case["patient"])
     try:
         shape = read_header(case["image"]).shape
@@ -164,31 +175,6 @@ def _prepare_one(folder: Path, dataset_dir: Path, patch_size: int, case: Case) -
 def _shown(path: Path, dataset_dir: Path) -> str:
     root = dataset_dir if dataset_dir.is_dir() else dataset_dir.parent
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
-
-
-def _datalist(path: Path, lines: Iterable[Line]) -> dict[str, list[dict[str, str]]]:
-    """Patients of an earlier run keep their side; new ones go by their hash."""
-    earlier = _earlier(path)
-    patients = {line.patient for line in lines if line.file}
-    # one patient alone is left to `split_cases`, which warns that it serves both sides
-    by_hash = validation_patients(patients) if len(patients) > 1 else set()
-    lists: dict[str, list[dict[str, str]]] = {"training": [], "validation": []}
-    for line in lines:
-        if line.file:
-            side = earlier.get(line.patient, "validation" if line.patient in by_hash else "training")
-            lists[side].append({"image": f"{VOLUMES}/{line.file}", "patient": line.patient})
-    return {name: items for name, items in lists.items() if items or name == "training"}
-
-
-def _earlier(path: Path) -> dict[str, str]:
-    """Side by patient, out of the datalist of an earlier run."""
-    if not path.exists():
-        return {}
-    try:
-        lists = json.loads(path.read_text(encoding="utf-8"))
-        return {item["patient"]: side for side in ("training", "validation") for item in lists.get(side, [])}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{path}: is not a datalist of this program; move it away") from error
 
 
 def _as_csv(lines: Iterable[Line]) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bundle.data.datalist import DatasetError, inference_cases, split_cases
+from bundle.data.dicom_elements import patient_hash
 from bundle.data.patches import PatchDataset
 from bundle.data.volume import read_volume
 from scripts.prepare import main, prepare
@@ -119,3 +120,26 @@ def test_a_stored_volume_is_exported(add_patient, tmp_path, capsys):
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(DatasetError, match="gone: no such file or folder; check DIR"):
         prepare(tmp_path / "gone", tmp_path / "STORE")
+
+
+def test_patients_train_and_validate_as_they_would_without_a_store(add_patient, tmp_path):
+    for n in range(1, 9):
+        add_patient("a" * n)
+    prepare(tmp_path / "DIR", tmp_path / "store", 0)
+
+    split, plain = (split_cases(tmp_path / name) for name in ("store", "DIR"))
+    for side in ("training", "validation"):
+        hashes = {patient_hash(case["patient"]) for case in plain[side]}
+        assert {case["patient"] for case in split[side]} == hashes
+
+
+def test_the_lists_of_a_datalist_are_kept(add_patient, tmp_path):
+    for name in ("p", "q", "r"):
+        add_patient(name)
+    lists = {"training": ["p/ct.nii.gz"], "validation": ["q/ct.nii.gz"], "testing": ["r/ct.nii.gz"]}
+    (tmp_path / "DIR" / "lists.json").write_text(json.dumps(lists), encoding="utf-8")
+
+    prepare(tmp_path / "DIR" / "lists.json", tmp_path / "store", 0)
+
+    kept = {side: [item["patient"] for item in items] for side, items in lists_of(tmp_path / "store").items()}
+    assert kept == {side: [patient_hash(paths[0][0])] for side, paths in lists.items()}
