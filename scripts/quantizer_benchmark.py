@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from monai.networks.layers.vector_quantizer import EMAQuantizer
 
-from bundle.networks.quantizer import EMACodebook, nearest_codes
+from bundle.networks.nearest_codes import nearest_codes
+from bundle.networks.quantizer import EMACodebook
 from scripts.measuring import DEVICE, timed
 
 LATENTS_OF_A_VOLUME = 512 * 512 * 604 // 64

@@ -1,40 +1,12 @@
 import pytest
 import torch
 
-from bundle.networks.quantizer import EMACodebook, nearest_codes
+from bundle.networks.quantizer import EMACodebook
 
 
 def latent_of(vectors):
     """(N, E) as a latent (1, E, N, 1, 1)."""
     return vectors.t()[None, :, :, None, None].contiguous()
-
-
-@pytest.mark.parametrize("lookup_bytes", [1, 4 * 128 * 7, None])
-@pytest.mark.parametrize("number", [2, 50, 64, 300])
-def test_chunked_lookup_equals_brute_force(lookup_bytes, number):
-    vectors, codebook = torch.randn(333, 8), torch.randn(number, 8)
-    brute = torch.cdist(vectors.double(), codebook.double()).argmin(dim=1)
-    assert torch.equal(nearest_codes(vectors, codebook, lookup_bytes), brute)
-
-
-def test_of_equally_near_codes_the_first_is_taken():
-    codebook = torch.randn(200, 8)
-    codebook[[3, 90, 150]] = codebook[70].clone()
-    assert nearest_codes(codebook[70][None], codebook).item() == 3
-
-
-def test_vectors_that_are_not_finite_get_an_index_inside_the_codebook():
-    vectors = torch.randn(3, 8)
-    vectors[0, 2], vectors[1, 5] = float("inf"), float("nan")
-    assert nearest_codes(vectors, torch.randn(100, 8)).max() < 100
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit.:FutureWarning")
-def test_a_traced_lookup_follows_the_number_of_vectors():
-    # small chunks, so that a loop frozen at the traced size would miss vectors
-    codebook, vectors = torch.randn(100, 8), torch.randn(500, 8)
-    traced = torch.jit.trace(lambda some: nearest_codes(some, codebook, 4 * 128 * 16), torch.randn(40, 8))
-    assert torch.equal(traced(vectors), nearest_codes(vectors, codebook))
 
 
 def test_indices_turn_back_into_the_vectors_that_the_decoder_saw():
