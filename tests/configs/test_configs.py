@@ -80,9 +80,8 @@ def test_no_number_is_a_string_as_yaml_reads_1e_4(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_reference_names_an_id_of_the_same_file_or_of_what_it_is_merged_on(path):
     parser = ConfigParser()
-    parser.read_config(
-        [str(ROOT / "configs" / "train.yaml")] * (path.stem == "train_with_discriminator") + [str(path)]
-    )
+    below = {"train_with_discriminator": ["train.yaml"], "export": ["inference.yaml"]}.get(path.stem, [])
+    parser.read_config([*(str(ROOT / "configs" / name) for name in below), str(path)])
     text = path.read_text(encoding="utf-8")
     names = set(re.findall(r"@([A-Za-z_][\w#]*)", text))
 
