@@ -4,9 +4,9 @@
     python -m scripts.prepare --export STORE/volumes/NAME.ctpa OUT.nii.gz
 
 STORE holds `volumes/` (int16 HU, compressed), `datalist.json` (the split that training on DIR would make, or
-that of DIR's own lists; patients of an earlier run keep their side) and `prepare_report.csv` (a line per volume). Run again, it goes on where it
-stopped and adds what is new. Train with `--dataset_dir STORE`. The report names files as they lie in DIR, the
-rest of STORE does not.
+that of DIR's own lists; patients of an earlier run keep their side) and `prepare_report.csv` (a line per
+volume). Run again, it goes on where it stopped and adds what is new. Train with `--dataset_dir STORE`. The
+report names files as they lie in DIR, the rest of STORE does not.
 
 Ends with 0 if every volume can be used, 1 if some were refused, 2 if none is left.
 """

@@ -34,11 +34,13 @@ class Found(NamedTuple):
         case: `{"image": path, "patient": name}`.
         is_dicom: whether its headers were read while it was found.
         dicom_fault: what is wrong with them.
+        series: hash of the SeriesInstanceUID.
     """
 
     case: Case
     is_dicom: bool = False
     dicom_fault: str | None = None
+    series: str = ""
 
     def fault(self) -> str | None:
         """What makes it unusable, by its header; None if nothing."""
@@ -61,6 +63,7 @@ def find_volumes(source: Path) -> list[Found]:
     if source.is_dir():
         volumes = list(_volumes_below(source))
         _join_patients(source, volumes)
+        _warn_of_parts(volumes)
         return sorted(volumes, key=lambda found: Path(found.case["image"]))
     if source.name.lower().endswith(SUFFIXES):
         return [Found(_case(source.parent, source))]
@@ -115,7 +118,7 @@ def _volumes_below(folder: Path) -> Iterator[Found]:
 def _found_series(root: Path, series: Series) -> Found:
     case = _case(root, Path(series.path))
     case["patient"] = series.patient or case["patient"]
-    return Found(case, True, series.reason.message if series.reason else None)
+    return Found(case, True, series.reason.message if series.reason else None, series.uid_hash)
 
 
 def _join_patients(root: Path, volumes: Sequence[Found]) -> None:
@@ -130,6 +133,21 @@ def _join_patients(root: Path, volumes: Sequence[Found]) -> None:
         known = hashes.get(found.case["patient"], set())
         if not found.is_dicom and len(known) == 1 and Path(found.case["image"]).parent != root:
             found.case["patient"] = next(iter(known))
+
+
+def _warn_of_parts(volumes: Sequence[Found]) -> None:
+    """Some archives cut a series into folders of so many files."""
+    places: dict[str, list[str]] = {}
+    for found in volumes:
+        if found.is_dicom:
+            places.setdefault(found.series, []).append(found.case["image"])
+    for images in places.values():
+        if len(images) > 1:
+            logger.warning(
+                "one series lies in %d folders and is taken for as many volumes: %s; put its files into one "
+                "folder, or remove the copies",
+                len(images), ", ".join(images),
+            )  # fmt: skip
 
 
 def _listed_path(source: Path, item: Any) -> Path:

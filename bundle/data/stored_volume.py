@@ -22,12 +22,14 @@ class StoredVolume:
         shape: (X, Y, Z) in voxels.
         spacing_mm: edges of a voxel along X, Y, Z.
         case: the item of the datalist that it was made from.
+        minimum: lowest value, in HU if the file is what it should be.
     """
 
     path: Path
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
     case: Mapping[str, Any]
+    minimum: int
 
     @property
     def name(self) -> str:
@@ -78,4 +80,4 @@ def stored_volume(path: Path, case: Mapping[str, Any]) -> StoredVolume:
     """What the file says of its volume; StoreError if it is missing or damaged."""
     layout = read_layout(path)
     x_mm, y_mm, z_mm = layout.record["spacing_mm"]
-    return StoredVolume(path, layout.shape, (x_mm, y_mm, z_mm), dict(case))
+    return StoredVolume(path, layout.shape, (x_mm, y_mm, z_mm), dict(case), int(layout.record["minimum"]))
