@@ -72,7 +72,7 @@ class StoredDataset(Dataset):
         for volume in self._volumes:
             if volume.minimum > NO_AIR_ABOVE_HU:
                 logger.warning(
-                    "%s: its lowest value is %d, but a CT of the chest holds air, near -1000 HU; leave it out "
+                    "%s: its lowest value is %d, but a CT of the chest holds air near -1000 HU; leave it out "
                     "if it is a mask or not in HU",
                     *(volume.case["image"], volume.minimum),
                 )
