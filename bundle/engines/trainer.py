@@ -24,8 +24,8 @@ class AdversarialTrainer(Trainer):
     The batch is split into micro-batches; handlers scale their losses by the micro-batch's share, accumulate,
     and on the last one hand over their step (`add_step`), which equals the full batch's. All steps and the
     codebook's update are taken together at the end of the iteration, or none if a handler has set
-    `state.skip_steps`. The losses that handlers add to `state.losses` become `state.output`, with their
-    `loss` for MONAI's consumers; those of a skipped iteration are left out.
+    `state.skip_steps`. The losses that handlers add to `state.losses`, empty after a skipped iteration, are
+    also `state.output` in the form that MONAI's handlers read `loss` from: [{name: value}], or None.
 
     Args:
         device: where to train.
@@ -87,7 +87,7 @@ class AdversarialTrainer(Trainer):
         """The autocast context that all networks run in; losses and the codebook leave it."""
         return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.autocast_enabled)
 
-    def _iteration(self, engine: Engine, batchdata: dict[str, Any]) -> dict[str, Tensor]:
+    def _iteration(self, engine: Engine, batchdata: dict[str, Any]) -> Any:
         with self.memory_fallback.no_repeat():
             image = batchdata[CommonKeys.IMAGE].to(self.state.device, non_blocking=True).as_subclass(Tensor)
         positions = draw_positions(image.shape, self.seed, self.state.iteration, self.state.rank)
@@ -102,7 +102,7 @@ class AdversarialTrainer(Trainer):
         with self.memory_fallback.no_repeat():  # Adam's moments come with its first step
             self._take_steps()
         self.fire_event(IterationEvents.MODEL_COMPLETED)
-        return dict(self.state.losses)
+        return [dict(self.state.losses)] if self.state.losses else None
 
     def _start_afresh(self) -> None:
         self.state.losses = {}

@@ -23,7 +23,7 @@ def watched(curves: list[dict[str, float]], counts=EVEN, validations=(), gate=0,
     """Events of a run with these losses per iteration, and these figures after each iteration."""
     events, state = [], SimpleNamespace(extras={})
     validator = Engine(lambda *_: None)
-    trainer = Engine(lambda engine, _: curves[engine.state.iteration - 1])
+    trainer = Engine(lambda engine, _: setattr(engine.state, "losses", curves[engine.state.iteration - 1]))
     trainer.network = SimpleNamespace(
         quantizer=SimpleNamespace(last_counts=counts, last_restarts=torch.zeros(()), num_embeddings=CODES)
     )
