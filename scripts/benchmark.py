@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle.launch import write_atomically
+from scripts.data_benchmark import measure_data
 from scripts.measuring import describe_machine
 from scripts.memory_benchmark import measure_memory
 from scripts.network_benchmark import measure_halo, measure_presets, measure_volume
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "halo": measure_halo,
         "training": measure_training,
         "volume": measure_volume,
+        "data": measure_data,
         "memory": measure_memory,
     }
     parser = argparse.ArgumentParser(
