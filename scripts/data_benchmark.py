@@ -68,7 +68,7 @@ def measure_with(volume: Path) -> list[dict[str, Any]]:
 
 
 def _dataset(volume: Path, cache: Path, count: int = 1) -> PatchDataset:
-    scale = ScaleHUWindowd("image", -1000, 1000)
+    scale: Any = ScaleHUWindowd("image", -1000, 1000)
     return PatchDataset([{"image": str(volume)}] * count, PATCH, cache, seed=0, transform=scale)
 
 

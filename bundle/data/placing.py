@@ -49,7 +49,8 @@ class PatchPlacer:
         self, generator: np.random.Generator, room: np.ndarray, body: np.ndarray, shape: Sequence[int]
     ) -> tuple[int, ...]:
         size = np.minimum(self.patch_size, shape)
-        best, most = (0, 0, 0), -1.0
+        best: tuple[int, ...] = (0, 0, 0)
+        most = -1.0
         for _ in range(MAX_TRIES):
             start = _anywhere(generator, room)
             share = body_share(body, np.array(start), size)
