@@ -19,6 +19,8 @@ def own_message(error: BaseException) -> str | None:
     Returns:
         None if there is no such error in the chain, that is, if the traceback is needed to understand it.
     """
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by Ctrl-C; what had been written is whole"
     for link in _causes(error):
         passed_on = _OURS_IN_TEXT.search(str(link)) if "Original Traceback" in str(link) else None
         if passed_on:

@@ -163,6 +163,12 @@ def test_own_errors_are_reported_in_one_line(capsys):
     assert capsys.readouterr().err == "error: `x` must be known\n"
 
 
+def test_ctrl_c_before_training_begins_is_one_line(capsys):
+    report_error(KeyboardInterrupt, KeyboardInterrupt(), None)
+
+    assert capsys.readouterr().err == "error: stopped by Ctrl-C; what had been written is whole\n"
+
+
 def test_a_record_that_cannot_be_written_does_not_hide_the_error(output_dir, capsys, monkeypatch):
     start_run(output_dir)
 
