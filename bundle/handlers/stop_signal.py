@@ -4,6 +4,7 @@ import logging
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 from ignite.engine import Engine, Events
 from monai.engines import Trainer
@@ -41,6 +42,7 @@ class StopOnSignal:
         self.stopped_by: int | None = None
         self._received: signal.Signals | None = None
         self._is_validating = False
+        self._before: dict[signal.Signals, Any] = {}
 
     def attach(self, engine: Trainer) -> None:
         """Joins the trainer, and the validation engine if there is one; attach it before all others."""
@@ -55,7 +57,18 @@ class StopOnSignal:
         """Takes both signals over; from the first one on they do what the system does by default."""
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
-                signal.signal(number, self._receive)
+                self._before[number] = signal.signal(number, self._receive)
+
+    def give_back(self) -> int | None:
+        """Restores what both signals did before, for programs that live on, such as a server.
+
+        Returns:
+            `stopped_by`.
+        """
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+        return self.stopped_by
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = signal.Signals(number)

@@ -102,6 +102,15 @@ def test_a_run_without_signals_is_not_stopped(stopped_run):
     assert run.trainer.state.iteration == 6
 
 
+def test_a_server_that_trained_gets_its_signals_back(stopped_run):
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    _, stop = stopped_run()
+    assert {number: signal.getsignal(number) for number in STOP_SIGNALS} != before
+
+    assert stop.give_back() is None
+    assert {number: signal.getsignal(number) for number in STOP_SIGNALS} == before
+
+
 def test_readers_leave_the_signals_to_the_main_process():
     ignore_stop_signals(0)
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == [signal.SIG_IGN] * 2
