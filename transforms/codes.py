@@ -12,12 +12,12 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import ImageMetaKey, MetaKeys, convert_to_numpy
 
+from bundle.data.header_text import header_as_text
 from bundle.data.latent_file import (
     SUFFIX,
     EncodedVolume,
     LatentFileError,
     Record,
-    header_as_text,
     read_latent_file,
     read_record,
     write_latent_file,

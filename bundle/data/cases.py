@@ -80,14 +80,19 @@ def read_datalist(source: Path) -> dict[str, list[Found]]:
     Raises:
         DatasetError: if it is malformed, or leaves its folder by a relative path.
     """
-    root = datalist_root(source)
-    return {name: [_listed(source, root, item) for item in items] for name, items in _items(source).items()}
+    lists = _items(source)
+    root = _root_of(source, lists)
+    return {name: [_listed(source, root, item) for item in items] for name, items in lists.items()}
 
 
 def datalist_root(source: Path) -> Path:
     """The folder that all listed volumes lie below: the list's own, or else the nearest that they share."""
+    return _root_of(source, _items(source))
+
+
+def _root_of(source: Path, lists: dict[str, list[Any]]) -> Path:
     own = Path(os.path.normpath(source.parent))
-    paths = [_listed_path(source, item) for items in _items(source).values() for item in items]
+    paths = [_listed_path(source, item) for items in lists.values() for item in items]
     if all(path.is_relative_to(own) for path in paths):
         return own
     return Path(os.path.commonpath([path.absolute().parent for path in paths]))

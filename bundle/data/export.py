@@ -1,11 +1,11 @@
 """Writes a stored volume back as the NIfTI file that it could have come from."""
 
-import base64
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
+from bundle.data.header_text import header_from_text
 from bundle.data.volume_file import Layout, read_box, read_layout
 from bundle.data.writer import CTWriter
 
@@ -37,8 +37,8 @@ def export_volume(path: Path, output: Path) -> None:
 
 def _export_header(layout: Layout) -> nib.Nifti1Header:
     record = layout.record
-    header_class = nib.Nifti2Header if record["source_header_class"] == "Nifti2Header" else nib.Nifti1Header
-    header = header_class(base64.b64decode(record["source_header"]), endianness=record["source_byte_order"])
+    kept = record["source_header"], record["source_header_class"]
+    header = header_from_text(*kept, endianness=record["source_byte_order"])
     header = header.as_byteswapped("<")
     header.set_data_dtype(np.int16)
     header.set_data_shape(record["source_shape"])

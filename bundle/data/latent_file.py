@@ -10,7 +10,6 @@ Axes run to the right, anterior and superior, as in training. Dimension letters:
 voxels, x y z latent cells (x = X / 4, rounded up).
 """
 
-import base64
 import hashlib
 import io
 import json
@@ -21,10 +20,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from bundle.data.atomic import complete_or_absent
+from bundle.data.header_text import HEADER_CLASSES
 
 SUFFIX = "_codes.npz"
 FORMAT_VERSION = 1
@@ -32,7 +31,6 @@ STRIDE = 4
 # LZMA packs codes to 0.81 of their size where deflate reaches 0.86; for latents it would take minutes
 COMPRESSION = {"indices": zipfile.ZIP_LZMA, "latents": zipfile.ZIP_DEFLATED}
 MAX_RECORD_BYTES = 1 << 20
-HEADER_CLASSES = {"Nifti1Header": nib.Nifti1Header, "Nifti2Header": nib.Nifti2Header}
 
 
 class LatentFileError(ValueError):
@@ -82,16 +80,6 @@ class EncodedVolume:
     record: Record
     indices: np.ndarray
     latents: np.ndarray | None
-
-
-def header_as_text(header: nib.Nifti1Header) -> tuple[str, str]:
-    """A NIfTI header as `Record.header` and `Record.header_class`."""
-    return base64.b64encode(header.binaryblock).decode(), type(header).__name__
-
-
-def header_from_text(header: str, header_class: str) -> nib.Nifti1Header:
-    """The inverse of `header_as_text`."""
-    return HEADER_CLASSES[header_class](base64.b64decode(header), check=False)
 
 
 def write_latent_file(path: Path, volume: EncodedVolume) -> None:

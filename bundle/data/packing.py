@@ -1,6 +1,5 @@
 """Packs a volume into a file of the store while it is still being read."""
 
-import base64
 import hashlib
 import os
 import queue
@@ -16,6 +15,7 @@ from monai.config import PathLike
 from bundle.data.atomic import complete_or_absent
 from bundle.data.body import STEP, map_body
 from bundle.data.header import VolumeHeader, is_series, read_header
+from bundle.data.header_text import header_as_text
 from bundle.data.volume import Volume, read_volume
 from bundle.data.volume_file import CUBE, Writer
 
@@ -93,6 +93,7 @@ def _record(
     geometry = header.header.copy()
     for field in TEXT_FIELDS:
         geometry[field] = b""
+    header_text, header_class = header_as_text(geometry)
     state = os.stat(image)
     return {
         "source_sha256": source_hash(image),
@@ -102,8 +103,8 @@ def _record(
         "affine": affine.tolist(),
         "source_shape": list(header.shape),
         "source_affine": header.affine.tolist(),
-        "source_header": base64.b64encode(geometry.binaryblock).decode(),
-        "source_header_class": type(geometry).__name__,
+        "source_header": header_text,
+        "source_header_class": header_class,
         "source_byte_order": geometry.endianness,
         "orientation": orientation.astype(int).tolist(),
     }

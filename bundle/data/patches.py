@@ -112,7 +112,8 @@ class PatchDataset(StoredDataset):
         vessel_ratio: likewise.
 
     Raises:
-        ValueError: if `patch_size` is not made of positive multiples of 4, or if `seed` is negative.
+        ValueError: if `patch_size` is not made of positive multiples of 4, if `seed` is negative, or if
+            `sampling` is another word.
     """
 
     def __init__(
@@ -135,6 +136,8 @@ class PatchDataset(StoredDataset):
             raise ValueError(f"`patch_size` must be made of positive multiples of 4, got {self.patch_size}")
         if seed < 0:
             raise ValueError(f"`seed` must be 0 or more, got {seed}")
+        if sampling not in ("random", "grid"):
+            raise ValueError(f"`sampling` must be random or grid, got {sampling!r}")
         self.seed = seed
         self.augmentation, self.sampling = augmentation, sampling
         self.placer = PatchPlacer(self.patch_size, foreground_ratio, vessel_ratio)

@@ -18,8 +18,9 @@ class PatchPlacer:
     Args:
         patch_size: voxels along X, Y, Z.
         foreground_ratio: share of the patches of which at least half is body; the others may be air.
-        vessel_ratio: share of the patches around a voxel of 150 to 600 HU, which in a CT pulmonary angiogram
-            is a filled vessel or heart chamber. What is left of 1 is placed anywhere.
+        vessel_ratio: share of the patches around a voxel of 150 to 600 HU (in their middle unless the volume
+            ends there): filled vessels and heart chambers, but spongy bone too, a third of such voxels in one
+            angiogram. What is left of 1 is placed anywhere.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from monai.data import ImageWriter
 from monai.utils import ImageMetaKey, MetaKeys, convert_to_numpy
 
 from bundle.data.atomic import complete_or_absent
-from bundle.data.latent_file import header_from_text
+from bundle.data.header_text import header_from_text
 from bundle.data.nifti import SUFFIXES, VolumeError, header_of_affine, is_gzip, read_nifti_header
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class CTWriter(ImageWriter):
 
         Args:
             meta_dict: MONAI metadata; `filename_or_obj` names the source, `affine` places `data_array`;
-                `nifti_header` and `nifti_header_class` (see bundle.data.latent_file) replace the source.
+                `nifti_header` and `nifti_header_class` (see bundle.data.header_text) replace the source.
             options: of other writers, not needed here: nothing is ever resampled.
         """
         meta = meta_dict or {}
@@ -87,7 +87,7 @@ class CTWriter(ImageWriter):
         self.source = Path(str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, "")))
         kept = meta.get("nifti_header")
         self.header = (
-            header_from_text(kept, meta["nifti_header_class"])
+            header_from_text(kept, meta["nifti_header_class"], check=False)
             if kept
             else geometry_header(self.source, self.data_obj.shape, affine)
         )

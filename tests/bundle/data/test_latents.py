@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from bundle.data.datalist import DatasetError, split_cases
-from bundle.data.latent_file import EncodedVolume, LatentFileError, Record, header_as_text, write_latent_file
+from bundle.data.header_text import header_as_text
+from bundle.data.latent_file import EncodedVolume, LatentFileError, Record, write_latent_file
 from bundle.data.latent_statistics import StatisticsError, measure_statistics, read_statistics, statistics_for
 from bundle.data.latents import LatentDataError, LatentDataset, split_encoded
 

@@ -66,6 +66,23 @@ def test_every_vessel_patch_holds_contrast_at_its_centre(stored):
         assert 150 <= voxels[x + 8, y + 8, z + 8] <= 600
 
 
+def test_a_vessel_patch_at_the_border_of_the_volume_still_holds_contrast(save_nifti, tmp_path):
+    voxels = scan()
+    voxels[40:48, 40:48, :] = 300
+    path = save_nifti(voxels, name="p0/ct.nii.gz")
+    (volume,) = PatchStore(tmp_path / "cache").prepare([{"image": str(path)}], show_progress=False)
+    starts = draws(volume, vessel_ratio=1.0)
+
+    assert {0, 48} <= {z for _, _, z in starts}
+    for x, y, z in starts:
+        assert (voxels[x : x + 16, y : y + 16, z : z + 16] == 300).any()
+
+
+def test_another_sampling_is_refused(make):
+    with pytest.raises(ValueError, match="`sampling` must be random or grid, got 'net'"):
+        make(sampling="net")
+
+
 def test_without_contrast_patches_lie_on_the_body_and_without_body_anywhere(stored):
     plain = stored(vessel=False)
     assert all(is_on_body(plain, start) for start in draws(plain, vessel_ratio=1.0))
