@@ -20,12 +20,7 @@ BURNED_IN, SOURCE_IMAGES = 0x00280301, 0x00082112
 # DICOM wants these in every CT slice, empty if unknown.
 EMPTY_IF_ABSENT = frozenset(
     (
-        *(
-            0x00080020,
-            0x00080030,
-            0x00080050,
-            0x00080090,
-        ),  # study date and time, accession, physician
+        *(0x00080020, 0x00080030, 0x00080050, 0x00080090),  # study date and time, accession, physician
         *(0x00100010, 0x00100020, 0x00100030, 0x00100040),  # patient's name, ID, birth date, sex
         *(0x00180050, 0x00180060),  # slice thickness, KVP
         *(0x00200010, 0x00200012, 0x00201040),  # study ID, acquisition number, reference of positions
@@ -54,8 +49,8 @@ def read_carried(path: Path) -> dict[int, bytes]:
 
 def sequence_of_source(storage_class: str, instance: str) -> bytes:
     """The value of a SourceImageSequence of one item, implicit little endian."""
-    item = _element(0x00081150, storage_class.encode()) + _element(0x00081155, instance.encode())
-    return _element(0xFFFEE000, item)
+    uids = {0x00081150: storage_class, 0x00081155: instance}
+    return _element(0xFFFEE000, b"".join(_element(tag, uid.encode("latin-1")) for tag, uid in uids.items()))
 
 
 def put_elements(file: Path, elements: Mapping[int, bytes], pixels: bytes) -> None:

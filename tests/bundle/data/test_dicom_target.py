@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bundle.data.atomic import complete_or_absent_folder
+from bundle.data.dicom_file import read_raw_elements
 from bundle.data.dicom_writer import SeriesWriter, check_source, check_target
 from bundle.data.header import VolumeError
 from bundle.data.volume import read_volume
@@ -128,6 +129,26 @@ def test_a_file_that_simpleitk_did_not_write_whole_is_an_error(source, tmp_path,
         derive(source, tmp_path / "ct_recon")
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p1"]
+
+
+def test_a_file_that_simpleitk_cannot_write_is_an_error(source, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("C++")
+
+    monkeypatch.setattr("SimpleITK.ImageFileWriter.Execute", fail)
+
+    with pytest.raises(VolumeError, match=r"0001\.dcm: SimpleITK could not write it"):
+        derive(source, tmp_path / "ct_recon")
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p1"]
+
+
+def test_a_source_that_goes_away_on_the_way_is_named(source):
+    path = next(source.iterdir())
+    path.write_bytes(path.read_bytes()[:200])
+
+    with pytest.raises(VolumeError, match=rf"{path.name}: can no longer be read"):
+        read_raw_elements(path, (0x00100010,))
 
 
 def test_a_folder_that_cannot_take_its_place_gives_the_old_one_back(tmp_path, monkeypatch):

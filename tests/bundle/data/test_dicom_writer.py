@@ -178,6 +178,13 @@ def test_what_the_source_does_not_say_is_not_made_up(write_dicom, tmp_path):
     assert [one.InstanceNumber for one in slices] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize(("number", "derived"), [("2", 9002), ("2147483000", 2147483000), ("", 9000)])
+def test_the_series_number_tells_which_series_it_comes_from(write_dicom, tmp_path, number, derived):
+    folder = write_dicom(tmp_path / "ct", HU, tags={"0020|0011": number})
+
+    assert {one.SeriesNumber for one in derive(folder, tmp_path / "ct_recon")} == {derived}
+
+
 def test_both_series_scroll_one_way(write_dicom, tmp_path):
     slices = derive(write_dicom(tmp_path / "ct", HU, slice_tags=from_above), tmp_path / "ct_recon")
 
