@@ -25,7 +25,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from bundle.data.patches import PatchDataset, ResumableSampler
 from bundle.data.phantom import write_phantom
-from transforms.intensity import ScaleHUWindowd
 
 PATCH = 128
 BATCH = 4
@@ -68,8 +67,7 @@ def measure_with(volume: Path) -> list[dict[str, Any]]:
 
 
 def _dataset(volume: Path, cache: Path, count: int = 1) -> PatchDataset:
-    scale: Any = ScaleHUWindowd("image", -1000, 1000)
-    return PatchDataset([{"image": str(volume)}] * count, PATCH, cache, seed=0, transform=scale)
+    return PatchDataset([{"image": str(volume)}] * count, PATCH, cache, seed=0)
 
 
 def _rate(dataset: PatchDataset) -> float:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
+from monai.engines import PrepareBatch
 from monai.transforms import MapTransform
-from monai.utils import ImageMetaKey, convert_to_tensor
+from monai.utils import CommonKeys, ImageMetaKey, convert_to_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,32 @@ class ScaleHUWindowd(HUWindowd):
             *(name, n_below, image.numel(), 100 * n_below / image.numel(), self.hu_min),
             *(n_above, 100 * n_above / image.numel(), self.hu_max),
         )
+
+
+class PrepareHUBatch(PrepareBatch):
+    """Batches of the data loader, in HU, to what networks take, on the device where they are trained.
+
+    Readers hand over int16 HU and the device does the rest in no time: in a reading process it would take
+    half of its time and twice the shared memory.
+
+    Args:
+        scale: what the preprocessing of a volume does, `ScaleHUWindowd`.
+    """
+
+    def __init__(self, scale: ScaleHUWindowd) -> None:
+        self.scale = scale
+
+    def __call__(
+        self,
+        batchdata: Mapping[Hashable, torch.Tensor],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (B, 1, X, Y, Z) float32 in [-1, 1] on `device`, as input and as target."""
+        image = _plain(batchdata[CommonKeys.IMAGE]).to(device, non_blocking=non_blocking)
+        scaled = self.scale({CommonKeys.IMAGE: image})[CommonKeys.IMAGE]
+        return scaled, scaled
 
 
 class InverseHUWindowd(HUWindowd):

@@ -62,9 +62,10 @@ def pack_volume(path: Path, image: PathLike, hu_min: float, hu_max: float) -> Pa
             samples[..., number * CUBE // STEP :][..., : -(-slab.shape[2] // STEP)] = slab[
                 ::STEP, ::STEP, ::STEP
             ]
-            minimum, maximum = min(minimum, int(slab.min())), max(maximum, int(slab.max()))
-            n_below += int(np.count_nonzero(slab < hu_min)) if minimum < hu_min else 0
-            n_above += int(np.count_nonzero(slab > hu_max)) if maximum > hu_max else 0
+            voxels = _in_memory_order(slab)
+            minimum, maximum = min(minimum, int(voxels.min())), max(maximum, int(voxels.max()))
+            n_below += int(np.count_nonzero(voxels < hu_min)) if minimum < hu_min else 0
+            n_above += int(np.count_nonzero(voxels > hu_max)) if maximum > hu_max else 0
         record = _record(image, header, orientation, affine) | {"minimum": minimum, "maximum": maximum}
         writer.finish(record, map_body(samples, record["spacing_mm"])._asdict())
     return Packed(n_below, n_above)
@@ -130,6 +131,12 @@ def _slabs(
                     slab = np.clip(np.rint(slab), INT16.min, INT16.max).astype(np.int16)
             yield number, slab
         reading.result()  # a wrong checksum shows at the end only
+
+
+def _in_memory_order(voxels: np.ndarray) -> np.ndarray:
+    """The same voxels as they lie in memory: what does not ask for places is several times faster then."""
+    forward = tuple(slice(None, None, -1 if stride < 0 else 1) for stride in voxels.strides)
+    return voxels[forward].transpose(np.argsort(np.abs(voxels.strides))[::-1])
 
 
 def _slices_needed(number: int, header: VolumeHeader, orientation: np.ndarray) -> int:

@@ -173,10 +173,10 @@ class PatchDataset(StoredDataset):
         return self._grid[self._order[1][position]]
 
     def __getitem__(self, sample: int) -> Any:
-        """`{"image": (1, X, Y, Z) float32}`, in HU before `transform`."""
+        """`{"image": (1, X, Y, Z) int16}` in HU, before `transform`: half of what float32 would hand over."""
         volume, start = self.draw(sample)
         patch = self.store.read_patch(volume, start, self.patch_size, pad_value=math.floor(self.hu_min))
-        item = {"image": torch.from_numpy(patch.astype(np.float32))[None]}
+        item = {"image": torch.from_numpy(patch)[None]}
         if self.augmentation is not None and len(self.augmentation):
             seed = np.random.default_rng((self.seed, sample, 1)).integers(2**32)  # apart from the place
             item = self.augmentation.set_random_state(seed=int(seed))(item)

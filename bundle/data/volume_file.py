@@ -84,7 +84,8 @@ class Writer:
         cubes = np.zeros((n_x, n_y, CUBE, CUBE, CUBE), np.int16)
         for x, y in np.ndindex(n_x, n_y):
             part = slab[x * CUBE : (x + 1) * CUBE, y * CUBE : (y + 1) * CUBE]
-            cubes[x, y][tuple(map(slice, part.shape))] = part
+            # first along the lines in which it lies in memory, then turned inside the processor's cache
+            cubes[x, y][tuple(map(slice, part.shape))] = part.copy(order="K")
         packed = blosc2.SChunk(chunksize=CUBE_BYTES, data=cubes, cparams=PACKING)
         for place in range(n_x * n_y):
             self.index[place // n_y, place % n_y, number] = self._append(packed.get_chunk(place))

@@ -1,13 +1,12 @@
 """One iteration of adversarial training; everything that updates, logs or saves is a handler."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import Trainer
-from monai.engines.utils import IterationEvents
-from monai.utils.enums import CommonKeys
+from monai.engines.utils import IterationEvents, default_prepare_batch
 from torch import Tensor
 
 from bundle.engines.events import EVENT_TO_ATTR, AdversarialEvents, MicroBatch
@@ -30,7 +29,7 @@ class AdversarialTrainer(Trainer):
     Args:
         device: where to train.
         max_epochs: epochs of `epoch_length` iterations.
-        train_data_loader: endless batches {"image": (B, 1, X, Y, Z)} in [-1, 1].
+        train_data_loader: endless batches {"image": (B, 1, X, Y, Z)}, which `prepare_batch` takes.
         epoch_length: iterations per epoch.
         network: the generator.
         training_pass: the generator as training calls it.
@@ -40,6 +39,8 @@ class AdversarialTrainer(Trainer):
         amp: bf16 autocast, on a GPU only.
         codebook_restart_until: last iteration in which dead codes restart; None = always.
         memory_fallback: what to do when an iteration does not fit; None = stop.
+        prepare_batch: batch, device and whether to go on while it travels, to images in [-1, 1] on the device
+            and what they should become (not used: they are their own target).
         train_handlers: ignite handlers, attached in this order.
     """
 
@@ -57,6 +58,7 @@ class AdversarialTrainer(Trainer):
         amp: bool = False,
         codebook_restart_until: int | None = None,
         memory_fallback: MemoryFallback | None = None,
+        prepare_batch: Callable = default_prepare_batch,
         train_handlers: list | None = None,
     ) -> None:
         super().__init__(
@@ -64,6 +66,7 @@ class AdversarialTrainer(Trainer):
             max_epochs=max_epochs,
             data_loader=train_data_loader,
             epoch_length=epoch_length,
+            prepare_batch=prepare_batch,
             handlers=None,
             amp=False,  # the parent would make a CUDA GradScaler, which bf16 does not need
             decollate=False,
@@ -89,7 +92,7 @@ class AdversarialTrainer(Trainer):
 
     def _iteration(self, engine: Engine, batchdata: dict[str, Any]) -> Any:
         with self.memory_fallback.no_repeat():
-            image = batchdata[CommonKeys.IMAGE].to(self.state.device, non_blocking=True).as_subclass(Tensor)
+            image = self.prepare_batch(batchdata, self.state.device, True)[0].as_subclass(Tensor)
         positions = draw_positions(image.shape, self.seed, self.state.iteration, self.state.rank)
         self.state.skip_steps = False
         self.memory_fallback.run(

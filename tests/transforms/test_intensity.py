@@ -4,7 +4,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from transforms.intensity import InverseHUWindowd, ScaleHUWindowd
+from transforms.intensity import InverseHUWindowd, PrepareHUBatch, ScaleHUWindowd
 
 WINDOWS = [(-1000, 1000), (-1024, 3071), (-1350, 150), (-160, 240), (-1000.5, 999.7), (-32768, 32767)]
 
@@ -28,6 +28,16 @@ def test_the_ends_of_the_window_are_minus_one_and_one_and_the_rest_is_clipped():
     scaled = ScaleHUWindowd("image", -1000, 1000)({"image": hu})["image"]
 
     assert scaled.flatten().tolist() == [-1, -1, 0, 1, 1]
+
+
+def test_a_batch_of_int16_patches_becomes_what_their_volumes_would():
+    scale, hu = ScaleHUWindowd("image"), torch.randint(-3024, 3072, (2, 1, 4, 4, 4), dtype=torch.int16)
+
+    image, target = PrepareHUBatch(scale)({"image": hu}, "cpu", non_blocking=True)
+
+    assert image is target and type(image) is torch.Tensor and image.dtype == torch.float32
+    expected = [scale({"image": patch.float()})["image"] for patch in hu]
+    assert torch.equal(image, torch.stack(expected))
 
 
 def test_the_input_is_left_as_it_is():

@@ -55,7 +55,7 @@ def test_a_patch_is_cut_where_it_was_drawn(make, cases):
         volume, start = dataset.draw(n)
         image = dataset[n]["image"]
         box = tuple(slice(s, s + size) for s, size in zip(start, (8, 12, 4), strict=True))
-        assert image.shape == (1, 8, 12, 4) and image.dtype == torch.float32
+        assert image.shape == (1, 8, 12, 4) and image.dtype == torch.int16
         np.testing.assert_array_equal(image[0].numpy(), volume.read()[box])
 
 

@@ -152,8 +152,10 @@ def test_the_generator_runs_once_per_sample_and_the_codebook_once_per_iteration(
 
 
 @pytest.mark.parametrize("micro", [1, 3])
-def test_accumulated_micro_batches_give_the_full_batch_s_gradients(tiny_vqgan, small_run, micro):
-    # 32^3: at 24^3 an instance norm of the slice discriminator sees 2 x 2 values and magnifies rounding
+def test_accumulated_micro_batches_give_the_full_batch_s_gradients(tiny_vqgan, small_run, monkeypatch, micro):
+    # 32^3: at 24^3 an instance norm of the slice discriminator sees 2 x 2 values and magnifies rounding;
+    # and without oneDNN, which on some processors adds in another order for another batch
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     gradients = {}
     for size in (4, micro):
         torch.manual_seed(1)
