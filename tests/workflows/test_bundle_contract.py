@@ -1,4 +1,4 @@
-"""What MONAI, the model zoo's checks and other consumers ask of a bundle, on the files as they are."""
+"""What MONAI and other consumers ask of a bundle, on the files as they are; for the model zoo see beside."""
 
 import json
 import os
@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import nibabel as nib
+import pytest
 import torch
 import yaml
-from monai.bundle import (
-    create_workflow,
-    load_bundle_config,
-)
+from monai.bundle import create_workflow, load, load_bundle_config
 from monai.utils import set_determinism
+
+from bundle.networks.vqgan import build_vqgan
 
 ROOT = Path(__file__).resolve().parents[2]
 LITE = {"preset": "lite", "num_embeddings": 64}
@@ -62,6 +62,19 @@ def test_create_workflow_gives_a_workflow_that_builds(copy, dataset, tmp_path, m
         ]
     finally:
         set_determinism(None)
+
+
+def test_load_fills_a_network_that_is_given_and_says_that_it_cannot_build_one(copy, network):
+    place = {"name": "ctpa_vqgan", "bundle_dir": str(copy.parent)}
+
+    filled = load(model=build_vqgan("lite", "ema", 64), key_in_ckpt="model", **place)
+    with pytest.warns(UserWarning, match="inference.json, return state dict instead"):
+        content = load(workflow_type="inference", **place)
+
+    expected = network.state_dict()
+    for state in (filled.state_dict(), content["model"]):
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[name], expected[name]) for name in expected)
 
 
 def test_consumers_that_read_a_folder_or_a_zip_find_metadata_and_configs(copy, archive):
