@@ -6,7 +6,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
+
+from bundle.networks.vqgan import build_vqgan
 
 ROOT = Path(__file__).resolve().parent.parent
 METADATA = json.loads((ROOT / "metadata.json").read_text(encoding="utf-8"))
@@ -176,6 +179,17 @@ def test_every_package_that_the_project_needs_is_named_with_a_version():
 
     assert set(METADATA["required_packages_version"]) == needed
     assert all(isinstance(text, str) for text in METADATA["required_packages_version"].values())
+
+
+def test_texts_tell_the_stride_the_window_and_the_licence_that_hold():
+    config = yaml.safe_load((ROOT / "configs" / "inference.yaml").read_text(encoding="utf-8"))
+    stride = build_vqgan("lite", "ema", 64).stride
+
+    assert f"one code per {stride} x {stride} x {stride} voxels" in METADATA["description"]
+    assert [tensor["spatial_shape"] for _, tensor in TENSORS] == [[f"{stride}*n"] * 3] * 2
+    assert f"(default {config['hu_min']:g} to {config['hu_max']:g} HU)" in METADATA["image_classes"]
+    assert METADATA["license"] == PROJECT["license"]["text"] == "Apache-2.0"
+    assert METADATA["intended_use"].startswith("Research only")
 
 
 def test_the_tests_have_what_every_extra_needs():
