@@ -1,6 +1,9 @@
 """Loads a CT volume for inference."""
 
-from collections.abc import Hashable, Mapping
+import logging
+import warnings
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,14 +27,15 @@ class LoadImageCTPAd(LoadImaged):
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
         self.reader = CTReader()
-        super().__init__(
-            keys,
-            reader=CTReader,
-            dtype=np.float32,
-            image_only=True,
-            ensure_channel_first=True,
-            allow_missing_keys=allow_missing_keys,
-        )
+        with _no_word_of_the_gpu_reader():
+            super().__init__(
+                keys,
+                reader=CTReader,
+                dtype=np.float32,
+                image_only=True,
+                ensure_channel_first=True,
+                allow_missing_keys=allow_missing_keys,
+            )
 
     def __call__(
         self, data: Mapping[Hashable, Any], reader: ImageReader | None = None
@@ -42,3 +46,17 @@ class LoadImageCTPAd(LoadImaged):
             VolumeError: see `bundle.data.volume.read_volume`.
         """
         return super().__call__(data, reader or self.reader)
+
+
+@contextmanager
+def _no_word_of_the_gpu_reader() -> Iterator[None]:
+    """Beside pydicom, MONAI builds a reader for GPUs, never used here, that warns if there is no GPU."""
+    plugin = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
+    level = plugin.level
+    plugin.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "NvImgCodecPydicomReader", UserWarning)
+            yield
+    finally:
+        plugin.setLevel(level)

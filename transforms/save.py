@@ -1,6 +1,6 @@
-"""Saves a reconstruction in HU beside nothing but its own name."""
+"""Saves a reconstruction in HU, as NIfTI or as a DICOM series."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +11,38 @@ from monai.transforms import SaveImaged
 from monai.utils import ImageMetaKey, MetaKeys
 
 from bundle.data.datalist import dataset_root
+from bundle.data.dicom_derived import derivation_text
+from bundle.data.dicom_writer import SeriesWriter, check_source, check_target
 from bundle.data.names import output_name
+from bundle.data.nifti import VolumeError
 from bundle.data.writer import CTWriter
+
+FORMATS = ("nifti", "dicom")
+
+
+class OutputFormatError(ValueError):
+    """An `output_format` that does not exist, or lacks what it needs."""
 
 
 class SaveImageCTPAd(SaveImaged):
-    """Saves `<output_dir>/<name>_<output_postfix>.nii.gz` as int16 HU through `CTWriter`.
+    """Saves `<output_dir>/<name>_<output_postfix>.nii.gz`, or a DICOM series in a folder of that name.
 
-    A SaveImaged, so that MONAI Label finds and drops it; but errors of the writer are passed on as they are.
+    Both hold int16 HU. A SaveImaged, so that MONAI Label finds and drops it; but errors of the writer are
+    passed on as they are.
 
     Args:
         keys: volumes (1, X, Y, Z) in HU, with the metadata of their file.
         output_dir: folder of the results, made if missing.
         output_postfix: what is appended to the file's or DICOM folder's name.
         output_ext: .nii.gz or .nii.
+        output_format: nifti; or dicom, a series derived from the input's, which must be DICOM.
+        settings: `network_settings` of the model, for the series' DerivationDescription.
         data_root_dir: data set that the files come from (a folder or one file); sub-folders below it are
             repeated below `output_dir`, so that `p1/ct.nii.gz` and `p2/ct.nii.gz` do not meet.
         allow_missing_keys: see `monai.transforms.MapTransform`.
+
+    Raises:
+        OutputFormatError: if `output_format` is neither, or dicom without `settings`.
     """
 
     def __init__(
@@ -37,8 +52,20 @@ class SaveImageCTPAd(SaveImaged):
         output_postfix: str = "recon",
         output_ext: str = ".nii.gz",
         data_root_dir: PathLike = "",
+        output_format: str = "nifti",
+        settings: Mapping[str, Any] | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
+        if output_format not in FORMATS:
+            raise OutputFormatError(
+                f"`output_format` must be nifti or dicom, got {output_format!r}; set one of them"
+            )
+        if output_format == "dicom" and settings is None:
+            raise OutputFormatError(
+                "`settings` must be given with `output_format` dicom, got None; give the model's"
+            )
+        self.output_format, self.settings = output_format, dict(settings or {})
+        self.model_fingerprint: Callable[[], str] = lambda: "unknown"
         self.output_dir = Path(output_dir)
         self.output_postfix, self.output_ext = output_postfix, output_ext
         self.data_root_dir = dataset_root(data_root_dir) if data_root_dir else ""
@@ -59,7 +86,7 @@ class SaveImageCTPAd(SaveImaged):
         """Writes each volume and notes its path as `saved_to` in the metadata.
 
         Raises:
-            VolumeError: if the result would overwrite its input.
+            VolumeError: if the result would overwrite its input, or anything but an earlier result.
         """
         for key in self.key_iterator(dict(data)):
             image = data[key]
@@ -67,15 +94,51 @@ class SaveImageCTPAd(SaveImaged):
             source = meta.get(ImageMetaKey.FILENAME_OR_OBJ, str(key))
             path = self._path(source)
             path.parent.mkdir(parents=True, exist_ok=True)
-            writer = CTWriter()
+            writer = self._writer()
             writer.set_data_array(image)
             writer.set_metadata(meta)
             writer.write(path)
             meta[MetaKeys.SAVED_TO] = str(path)
         return dict(data)
 
+    def check(
+        self, cases: Iterable[Mapping[str, Any]], model_fingerprint: Callable[[], str], key: str = "image"
+    ) -> None:
+        """Refuses what could not be saved, before the network has run for hours; and takes the model's name.
+
+        Args:
+            cases: items that hold the path of a volume.
+            model_fingerprint: called when a series is written, its weights loaded; see
+                `bundle.networks.fingerprint`. Not an argument of the class, since a server builds this
+                transform without wanting a network.
+            key: of the path.
+
+        Raises:
+            VolumeError: naming every volume of which no DICOM can be made.
+        """
+        self.model_fingerprint = model_fingerprint
+        faults = [fault for case in cases if (fault := self._fault(str(case[key])))]
+        if faults:
+            raise VolumeError("\n  ".join(["`output_format` dicom does not go here:", *faults]))
+
+    def _fault(self, source: str) -> str | None:
+        if self.output_format == "nifti":
+            return None
+        try:
+            check_source(Path(source))
+            check_target(self._path(source), Path(source))
+        except VolumeError as error:
+            return str(error)
+        return None
+
+    def _writer(self) -> CTWriter:
+        if self.output_format == "nifti":
+            return CTWriter()
+        return SeriesWriter(derivation_text(self.settings, self.model_fingerprint()))
+
     def _path(self, source: str) -> Path:
         # not MONAI's FolderLayout, which cuts a folder called 1.2.840.113619 at its last dot
         name = output_name(source, self.data_root_dir)
         ending = f"_{self.output_postfix}" if self.output_postfix else ""
-        return self.output_dir / name.with_name(f"{name.name}{ending}{self.output_ext}")
+        ext = self.output_ext if self.output_format == "nifti" else ""
+        return self.output_dir / name.with_name(f"{name.name}{ending}{ext}")

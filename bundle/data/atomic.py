@@ -1,7 +1,8 @@
-"""Files that other processes, and the next run, see complete or not at all."""
+"""Files and folders that other processes, and the next run, see complete or not at all."""
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,3 +26,36 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def complete_or_absent_folder(path: Path) -> Iterator[Path]:
+    """Gives an empty folder beside `path` that becomes `path` when the block has succeeded.
+
+    A folder cannot be replaced in one step: the old one steps aside first, and comes back if the new one
+    cannot take its place. Killed between the two steps, the name is free and the old one lies beside it under
+    a name that begins with `.replaced_`.
+
+    Args:
+        path: the folder to make or to replace; its parent exists.
+
+    Yields:
+        a hidden folder; removed with all it holds if the block raises.
+    """
+    token = secrets.token_hex(4)
+    unfinished = path.with_name(f".unfinished_{token}_{path.name}")
+    replaced = path.with_name(f".replaced_{token}_{path.name}")
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        if path.exists():
+            os.rename(path, replaced)
+        try:
+            os.rename(unfinished, path)
+        except OSError:
+            if replaced.exists():
+                os.rename(replaced, path)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

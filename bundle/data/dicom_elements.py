@@ -6,6 +6,7 @@ Every length is compared with what the file holds before anything is read or all
 import hashlib
 import os
 import struct
+from collections.abc import Callable, Container
 from typing import BinaryIO
 
 PREAMBLE_BYTES = 128
@@ -102,6 +103,15 @@ class ElementWalker:
 
     def read_data_set(self, syntax: str, values: dict[str, str | int]) -> int | None:
         """Fills `values`; returns the length of the pixel data as in `DicomHeader`."""
+        return self._walk(syntax, WANTED, lambda tag, value: self._keep(WANTED[tag], value, values))
+
+    def read_raw(self, syntax: str, tags: Container[int]) -> dict[int, bytes]:
+        """Values of these elements as the file holds them, padding and all; empty ones are left out."""
+        raw: dict[int, bytes] = {}
+        self._walk(syntax, tags, raw.__setitem__)
+        return raw
+
+    def _walk(self, syntax: str, wanted: Container[int], keep: Callable[[int, bytes], None]) -> int | None:
         if syntax not in NATIVE + COMPRESSED:
             raise Fault("transfer_syntax", f"is packed in a way that is not supported ({_printable(syntax)})")
         self.order, self.implicit = (">" if syntax == EXPLICIT_BIG else "<"), syntax == IMPLICIT_LITTLE
@@ -111,8 +121,8 @@ class ElementWalker:
                 return self._pixel_bytes(tag, length, syntax)
             if length == UNDEFINED:
                 self._skip_sequence(implicit=self.implicit or form == b"UN")
-            elif tag in WANTED and 0 < length <= MAX_VALUE_BYTES:
-                self._keep(WANTED[tag], self._take(self._held(length)), values)
+            elif tag in wanted and 0 < length <= MAX_VALUE_BYTES:
+                keep(tag, self._take(self._held(length)))
             else:
                 self._skip(length)
         if self.file.tell() != self.n_bytes:

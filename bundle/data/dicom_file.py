@@ -6,6 +6,7 @@ must be known before GDCM sees it; so the header is walked here, and GDCM decode
 """
 
 import os
+from collections.abc import Container
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,3 +101,29 @@ def read_dicom_header(path: Path) -> DicomHeader:
         ) from error
     syntax, storage = prefix.get(TRANSFER_SYNTAX, ""), prefix.get(STORAGE_CLASS, "")
     return DicomHeader(path, storage or str(values.get("sop_class", "")), syntax, values, pixel_bytes, fault)
+
+
+def read_raw_elements(path: Path, tags: Container[int]) -> dict[int, bytes]:
+    """Values of a DICOM file as it holds them, in its own character set; identity too, so never log them.
+
+    Args:
+        path: a file whose header was checked.
+        tags: wanted ones before the pixel data, group and element in one number.
+
+    Returns:
+        bytes by tag; absent and empty ones are left out.
+
+    Raises:
+        DicomError: if the file has changed since then.
+    """
+    prefix: dict[int, str] = {}
+    try:
+        with path.open("rb", buffering=1 << 14) as file:
+            walker = ElementWalker(file, os.fstat(file.fileno()).st_size)
+            walker.read_prefix(prefix)
+            return walker.read_raw(prefix.get(TRANSFER_SYNTAX, ""), tags)
+    except (OSError, Fault) as error:
+        raise DicomError(
+            f"{path}: can no longer be read ({type(error).__name__}); run it again on a copy that stays",
+            "unreadable",
+        ) from error

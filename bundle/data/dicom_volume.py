@@ -32,7 +32,7 @@ def read_series_header(path: PathLike) -> VolumeHeader:
     Raises:
         DicomError: for everything that `bundle.data.screening` refuses.
     """
-    series, geometry = _usable(path)
+    series, geometry = usable_series(path)
     return _header(series, geometry)
 
 
@@ -43,7 +43,7 @@ def read_series(path: PathLike) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Heade
         voxels (X, Y, Z) = (columns, rows, slices) in HU by each file's own slope and intercept, int16 where
         that is exact, else float32; affine (4, 4), voxel to RAS mm; a NIfTI header made of the affine.
     """
-    series, geometry = _usable(path)
+    series, geometry = usable_series(path)
     header = _header(series, geometry)
     columns, rows, _ = geometry.shape
     voxels = np.empty(geometry.shape, np.int16, order="F")
@@ -60,7 +60,12 @@ def read_series(path: PathLike) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Heade
     return voxels, geometry.affine.copy(), header.header
 
 
-def _usable(path: PathLike) -> tuple[Series, Geometry]:
+def usable_series(path: PathLike) -> tuple[Series, Geometry]:
+    """The series that a path stands for, its files in slice order, and where it lies.
+
+    Raises:
+        DicomError: for everything that `bundle.data.screening` refuses.
+    """
     series = find_one_series(path)
     if series.reason or series.geometry is None:
         code, message = series.reason or ("damaged", f"{path}: cannot be used")

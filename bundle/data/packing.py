@@ -66,7 +66,7 @@ def pack_volume(path: Path, image: PathLike, hu_min: float, hu_max: float) -> Pa
             n_below += int(np.count_nonzero(slab < hu_min)) if minimum < hu_min else 0
             n_above += int(np.count_nonzero(slab > hu_max)) if maximum > hu_max else 0
         record = _record(image, header, orientation, affine) | {"minimum": minimum, "maximum": maximum}
-        writer.finish(record, map_body(samples)._asdict())
+        writer.finish(record, map_body(samples, record["spacing_mm"])._asdict())
     return Packed(n_below, n_above)
 
 

@@ -13,7 +13,7 @@ from monai.transforms import Compose
 from monai.utils import ensure_tuple_rep
 from torch.utils.data import Dataset, Sampler
 
-from bundle.data.placing import PatchPlacer, grid_starts
+from bundle.data.placing import PatchPlacer, grid_starts, warn_of_missing_contrast
 from bundle.data.store import PatchStore, StoredVolume
 
 logger = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ class PatchDataset(StoredDataset):
         self._order = (-1, np.arange(0))
 
     def prepare(self) -> None:
-        """See `StoredDataset.prepare`; names every volume that is smaller than a patch."""
+        """See `StoredDataset.prepare`; names the volumes that are smaller than a patch or lack contrast."""
         super().prepare()
         for volume in self.volumes:
             if any(length < size for length, size in zip(volume.shape, self.patch_size, strict=True)):
@@ -153,6 +153,8 @@ class PatchDataset(StoredDataset):
                     "%s: its %s voxels are fewer than a patch of %s; it is padded at the end with %g HU",
                     *(volume.case["image"], volume.shape, self.patch_size, self.hu_min),
                 )
+        if self.sampling == "random" and self.placer.vessel_ratio > 0:
+            warn_of_missing_contrast(self.volumes, self.placer.vessel_ratio)
 
     def draw(self, sample: int) -> tuple[StoredVolume, tuple[int, ...]]:
         """Volume and first voxel of a sample; at random, every volume is equally likely."""

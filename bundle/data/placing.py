@@ -1,6 +1,7 @@
 """Places patches in a volume: anywhere, on the body, around contrast agent, or on a grid that covers it."""
 
 import itertools
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,8 +9,11 @@ import numpy as np
 from bundle.data.body import body_share
 from bundle.data.stored_volume import StoredVolume
 
+logger = logging.getLogger(__name__)
+
 MIN_BODY_SHARE = 0.5
 MAX_TRIES = 50
+MAX_NAMED = 10
 
 
 class PatchPlacer:
@@ -18,9 +22,9 @@ class PatchPlacer:
     Args:
         patch_size: voxels along X, Y, Z.
         foreground_ratio: share of the patches of which at least half is body; the others may be air.
-        vessel_ratio: share of the patches around a voxel of 150 to 600 HU (in their middle unless the volume
-            ends there): filled vessels and heart chambers, but spongy bone too, a third of such voxels in one
-            angiogram. What is left of 1 is placed anywhere.
+        vessel_ratio: share of the patches around a voxel of 150 to 1000 HU in a heart chamber or a filled
+            vessel of the chest (in their middle unless the volume ends there), see `bundle.data.vessels`.
+            What is left of 1 is placed anywhere.
     """
 
     def __init__(
@@ -60,6 +64,22 @@ class PatchPlacer:
             if share > most:
                 best, most = start, share
         return best
+
+
+def warn_of_missing_contrast(volumes: Sequence[StoredVolume], vessel_ratio: float) -> None:
+    """Says once which volumes have no vessel to draw patches from.
+
+    Raises:
+        StoreError: if a file is damaged.
+    """
+    without = [str(volume.case["image"]) for volume in volumes if len(volume.body_map().contrast) == 0]
+    if without:
+        logger.warning(
+            "%d of %d volumes show no vessel filled with contrast agent, so their share `vessel_ratio` = %g "
+            "of patches is placed on the body; leave them out if all should be angiograms: %s",
+            *(len(without), len(volumes), vessel_ratio),
+            ", ".join(without[:MAX_NAMED]) + (", ..." if len(without) > MAX_NAMED else ""),
+        )
 
 
 def grid_starts(shape: Sequence[int], patch_size: Sequence[int]) -> list[tuple[int, ...]]:

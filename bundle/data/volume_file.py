@@ -20,7 +20,7 @@ from zlib_ng import zlib_ng
 
 SUFFIX = ".ctpa"
 # Part of the trailer and of every key: another format makes the next run build its files anew.
-MAGIC = b"CTPA_HU3"
+MAGIC = b"CTPA_HU4"
 CUBE = 32  # a patch of 128^3 at any place unpacks 2.0 times its voxels; with 64 it would be 3.4 times
 CUBE_BYTES = 2 * CUBE**3
 TRAILER = struct.Struct("<QII8s")

@@ -1,6 +1,8 @@
 """Ends a run cleanly when a scheduler or a person asks for it."""
 
+import atexit
 import logging
+import multiprocessing
 import signal
 import threading
 from types import FrameType
@@ -46,6 +48,8 @@ class StopOnSignal:
 
     def attach(self, engine: Trainer) -> None:
         """Joins the trainer, and the validation engine if there is one; attach it before all others."""
+        atexit.unregister(end_readers)
+        atexit.register(end_readers)
         engine.add_event_handler(Events.STARTED, self.listen)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._end_run)
         engine.add_event_handler(Events.TERMINATE, self._save)
@@ -110,3 +114,15 @@ def ignore_stop_signals(worker_id: int) -> None:
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def end_readers() -> None:
+    """Kills the reading processes that an error has left behind.
+
+    A run that ends well has ended its readers by then. Python asks those that are left to end by SIGTERM,
+    which they ignore, and would wait for them for ever. torch would report each as killed for want of memory.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bundle.data.cases import DatasetError
+from bundle.data.phantom import write_phantom
 from bundle.data.summary import summarise_volume
 from scripts.inspect import main
 
@@ -67,13 +68,14 @@ def test_an_empty_folder_is_named(tmp_path):
         main([str(tmp_path)])
 
 
-def test_filled_vessels_in_the_middle_of_the_chest_are_seen_in_any_orientation(tmp_path):
-    voxels = np.full((30, 20, 24), -50, np.int16)  # right, anterior, superior
-    voxels[12:18, 9:14, 8:16] = 350
-    for flips in ((1, 1, 1), (-1, -1, 1)):
-        path = tmp_path / "scan.nii"
-        nib.save(nib.Nifti1Image(voxels[:: flips[0], :: flips[1]], np.diag([*flips, 1])), path)
-        assert summarise_volume(path).is_contrast_seen
+@pytest.mark.parametrize("flips", [(1, 1, 1), (-1, -1, 1), (1, -1, -1)])
+def test_filled_vessels_between_the_lungs_are_seen_in_any_orientation(flips, tmp_path):
+    affine = np.diag([*np.array(flips) * 3.0, 1])
+    write_phantom(tmp_path / "scan.nii", (96, 80, 96), affine)
+    image = nib.load(tmp_path / "scan.nii")
+    voxels = np.asanyarray(image.dataobj)
+    plain = np.where((voxels > 200) & (voxels < 470), 40, voxels)  # bone is brighter
+    nib.save(nib.Nifti1Image(plain, affine), tmp_path / "plain.nii")
 
-    nib.save(nib.Nifti1Image(np.roll(voxels, 12, axis=0), np.eye(4)), path)
-    assert not summarise_volume(path).is_contrast_seen
+    assert summarise_volume(tmp_path / "scan.nii").is_contrast_seen
+    assert not summarise_volume(tmp_path / "plain.nii").is_contrast_seen

@@ -30,3 +30,10 @@ def test_a_refused_file_is_refused_in_the_readers_own_words(save_nifti):
 
     with pytest.raises(VolumeError, match=r"scan\.nii\.gz: must hold one volume, got 2"):
         LoadImageCTPAd("image")({"image": path})
+
+
+def test_no_word_is_lost_on_monais_reader_for_gpus(caplog, recwarn):
+    LoadImageCTPAd("image")
+
+    assert "nvImageCodec" not in caplog.text
+    assert len(recwarn) == 0

@@ -103,7 +103,7 @@ class Python:
         """The same in a process of its own, imports and all."""
         command = [sys.executable, "-m", "monai.bundle", "run", *words_of(workflow, settings)]
         both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
-        done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, timeout=300, **both)
+        done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, timeout=120, **both)
         return Ended(done.returncode, done.stdout)
 
 

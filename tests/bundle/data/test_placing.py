@@ -24,7 +24,7 @@ def scan(vessel=True, body=True):
     if body:
         voxels[24:72, 24:72] = 40
     if vessel:
-        voxels[40:48, 40:48, 16:48] = 300
+        voxels[40:56, 40:56, 16:48] = 300
     return voxels
 
 
@@ -68,7 +68,7 @@ def test_every_vessel_patch_holds_contrast_at_its_centre(stored):
 
 def test_a_vessel_patch_at_the_border_of_the_volume_still_holds_contrast(save_nifti, tmp_path):
     voxels = scan()
-    voxels[40:48, 40:48, :] = 300
+    voxels[40:56, 40:56, :] = 300
     path = save_nifti(voxels, name="p0/ct.nii.gz")
     (volume,) = PatchStore(tmp_path / "cache").prepare([{"image": str(path)}], show_progress=False)
     starts = draws(volume, vessel_ratio=1.0)
@@ -86,6 +86,21 @@ def test_another_sampling_is_refused(make):
 def test_without_contrast_patches_lie_on_the_body_and_without_body_anywhere(stored):
     plain = stored(vessel=False)
     assert all(is_on_body(plain, start) for start in draws(plain, vessel_ratio=1.0))
+
+
+def test_volumes_without_contrast_are_named_once_if_vessels_are_asked_for(save_nifti, tmp_path, caplog):
+    paths = [save_nifti(scan(vessel=n == 1), name=f"p{n}/ct.nii.gz") for n in range(3)]
+    settings = ([{"image": str(path)} for path in paths], SIZE, tmp_path / "cache")
+
+    PatchDataset(*settings, vessel_ratio=0.3).prepare()
+    (warning,) = [record.getMessage() for record in caplog.records if "vessel" in record.getMessage()]
+    caplog.clear()
+    PatchDataset(*settings, foreground_ratio=0.3).prepare()
+    PatchDataset(*settings, vessel_ratio=0.3, sampling="grid").prepare()
+
+    assert warning.startswith("2 of 3 volumes show no vessel filled with contrast agent")
+    assert [str(path) in warning for path in paths] == [True, False, True]
+    assert "contrast agent" not in caplog.text
 
 
 def test_a_volume_of_air_still_gives_patches(stored):
