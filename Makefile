@@ -11,7 +11,7 @@ LABEL_NEEDS := scripts/monailabel/requirements.txt scripts/monailabel/requiremen
 LABEL_INSTALLED := $(LABEL)/.installed-$(shell cat pyproject.toml $(LABEL_NEEDS) | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-label check bench chaos clean
+.PHONY: help venv venv-label demo test test-label check bench chaos clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -45,7 +45,9 @@ $(LABEL_INSTALLED): $(INSTALLED)
 	$(LABEL)/bin/python -m pip install --no-deps -r scripts/monailabel/requirements-no-deps.txt
 	@touch "$@"
 
-test-label: $(LABEL_INSTALLED)  ## run a real MONAI Label server against its tests (1 GB more, 3 minutes)
+venv-label: $(LABEL_INSTALLED)  ## build MONAI Label's environment in .venv-label (once; 0.7 GB more)
+
+test-label: $(LABEL_INSTALLED)  ## run a real MONAI Label server against its tests (1 minute)
 	$(LABEL)/bin/python -m pytest -q tests/scripts/monailabel
 
 check: $(INSTALLED)  ## lint, format, types

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bundle.networks.vqgan import VQGAN
+from bundle.networks.vqgan import VQGAN, take_model
 
 
 class IndexEncoder(nn.Module):
@@ -22,6 +22,7 @@ class IndexEncoder(nn.Module):
     def __init__(self, generator: VQGAN) -> None:
         super().__init__()
         self.encoder, self.quantizer = generator.encoder, generator.quantizer
+        self.register_load_state_dict_pre_hook(take_model)
         self.register_load_state_dict_pre_hook(_leave_out("decoder."))
 
     def forward(self, image: Tensor) -> Tensor:
@@ -39,6 +40,7 @@ class IndexDecoder(nn.Module):
     def __init__(self, generator: VQGAN) -> None:
         super().__init__()
         self.quantizer, self.decoder = generator.quantizer, generator.decoder
+        self.register_load_state_dict_pre_hook(take_model)
         self.register_load_state_dict_pre_hook(_leave_out("encoder."))
 
     def forward(self, indices: Tensor) -> Tensor:

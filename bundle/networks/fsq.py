@@ -41,6 +41,7 @@ class FSQ(nn.Module):
                 f"got {num_embeddings}"
             )
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.levels = LEVELS  # TorchScript reads attributes, no constants of modules
         self.project_in = nn.Conv3d(embedding_dim, axes, 1)
         self.project_out = nn.Conv3d(axes, embedding_dim, 1)
         self.register_buffer("basis", LEVELS ** torch.arange(axes), persistent=False)
@@ -50,15 +51,25 @@ class FSQ(nn.Module):
 
     def quantize(self, latent: Tensor) -> Tensor:
         """Latent (B, E, x, y, z) of any float type to indices (B, x, y, z), int64."""
-        with torch.autocast(latent.device.type, enabled=False):
-            return self._indices(self._bound(latent).round())
+        if torch.jit.is_scripting():  # which cannot turn autocast off
+            bounded = self._bound(latent)
+        else:
+            with torch.autocast(latent.device.type, enabled=False):
+                bounded = self._bound(latent)
+        return self._indices(bounded.round())
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:
         """Indices (B, x, y, z) to the vectors that the decoder saw, (B, E, x, y, z) float32."""
-        digits = indices[:, None] // self.basis[:, None, None, None] % LEVELS
-        with torch.autocast(indices.device.type, enabled=False):
-            return self._codes(digits.float() - LEVELS // 2)
+        digits = indices[:, None] // self.basis[:, None, None, None] % self.levels
+        rounded = digits.float() - self.levels // 2
+        if torch.jit.is_scripting():
+            codes = self._codes(rounded)
+        else:
+            with torch.autocast(indices.device.type, enabled=False):
+                codes = self._codes(rounded)
+        return codes
 
+    @torch.jit.ignore  # training; TorchScript gets `quantize` and `indices_to_codes`
     def forward(self, latent: Tensor) -> Quantized:
         """Quantizes `latent` (B, E, x, y, z); in training mode also counts the codes for `update()`."""
         with torch.autocast(latent.device.type, enabled=False):
@@ -89,13 +100,13 @@ class FSQ(nn.Module):
 
     def _bound(self, latent: Tensor) -> Tensor:
         """Projection (B, D, x, y, z), squashed so that rounding gives the 4 levels -2, -1, 0 and 1."""
-        half_range = (LEVELS - 1) * (1 + 1e-3) / 2
+        half_range = (self.levels - 1) * (1 + 1e-3) / 2
         shift = math.atanh(0.5 / half_range)
         return torch.tanh(self.project_in(latent.float()) + shift) * half_range - 0.5
 
     def _codes(self, rounded: Tensor) -> Tensor:
-        return self.project_out(rounded / (LEVELS // 2))
+        return self.project_out(rounded / (self.levels // 2))
 
     def _indices(self, rounded: Tensor) -> Tensor:
-        digits = rounded.long() + LEVELS // 2
+        digits = rounded.long() + self.levels // 2
         return (digits * self.basis[:, None, None, None]).sum(dim=1)

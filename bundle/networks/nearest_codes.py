@@ -21,10 +21,11 @@ def nearest_codes(vectors: Tensor, codebook: Tensor, lookup_bytes: int | None = 
     Returns:
         (N,) int64 in [0, K); of equally near codes the first.
     """
-    if torch.compiler.is_exporting():
-        return nearest_codes_by_blocks(vectors, codebook)
+    if not torch.jit.is_scripting():  # a condition of its own: TorchScript cannot read what stands inside
+        if torch.compiler.is_exporting():
+            return nearest_codes_by_blocks(vectors, codebook)
     if lookup_bytes is None:
-        lookup_bytes = 2**28 if vectors.is_cuda else 2**22
+        lookup_bytes = 1 << 28 if vectors.is_cuda else 1 << 22  # TorchScript takes 2**28 for a float
     return _nearest_codes(vectors, codebook, lookup_bytes)
 
 

@@ -48,6 +48,8 @@ class EMACodebook(nn.Module):
         lookup_bytes: see `nearest_codes`.
     """
 
+    # TorchScript would read it, and training with it.
+    __jit_unused_properties__ = ["is_initialized"]
     embedding: Tensor
     cluster_size: Tensor
     cluster_sum: Tensor
@@ -96,15 +98,19 @@ class EMACodebook(nn.Module):
 
     def quantize(self, latent: Tensor) -> Tensor:
         """Latent (B, E, x, y, z) of any float type to indices (B, x, y, z), int64."""
-        with torch.autocast(latent.device.type, enabled=False):
-            vectors = self._vectors(latent)
+        vectors = self._vectors(latent)
+        if torch.jit.is_scripting():  # which cannot turn autocast off
             indices = nearest_codes(vectors, self.embedding, self.lookup_bytes)
-        return indices.view(latent.shape[0], *latent.shape[2:])
+        else:
+            with torch.autocast(latent.device.type, enabled=False):
+                indices = nearest_codes(vectors, self.embedding, self.lookup_bytes)
+        return indices.view_as(latent[:, 0])
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:
         """Indices (B, x, y, z) to the vectors that the decoder saw, (B, E, x, y, z) float32."""
         return nn.functional.embedding(indices, self.embedding).movedim(-1, 1).contiguous()
 
+    @torch.jit.ignore  # training; TorchScript gets `quantize` and `indices_to_codes`
     def forward(self, latent: Tensor) -> Quantized:
         """Quantizes `latent` (B, E, x, y, z); in training mode also collects it for `update()`."""
         with torch.autocast(latent.device.type, enabled=False):

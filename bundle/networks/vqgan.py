@@ -3,7 +3,7 @@
 Dimension letters: B batch, E embedding width, X Y Z voxels, x y z latent cells (X = 4 x).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -76,6 +76,7 @@ class VQGAN(nn.Module):
             **shared,
         )
         self.quantizer = quantizer
+        self.register_load_state_dict_pre_hook(take_model)
         self.stride = 2**levels
         self.halo = halo_radius(self.encoder, self.decoder, self.stride)
         # the widest level, float32, with input, output and two intermediates of a residual unit alive
@@ -118,7 +119,23 @@ class VQGAN(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Image (B, 1, X, Y, Z) in [-1, 1] to its reconstruction of the same shape."""
-        return self.reconstruct(image).image
+        if torch.jit.is_scripting():  # what MONAI exports: no training in it
+            indices = self.quantizer.quantize(self.encoder(image))
+            recon = self.decoder(self.quantizer.indices_to_codes(indices))
+        else:
+            recon = self.reconstruct(image).image
+        return recon
+
+
+def take_model(module: nn.Module, state_dict: dict[str, Any], *_: Any) -> None:
+    """A hook of `load_state_dict`: of a whole checkpoint it loads what stands under `model`.
+
+    MONAI's exports and the model zoo's checks hand the file over as it is unless told `--key_in_ckpt model`.
+    """
+    model = state_dict.get("model")
+    if isinstance(model, Mapping):
+        state_dict.clear()
+        state_dict.update(model)
 
 
 class TrainingPass(nn.Module):

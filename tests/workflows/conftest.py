@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +29,8 @@ CONFIGS = {
     "decode": ["configs/decode.yaml", "configs/smoke.yaml"],
     "diffusion": ["configs/train_diffusion.yaml", "configs/smoke.yaml"],
 }
+ROOMS = ("bundle", "configs", "docs", "scripts", "transforms")
+FILES = ("metadata.json", "README.md", "LICENSE")
 CODES = 64
 TINY = {"max_epochs": 1, "epoch_length": 2, "patch_size": [24, 24, 24], "log_interval": 1}
 
@@ -137,6 +141,30 @@ def checkpoint(network: VQGAN, tmp_path_factory: pytest.TempPathFactory) -> Path
     settings = network_settings("lite", "ema", CODES, -1000, 1000)
     write_checkpoint(path, {"model": network.state_dict(), "network": settings})
     return path
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository as a zip with one folder in it, as archives of a release are."""
+    path = tmp_path_factory.mktemp("archive") / "ctpa_vqgan.zip"
+    with zipfile.ZipFile(path, "w") as content:
+        for name in FILES:
+            content.write(ROOT / name, f"ctpa_vqgan/{name}")
+        for file in (file for room in ROOMS for file in (ROOT / room).rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts:
+                content.write(file, f"ctpa_vqgan/{file.relative_to(ROOT).as_posix()}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def copy(archive: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The archive unpacked by Python, with a model of random weights installed."""
+    folder = tmp_path_factory.mktemp("unpacked")
+    with zipfile.ZipFile(archive) as content:
+        content.extractall(folder)
+    (folder / "ctpa_vqgan" / "models").mkdir()
+    shutil.copy(checkpoint, folder / "ctpa_vqgan" / "models" / "model.pt")
+    return folder / "ctpa_vqgan"
 
 
 @pytest.fixture

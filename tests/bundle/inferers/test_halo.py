@@ -36,14 +36,14 @@ def test_cores_partition_every_cell_and_windows_stay_inside():
 
 
 def assert_same_codes(indices, expected, latent, codebook):
-    """At most 1 in 100,000 may differ, and only between codes whose distances agree to 1e-5.
+    """One cell, or 1 in 100,000, may differ, and only between codes whose distances agree to 1e-5.
 
     The law is equality; but a backend may sum a convolution in another order for another shape.
     """
     different = (indices != expected).nonzero()
-    assert len(different) <= indices.numel() * 1e-5
+    assert len(different) <= max(1, indices.numel() * 1e-5)
     for batch, *cell in different.tolist():
-        codes = codebook[[indices[batch, *cell], expected[batch, *cell]]]
+        codes = codebook[torch.stack([indices[batch, *cell], expected[batch, *cell]])]
         one, other = (codes - latent[batch, :, *cell]).square().sum(dim=1)
         assert abs(one - other) <= 1e-5 * other
 
