@@ -8,7 +8,8 @@ that of DIR's own lists; patients of an earlier run keep their side) and `prepar
 volume). Run again, it goes on where it stopped and adds what is new. Train with `--dataset_dir STORE`. The
 report names files as they lie in DIR, the rest of STORE does not.
 
-Ends with 0 if every volume can be used, 1 if some were refused, 2 if none is left.
+Ends with 0 if every volume can be used, 1 if some were refused, 2 if none is left; after SIGTERM or Ctrl-C,
+which lets the volumes at hand be finished, with 128 + the signal's number.
 """
 
 from __future__ import annotations
@@ -17,18 +18,16 @@ import argparse
 import csv
 import io
 import json
-import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from bundle.data.atomic import complete_or_absent
+from bundle.data.atomic import complete_or_absent, remove_leftovers
 from bundle.data.cases import find_volumes, read_datalist
 from bundle.data.datalist import DatasetError
 from bundle.data.dicom import find_series
@@ -37,6 +36,7 @@ from bundle.data.export import export_volume
 from bundle.data.header import VolumeError, read_header
 from bundle.data.patients import Case
 from bundle.data.prepared_list import Prepared, prepared_lists
+from bundle.data.processes import StoppedError, run_tasks
 from bundle.data.store import PatchStore
 from bundle.launch import report_error
 
@@ -76,7 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if given.dataset_dir is None or given.output is None:
         _parser().error("DIR and --output STORE are needed, or --export")
-    lines = prepare(given.dataset_dir, given.output, given.num_workers, given.patch_size)
+    try:
+        lines = prepare(given.dataset_dir, given.output, given.num_workers, given.patch_size)
+    except StoppedError as stopped:
+        print(f"\nerror: {stopped}", file=sys.stderr)  # below the progress bar
+        return 128 + stopped.number
     counts = {
         status: sum(line.status == status for line in lines) for status in ("prepared", "refused", "skipped")
     }
@@ -110,8 +114,10 @@ def prepare(dataset_dir: Path, output: Path, num_workers: int = 4, patch_size: i
     cases, listed, lines = _find(dataset_dir)
     names = {patient_hash(case["patient"]): case["patient"] for case in cases}
     (output / VOLUMES).mkdir(parents=True, exist_ok=True)
+    for folder in (output, output / VOLUMES):
+        remove_leftovers(folder)
     work = partial(_prepare_one, output / VOLUMES, dataset_dir, patch_size)
-    lines.extend(tqdm(_run(work, cases, num_workers), "prepare", len(cases), unit="volume"))
+    lines.extend(tqdm(run_tasks(work, cases, num_workers), "prepare", len(cases), unit="volume"))
     lines.sort()
     _write(output / REPORT, _as_csv(lines))
     volumes = [
@@ -122,17 +128,6 @@ def prepare(dataset_dir: Path, output: Path, num_workers: int = 4, patch_size: i
     lists = prepared_lists(volumes, output / DATALIST)
     _write(output / DATALIST, json.dumps(lists, indent=2) + "\n")
     return lines
-
-
-def _run(work: Callable[[Case], Line], cases: Sequence[Case], num_workers: int) -> Iterator[Line]:
-    if num_workers < 1:
-        yield from map(work, cases)
-        return
-    # spawned: a fork of a process that has threads may stop for ever
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max(1, min(num_workers, len(cases))), mp_context=context) as workers:
-        for task in as_completed([workers.submit(work, case) for case in cases]):
-            yield task.result()
 
 
 def _find(dataset_dir: Path) -> tuple[list[Case], dict[str, str], list[Line]]:

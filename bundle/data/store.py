@@ -16,6 +16,7 @@ import numpy as np
 from monai.config import PathLike
 from tqdm import tqdm
 
+from bundle.data.atomic import remove_leftovers
 from bundle.data.header import read_header
 from bundle.data.packing import pack_volume, source_state
 from bundle.data.stored_volume import StoredVolume, stored_volume
@@ -131,6 +132,7 @@ class PatchStore:
         shapes = [read_header(image).shape for image in images]
         needed = EXPECTED_RATIO * sum(2 * math.prod(shape) for shape in shapes)
         free = free_bytes(self.cache_dir)
+        remove_leftovers(self.cache_dir)
         if needed > free:
             raise StoreError(
                 f"{self.cache_dir}: about {needed / 1e9:.1f} GB are needed for {len(shapes)} volumes, "
