@@ -4,6 +4,8 @@ from pathlib import Path
 
 from monai.config import PathLike
 
+# Of names that are no UTF-8, which Python holds as lone surrogates: hashed as they are, never an error.
+ANY_NAME = "surrogatepass"
 ENDINGS = (".nii.gz", ".nii", ".dcm", ".dicom", ".ima")
 
 

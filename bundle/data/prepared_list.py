@@ -64,5 +64,5 @@ def _earlier(path: Path) -> dict[str, str]:
     try:
         lists = json.loads(path.read_text(encoding="utf-8"))
         return {item["patient"]: side for side in ("training", "validation") for item in lists.get(side, [])}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{path}: is not a datalist of this program; move it away") from error

@@ -33,9 +33,7 @@ class StoppedError(RuntimeError):
     """
 
     def __init__(self, number: signal.Signals, n_left: int) -> None:
-        super().__init__(
-            f"stopped by {number.name}, {n_left} volumes are left; run it again, it goes on there"
-        )
+        super().__init__(f"stopped by {number.name}, {n_left} volumes are left; run it again, it goes on")
         self.number = int(number)
 
 

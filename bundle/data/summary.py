@@ -11,7 +11,7 @@ from monai.config import PathLike
 from bundle.data.dicom import find_one_series
 from bundle.data.header import is_series
 from bundle.data.nifti import VolumeError
-from bundle.data.screening import too_few_slices
+from bundle.data.screening import smaller_than_a_patch
 from bundle.data.volume import Volume, read_volume
 
 PADDING_HU = -1024
@@ -67,7 +67,7 @@ def summarise_volume(path: PathLike, patch_size: Sequence[int] | None = None) ->
     except VolumeError as error:
         return VolumeSummary(str(path), False, error.code, str(error))
     voxels = volume.voxels
-    refusal = too_few_slices(Path(path), voxels.shape, patch_size) if patch_size else None
+    refusal = smaller_than_a_patch(Path(path), voxels.shape, patch_size) if patch_size else None
     share = central_contrast_share(volume)
     return VolumeSummary(
         path=str(path),
