@@ -31,7 +31,7 @@ def export_volume(path: Path, output: Path) -> None:
     """
     layout = read_layout(path)
     voxels = read_box(
-        path, layout, (0, 0, 0), layout.shape, f"its source {layout.record['source_sha256'][:16]}"
+        path, layout, (0, 0, 0), layout.shape, f"its source {str(layout.record.get('source_sha256'))[:16]}"
     )
     ras = np.array([[0, 1], [1, 1], [2, 1]])
     writer = CTWriter()

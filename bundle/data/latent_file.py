@@ -14,6 +14,8 @@ import hashlib
 import io
 import json
 import math
+import os
+import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -31,6 +33,7 @@ STRIDE = 4
 # LZMA packs codes to 0.81 of their size where deflate reaches 0.86; for latents it would take minutes
 COMPRESSION = {"indices": zipfile.ZIP_LZMA, "latents": zipfile.ZIP_DEFLATED}
 MAX_RECORD_BYTES = 1 << 20
+MAX_DICTIONARY_BYTES = 1 << 24  # twice what Python asks for when it packs
 MAX_VOXELS = 1 << 32  # 27 times 512 x 512 x 604: codes of a record that lies unpack to 0.2 GB at most
 
 
@@ -164,11 +167,24 @@ def _read_json(archive: zipfile.ZipFile) -> dict[str, Any]:
 
 def _member(archive: zipfile.ZipFile, name: str, max_bytes: int, suffix: str = ".npy") -> bytes:
     """One file of the archive; a size that lies is noticed before anything is allocated for it."""
-    with archive.open(name + suffix) as file:
+    info = archive.getinfo(name + suffix)
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
+        raise ValueError(f"{info.filename} is packed in a foreign way")
+    if info.compress_type == zipfile.ZIP_LZMA and _dictionary_bytes(archive, info) > MAX_DICTIONARY_BYTES:
+        raise ValueError(f"{info.filename} asks for too much memory")
+    with archive.open(info) as file:
         content = file.read(max_bytes + 4096)
         if file.read(1):
             raise ValueError(f"{name}{suffix} is larger than it can be")
     return content
+
+
+def _dictionary_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
+    """What LZMA would allocate at once, as 4 bytes of the file tell it (PKWARE's APPNOTE, 5.8.8)."""
+    assert archive.fp is not None
+    archive.fp.seek(info.header_offset + 26)
+    archive.fp.seek(sum(struct.unpack("<HH", archive.fp.read(4))) + 5, os.SEEK_CUR)
+    return struct.unpack("<I", archive.fp.read(4))[0]
 
 
 def _record(path: Path, content: Mapping[str, Any]) -> Record:

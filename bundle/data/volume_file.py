@@ -29,7 +29,7 @@ INDEX_ENTRY = np.dtype([("offset", "<u8"), ("length", "<u4"), ("checksum", "<u4"
 MAX_RECORD_BYTES = 1 << 20
 MIN_PACKED_BYTES = 32  # the head of a blosc2 chunk
 # What bytes that lie can raise while they are taken apart.
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, struct.error)
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError, struct.error)
 PACKING: dict[str, Any] = {
     "codec": blosc2.Codec.LZ4,
     "clevel": 1,
