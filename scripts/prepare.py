@@ -37,7 +37,9 @@ from bundle.data.header import VolumeError, read_header
 from bundle.data.patients import Case
 from bundle.data.prepared_list import Prepared, prepared_lists
 from bundle.data.processes import StoppedError, run_tasks
-from bundle.data.store import PatchStore
+from bundle.data.screening import smaller_than_a_patch
+from bundle.data.store import PatchStore, StoreError
+from bundle.data.summary import tilt_degrees, tilt_note
 from bundle.launch import report_error
 
 VOLUMES = "volumes"
@@ -53,7 +55,7 @@ class Line(NamedTuple):
         patient: hash, 16 hexadecimal digits.
         status: prepared, refused or skipped (no CT volume by nature, such as a localizer).
         code: reason for a machine, empty if prepared.
-        message: reason for a person.
+        message: reason for a person; of a prepared volume, what is odd about it.
         shape: X x Y x Z in voxels, empty if refused.
         file: name in the store.
     """
@@ -113,7 +115,10 @@ def prepare(dataset_dir: Path, output: Path, num_workers: int = 4, patch_size: i
         raise DatasetError(f"{dataset_dir}: no such file or folder; check DIR")
     cases, listed, lines = _find(dataset_dir)
     names = {patient_hash(case["patient"]): case["patient"] for case in cases}
-    (output / VOLUMES).mkdir(parents=True, exist_ok=True)
+    try:
+        (output / VOLUMES).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(output, error) from error
     for folder in (output, output / VOLUMES):
         remove_leftovers(folder)
     work = partial(_prepare_one, output / VOLUMES, dataset_dir, patch_size)
@@ -132,7 +137,7 @@ def prepare(dataset_dir: Path, output: Path, num_workers: int = 4, patch_size: i
 
 def _find(dataset_dir: Path) -> tuple[list[Case], dict[str, str], list[Line]]:
     """What is to be prepared, on which list it stands by its path, and lines for what is no CT by nature."""
-    if dataset_dir.suffix.lower() == ".json":
+    if dataset_dir.suffix.lower() == ".json" and dataset_dir.is_file():
         found, listed = {}, {}
         for name, volumes in read_datalist(dataset_dir).items():
             for volume in volumes:
@@ -154,17 +159,15 @@ def _prepare_one(folder: Path, dataset_dir: Path, patch_size: int, case: Case) -
     # also of a PatientID, which is a hash already: nobody can tell it from a folder's name
     patient = patient_hash(case["patient"])
     try:
-        shape = read_header(case["image"]).shape
-        if min(shape) < patch_size:
-            raise VolumeError(
-                f"{case['image']}: its {' x '.join(map(str, shape))} voxels are fewer than a patch of "
-                f"{patch_size}; leave it out or give a smaller --patch_size",
-                "smaller_than_a_patch",
-            )
+        header = read_header(case["image"])
+        refusal = smaller_than_a_patch(Path(case["image"]), header.shape, [patch_size] * 3)
+        if refusal:
+            raise VolumeError(refusal.message, refusal.code)
         (volume,) = PatchStore(folder).prepare([case], show_progress=False)
     except VolumeError as error:
         return Line(path, patient, "refused", error.code, str(error))
-    return Line(path, patient, "prepared", "", "", "x".join(map(str, volume.shape)), volume.path.name)
+    note = tilt_note(tilt_degrees(header.affine))
+    return Line(path, patient, "prepared", "", note, "x".join(map(str, volume.shape)), volume.path.name)
 
 
 def _shown(path: Path, dataset_dir: Path) -> str:
@@ -174,15 +177,22 @@ def _shown(path: Path, dataset_dir: Path) -> str:
 
 def _as_csv(lines: Iterable[Line]) -> str:
     text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
+    table = csv.writer(text)  # lines end as RFC 4180 says, so that names with line breaks are quoted
     table.writerow(Line._fields)
     table.writerows(lines)
     return text.getvalue()
 
 
 def _write(path: Path, text: str) -> None:
-    with complete_or_absent(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+    try:
+        with complete_or_absent(path) as unfinished:
+            unfinished.write_bytes(text.encode(errors="backslashreplace"))
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> StoreError:
+    return StoreError(f"{path}: cannot be written ({error.strerror or error}); give another --output")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ nothing and are not used.
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,19 +123,34 @@ def _visible_files(folder: Path) -> list[Path]:
 def series_in(folder: Path, paths: Iterable[Path]) -> list[Series]:
     """The series among the files of one folder; see `find_series`."""
     groups: dict[str, list[DicomHeader]] = {}
+    strays: list[DicomHeader] = []
     for path in paths:
         # a link to nowhere may be a slice: whoever reads it says so
         is_file = os.path.isfile(path) or os.path.islink(path)
         if path.name.lower().endswith(SUFFIXES) or not is_file or not is_dicom(path):
             continue
         header = read_dicom_header(path)
-        if header.storage_class != DIRECTORY_CLASS:
+        if header.fault and not header.text("series_uid"):
+            strays.append(header)
+        elif header.storage_class != DIRECTORY_CLASS:
             # what does not tell its series stands alone
             groups.setdefault(header.text("series_uid") or f"\0{path}", []).append(header)
     found = [_screened(headers) for headers in groups.values()]
+    if strays:
+        found = _with_strays(found, list(groups.values()), strays)
     if sum(not series.is_skipped for series in found) == 1:
         found = [series if series.is_skipped else _renamed(series, folder) for series in found]
     return found
+
+
+def _with_strays(
+    found: Sequence[Series], groups: Sequence[list[DicomHeader]], strays: list[DicomHeader]
+) -> list[Series]:
+    """Damaged files may be of any series of their folder: without them it would be shorter in silence."""
+    volumes = [headers for series, headers in zip(found, groups, strict=True) if not series.is_skipped]
+    screened = [_screened([*headers, *strays]) for headers in volumes]
+    skipped = [series for series in found if series.is_skipped]
+    return skipped + (screened or [_screened([header]) for header in strays])
 
 
 def _screened(headers: list[DicomHeader]) -> Series:

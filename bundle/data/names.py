@@ -9,6 +9,13 @@ ANY_NAME = "surrogatepass"
 ENDINGS = (".nii.gz", ".nii", ".dcm", ".dicom", ".ima")
 
 
+def printable(text: str) -> str:
+    """A name on one line of any terminal: control characters and what is no UTF-8 as backslash escapes."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
+    )
+
+
 def volume_name(image: PathLike) -> str:
     """Last part of a volume's path without its suffix; folders keep theirs, since UIDs are full of dots."""
     name = Path(image).name

@@ -9,6 +9,7 @@ import numpy as np
 from monai.config import PathLike
 
 from bundle.data.dicom import find_one_series
+from bundle.data.dicom_volume import TILT_DEGREES
 from bundle.data.header import is_series
 from bundle.data.nifti import VolumeError
 from bundle.data.screening import smaller_than_a_patch
@@ -38,6 +39,7 @@ class VolumeSummary:
         contrast_share: share of voxels of 150 to 600 HU in the middle of the chest.
         is_contrast_seen: whether that share is that of filled vessels.
         has_contrast_tag: whether the DICOM header names a contrast agent.
+        tilt_degrees: angle between the axes' third and the normal of the other two, as a gantry's.
     """
 
     path: str
@@ -52,6 +54,7 @@ class VolumeSummary:
     contrast_share: float = 0.0
     is_contrast_seen: bool = False
     has_contrast_tag: bool = False
+    tilt_degrees: float = 0.0
 
 
 def summarise_volume(path: PathLike, patch_size: Sequence[int] | None = None) -> VolumeSummary:
@@ -82,7 +85,23 @@ def summarise_volume(path: PathLike, patch_size: Sequence[int] | None = None) ->
         contrast_share=share,
         is_contrast_seen=share >= CONTRAST_SHARE,
         has_contrast_tag=has_tag,
+        tilt_degrees=tilt_degrees(volume.affine),
     )
+
+
+def tilt_degrees(affine: np.ndarray) -> float:
+    """Angle between the third axis of a volume and the normal of its slices; 0 for most."""
+    x, y, z = affine[:3, :3].T
+    normal = np.cross(x, y)
+    cosine = abs(float(normal @ z)) / float(np.linalg.norm(normal) * np.linalg.norm(z))
+    return float(np.degrees(np.arccos(min(1.0, cosine))))
+
+
+def tilt_note(degrees: float) -> str:
+    """What a person must know of a tilted volume; empty below a tenth of a degree, which is rounding."""
+    if degrees <= TILT_DEGREES:
+        return ""
+    return f"gantry tilt of {degrees:.1f} degrees: voxels stay as they are, the affine carries the shear"
 
 
 def central_contrast_share(volume: Volume) -> float:
