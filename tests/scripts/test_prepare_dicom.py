@@ -139,10 +139,11 @@ def test_a_slice_that_cannot_be_opened_refuses_its_series_and_no_other(tmp_path,
     assert f"{last.name} cannot be read (No such file or directory)" in lines["linked/ct"].message
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_what_may_not_be_read_is_told(tmp_path, write_dicom, caplog):
     ct = write_dicom(tmp_path / "DIR" / "p" / "ct", HU)
     min(ct.iterdir()).chmod(0)
+    if os.access(min(ct.iterdir()), os.R_OK):
+        pytest.skip("root may read everything")
     (tmp_path / "DIR" / "shut").mkdir(mode=0)
 
     lines = prepare(tmp_path / "DIR", tmp_path / "STORE", 0)
