@@ -159,7 +159,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"`num_workers` must be at least 1, got {given.num_workers}; give the volumes at a time")
     if given.patch_size and (len(given.patch_size) not in (1, 3) or min(given.patch_size) < 1):
         parser.error(f"`patch_size` must be one or three numbers above 0, got {given.patch_size}")
-    if not given.dir.exists():
+    if not os.path.exists(given.dir):
         parser.error(f"{given.dir}: no such file or folder; check the path")
     return given
 

@@ -71,13 +71,19 @@ class Line(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line of this module; returns the exit code."""
-    given = _parser().parse_args(arguments)
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if given.num_workers < 0 or given.patch_size < 1:
+        parser.error(
+            "`num_workers` must be 0 or more and `patch_size` at least 1, got "
+            f"{given.num_workers} and {given.patch_size}; correct them"
+        )
     if given.export:
         export_volume(*given.export)
         print(f"wrote {given.export[1]}")
         return 0
     if given.dataset_dir is None or given.output is None:
-        _parser().error("DIR and --output STORE are needed, or --export")
+        parser.error("DIR and --output STORE are needed, or --export")
     try:
         lines = prepare(given.dataset_dir, given.output, given.num_workers, given.patch_size)
     except StoppedError as stopped:
@@ -111,7 +117,7 @@ def prepare(dataset_dir: Path, output: Path, num_workers: int = 4, patch_size: i
         DatasetError: if `dataset_dir` is missing, or a datalist is malformed.
         StoreError: if the store cannot be written.
     """
-    if not dataset_dir.exists():
+    if not os.path.exists(dataset_dir):
         raise DatasetError(f"{dataset_dir}: no such file or folder; check DIR")
     cases, listed, lines = _find(dataset_dir)
     names = {patient_hash(case["patient"]): case["patient"] for case in cases}

@@ -1,5 +1,6 @@
 """The front door to headers: NIfTI files and DICOM series alike."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ __all__ = ["SUFFIXES", "VolumeError", "VolumeHeader", "is_series", "read_header"
 
 def is_series(path: Path) -> bool:
     """Whether a path stands for a DICOM series: a folder, or a file that is DICOM."""
-    return path.is_dir() or (path.is_file() and not path.name.lower().endswith(SUFFIXES) and is_dicom(path))
+    is_file = os.path.isfile(path) and not path.name.lower().endswith(SUFFIXES)
+    return os.path.isdir(path) or (is_file and is_dicom(path))
 
 
 def read_header(path: PathLike) -> VolumeHeader:

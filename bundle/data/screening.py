@@ -138,11 +138,18 @@ def _size_fault(header: DicomHeader) -> Fault | None:
     if header.transfer_syntax in NATIVE:
         is_true = held in (declared, declared + 1)
     else:
-        is_true = declared <= MAX_PACKING_RATIO * header.path.stat().st_size
+        is_true = declared <= MAX_PACKING_RATIO * _bytes_of(header.path)
     if not is_true:
         what = f"{name} declares {declared:,} bytes of pixels and does not hold them"
         return ("truncated" if 0 < held < declared else "lying_header"), f"{what}; export it again"
     return None
+
+
+def _bytes_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # it went away since its header was read
+        return 0
 
 
 def _unit_fault(header: DicomHeader) -> Fault | None:

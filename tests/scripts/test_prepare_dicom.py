@@ -152,6 +152,17 @@ def test_what_may_not_be_read_is_told(tmp_path, write_dicom, caplog):
     assert "shut: cannot be listed (Permission denied); what it holds is left out" in caplog.text
 
 
+def test_what_is_gone_when_its_turn_comes_is_a_line_of_the_report(tmp_path, write_dicom):
+    write_dicom(tmp_path / "there", HU)
+    items = [{"image": name} for name in ("there", "gone/ct.nii.gz", "gone too", "x" * 300)]
+    (tmp_path / "list.json").write_text(json.dumps({"training": items}), encoding="utf-8")
+
+    lines = prepare(tmp_path / "list.json", tmp_path / "STORE", 0)
+
+    assert [line.status for line in lines] == ["refused", "refused", "prepared", "refused"]
+    assert all("no such file; check the path" in line.message for line in lines if line.status == "refused")
+
+
 def test_a_store_that_cannot_be_written_is_named(tmp_path, write_dicom):
     write_dicom(tmp_path / "DIR", HU)
     (tmp_path / "file").touch()
