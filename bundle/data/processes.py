@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import islice
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -53,7 +55,7 @@ def run_tasks(work: Callable[[Item], Result], items: Sequence[Item], num_workers
     """
     with _Stop() as stop:
         if num_workers > 0:
-            yield from _in_processes(work, items, num_workers, stop)
+            yield from _in_processes(work, items, max(1, min(num_workers, len(items))), stop)
             return
         for n_done, item in enumerate(items):
             if stop.received:
@@ -88,17 +90,19 @@ def _in_processes(
 ) -> Iterator[Result]:
     # spawned: a fork of a process that has threads may stop for ever
     context = multiprocessing.get_context("spawn")
-    workers = ProcessPoolExecutor(max(1, min(num_workers, len(items))), context, _begin_worker)
-    n_done = 0
+    workers = ProcessPoolExecutor(num_workers, context, _watch_parent)
+    rest, n_done = iter(items), 0
     try:
-        pending = {workers.submit(work, item) for item in items}
+        with _ctrl_c_blocked():
+            pending = {workers.submit(work, item) for item in islice(rest, num_workers)}
         while pending:
             done, pending = wait(pending, POLL_S, FIRST_COMPLETED)
+            if not stop.received:
+                # no more than there are workers: a pool that breaks chokes on tasks that were given up
+                pending |= {workers.submit(work, item) for item in islice(rest, len(done))}
             for task in done:
                 yield task.result()
                 n_done += 1
-            if stop.received:
-                pending = {task for task in pending if not task.cancel()}
     except BrokenProcessPool as error:
         if stop.received is None:
             raise ProcessError(
@@ -106,14 +110,22 @@ def _in_processes(
                 "it goes on where it stopped"
             ) from error
     finally:
-        workers.shutdown(cancel_futures=True)
+        workers.shutdown()
     if stop.received and n_done < len(items):
         raise StoppedError(stop.received, len(items) - n_done)
 
 
-def _begin_worker() -> None:
-    # a terminal sends Ctrl-C to all processes of a command: the first one decides
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _ctrl_c_blocked() -> Iterator[None]:
+    """A terminal sends Ctrl-C to all processes of a command; those that are started here never see it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _watch_parent() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
