@@ -226,7 +226,9 @@ def _run_logs() -> list[logging.FileHandler]:
 
 def _open_log(path: Path, keep: bool) -> None:
     _close_logs()
-    handler = logging.FileHandler(path, mode="a" if keep else "w", encoding="utf-8")
+    handler = logging.FileHandler(
+        path, mode="a" if keep else "w", encoding="utf-8", errors="backslashreplace"
+    )
     handler.set_name(_RUN_LOG)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)

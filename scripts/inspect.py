@@ -3,8 +3,9 @@
     python -m scripts.inspect DIR
     python -m scripts.inspect DIR --patch_size 128 --csv FILE
 
-One row per NIfTI file and per DICOM series. The exit code is 0 if all can be used, 1 if not. Volumes of any
-number of slices work as they are: nothing is resampled, cropped or filled up.
+One row per NIfTI file and per DICOM series; below the table, why a volume cannot be used. The exit code is 0
+if all can be used, 1 if not; series that are no CT volume by nature, such as localizers, count as neither.
+Volumes of any number of slices work as they are: nothing is resampled, cropped or filled up.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from bundle.data.cases import DatasetError
 from bundle.data.datalist import dataset_root
 from bundle.data.dicom import find_one_series, series_in, walk_files
 from bundle.data.header import is_series
+from bundle.data.names import printable
 from bundle.data.nifti import SUFFIXES
-from bundle.data.summary import VolumeSummary, summarise_volume
+from bundle.data.screening import SKIPPED
+from bundle.data.summary import VolumeSummary, summarise_volume, tilt_note
 from bundle.launch import report_error
 
-COLUMNS = ("name", "shape", "spacing mm", "axes", "HU", "padding", "contrast", "usable")
+COLUMNS = ("name", "voxels", "spacing mm", "axes", "HU", "below -1024", "contrast", "usable")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,11 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     summaries = summarise_all(paths, patch_size, given.num_workers)
     root = Path(dataset_root(given.dir))
     print(table(summaries, root))
-    n_usable = sum(summary.is_usable for summary in summaries)
-    print(f"{n_usable} of {len(summaries)} volumes can be used, with any number of slices and as they are")
+    verdicts = [_verdict(summary) for summary in summaries]
+    n_usable, n_skipped = verdicts.count("yes"), verdicts.count("skipped")
+    print(
+        f"\n{n_usable} of {len(summaries) - n_skipped} volumes can be used as they are"
+        + (f"; {n_skipped} series are skipped: no CT volumes by nature" if n_skipped else "")
+    )
     if given.csv:
         write_csv(given.csv, summaries)
-    return 0 if n_usable == len(summaries) else 1
+    return 1 if "no" in verdicts else 0
 
 
 def find_paths(source: Path) -> list[str]:
@@ -82,43 +89,60 @@ def summarise_all(
 
 
 def table(summaries: Iterable[VolumeSummary], root: Path) -> str:
-    """The summaries as aligned text, names relative to `root`; a refusal stands below its row."""
+    """The summaries as aligned text, names relative to `root`; below them notes of a line each."""
+    summaries = list(summaries)
     rows = [COLUMNS, *(_row(summary, root) for summary in summaries)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    return "\n".join(
+    lines = [
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    ]
+    notes = [f"  {_name(summary, root)}: {note}" for summary in summaries if (note := _note(summary))]
+    return "\n".join([*lines, *(["", "notes:", *notes] if notes else [])])
 
 
 def write_csv(path: Path, summaries: Iterable[VolumeSummary]) -> None:
     """Writes one line per volume with every figure in full."""
     names = [field.name for field in dataclasses.fields(VolumeSummary)]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(names)
         writer.writerows([getattr(summary, name) for name in names] for summary in summaries)
 
 
 def _row(summary: VolumeSummary, root: Path) -> tuple[str, ...]:
-    path = Path(summary.path)
-    name = str(path.relative_to(root)) if path.is_relative_to(root) and path != root else path.name
-    usable = "yes" if summary.is_usable else f"no ({summary.code}): {_words(summary)}"
+    name, verdict = _name(summary, root), _verdict(summary)
     if summary.hu_range is None or summary.shape is None or summary.spacing_mm is None:
-        return (name, "", "", "", "", "", "", usable)
+        return (name, *["-"] * (len(COLUMNS) - 2), verdict)
     return (
         name,
         " x ".join(map(str, summary.shape)),
-        " x ".join(f"{length:.3g}" for length in summary.spacing_mm),
+        " x ".join(f"{length:.3f}" for length in summary.spacing_mm),
         summary.axes,
         "{:g} to {:g}".format(*summary.hu_range),
         f"{summary.padding_share:.1%}",
-        ("seen" if summary.is_contrast_seen else "not seen") + (", tag" if summary.has_contrast_tag else ""),
-        usable,
+        ("seen" if summary.is_contrast_seen else "not seen")
+        + (", tagged" if summary.has_contrast_tag else ""),
+        verdict,
     )
 
 
-def _words(summary: VolumeSummary) -> str:
-    return summary.message.removeprefix(f"{summary.path}: ")
+def _name(summary: VolumeSummary, root: Path) -> str:
+    path = Path(summary.path)
+    is_below = path.is_relative_to(root) and path != root
+    return printable(str(path.relative_to(root)) if is_below else path.name)
+
+
+def _verdict(summary: VolumeSummary) -> str:
+    if summary.is_usable:
+        return "yes"
+    return "skipped" if summary.code in SKIPPED else "no"
+
+
+def _note(summary: VolumeSummary) -> str:
+    """Why it cannot be used, or what is odd about it."""
+    if not summary.is_usable:
+        return f"{summary.message.removeprefix(f'{summary.path}: ')} [{summary.code}]"
+    return tilt_note(summary.tilt_degrees)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -135,7 +159,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"`num_workers` must be at least 1, got {given.num_workers}; give the volumes at a time")
     if given.patch_size and (len(given.patch_size) not in (1, 3) or min(given.patch_size) < 1):
         parser.error(f"`patch_size` must be one or three numbers above 0, got {given.patch_size}")
-    if not given.dir.exists():
+    if not os.path.exists(given.dir):
         parser.error(f"{given.dir}: no such file or folder; check the path")
     return given
 

@@ -8,7 +8,8 @@ that of DIR's own lists; patients of an earlier run keep their side) and `prepar
 volume). Run again, it goes on where it stopped and adds what is new. Train with `--dataset_dir STORE`. The
 report names files as they lie in DIR, the rest of STORE does not.
 
-Ends with 0 if every volume can be used, 1 if some were refused, 2 if none is left.
+Ends with 0 if every volume can be used, 1 if some were refused, 2 if none is left; after SIGTERM or Ctrl-C,
+which lets the volumes at hand be finished, with 128 + the signal's number.
 """
 
 from __future__ import annotations
@@ -17,18 +18,16 @@ import argparse
 import csv
 import io
 import json
-import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from bundle.data.atomic import complete_or_absent
+from bundle.data.atomic import complete_or_absent, remove_leftovers
 from bundle.data.cases import find_volumes, read_datalist
 from bundle.data.datalist import DatasetError
 from bundle.data.dicom import find_series
@@ -37,7 +36,10 @@ from bundle.data.export import export_volume
 from bundle.data.header import VolumeError, read_header
 from bundle.data.patients import Case
 from bundle.data.prepared_list import Prepared, prepared_lists
-from bundle.data.store import PatchStore
+from bundle.data.processes import StoppedError, run_tasks
+from bundle.data.screening import smaller_than_a_patch
+from bundle.data.store import PatchStore, StoreError
+from bundle.data.summary import tilt_degrees, tilt_note
 from bundle.launch import report_error
 
 VOLUMES = "volumes"
@@ -53,7 +55,7 @@ class Line(NamedTuple):
         patient: hash, 16 hexadecimal digits.
         status: prepared, refused or skipped (no CT volume by nature, such as a localizer).
         code: reason for a machine, empty if prepared.
-        message: reason for a person.
+        message: reason for a person; of a prepared volume, what is odd about it.
         shape: X x Y x Z in voxels, empty if refused.
         file: name in the store.
     """
@@ -69,14 +71,24 @@ class Line(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line of this module; returns the exit code."""
-    given = _parser().parse_args(arguments)
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if given.num_workers < 0 or given.patch_size < 1:
+        parser.error(
+            "`num_workers` must be 0 or more and `patch_size` at least 1, got "
+            f"{given.num_workers} and {given.patch_size}; correct them"
+        )
     if given.export:
         export_volume(*given.export)
         print(f"wrote {given.export[1]}")
         return 0
     if given.dataset_dir is None or given.output is None:
-        _parser().error("DIR and --output STORE are needed, or --export")
-    lines = prepare(given.dataset_dir, given.output, given.num_workers, given.patch_size)
+        parser.error("DIR and --output STORE are needed, or --export")
+    try:
+        lines = prepare(given.dataset_dir, given.output, given.num_workers, given.patch_size)
+    except StoppedError as stopped:
+        print(f"\nerror: {stopped}", file=sys.stderr)  # below the progress bar
+        return 128 + stopped.number
     counts = {
         status: sum(line.status == status for line in lines) for status in ("prepared", "refused", "skipped")
     }
@@ -105,13 +117,18 @@ def prepare(dataset_dir: Path, output: Path, num_workers: int = 4, patch_size: i
         DatasetError: if `dataset_dir` is missing, or a datalist is malformed.
         StoreError: if the store cannot be written.
     """
-    if not dataset_dir.exists():
+    if not os.path.exists(dataset_dir):
         raise DatasetError(f"{dataset_dir}: no such file or folder; check DIR")
     cases, listed, lines = _find(dataset_dir)
     names = {patient_hash(case["patient"]): case["patient"] for case in cases}
-    (output / VOLUMES).mkdir(parents=True, exist_ok=True)
+    try:
+        (output / VOLUMES).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(output, error) from error
+    for folder in (output, output / VOLUMES):
+        remove_leftovers(folder)
     work = partial(_prepare_one, output / VOLUMES, dataset_dir, patch_size)
-    lines.extend(tqdm(_run(work, cases, num_workers), "prepare", len(cases), unit="volume"))
+    lines.extend(tqdm(run_tasks(work, cases, num_workers), "prepare", len(cases), unit="volume"))
     lines.sort()
     _write(output / REPORT, _as_csv(lines))
     volumes = [
@@ -124,20 +141,9 @@ def prepare(dataset_dir: Path, output: Path, num_workers: int = 4, patch_size: i
     return lines
 
 
-def _run(work: Callable[[Case], Line], cases: Sequence[Case], num_workers: int) -> Iterator[Line]:
-    if num_workers < 1:
-        yield from map(work, cases)
-        return
-    # spawned: a fork of a process that has threads may stop for ever
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max(1, min(num_workers, len(cases))), mp_context=context) as workers:
-        for task in as_completed([workers.submit(work, case) for case in cases]):
-            yield task.result()
-
-
 def _find(dataset_dir: Path) -> tuple[list[Case], dict[str, str], list[Line]]:
     """What is to be prepared, on which list it stands by its path, and lines for what is no CT by nature."""
-    if dataset_dir.suffix.lower() == ".json":
+    if dataset_dir.suffix.lower() == ".json" and dataset_dir.is_file():
         found, listed = {}, {}
         for name, volumes in read_datalist(dataset_dir).items():
             for volume in volumes:
@@ -159,17 +165,15 @@ def _prepare_one(folder: Path, dataset_dir: Path, patch_size: int, case: Case) -
     # also of a PatientID, which is a hash already: nobody can tell it from a folder's name
     patient = patient_hash(case["patient"])
     try:
-        shape = read_header(case["image"]).shape
-        if min(shape) < patch_size:
-            raise VolumeError(
-                f"{case['image']}: its {' x '.join(map(str, shape))} voxels are fewer than a patch of "
-                f"{patch_size}; leave it out or give a smaller --patch_size",
-                "smaller_than_a_patch",
-            )
+        header = read_header(case["image"])
+        refusal = smaller_than_a_patch(Path(case["image"]), header.shape, [patch_size] * 3)
+        if refusal:
+            raise VolumeError(refusal.message, refusal.code)
         (volume,) = PatchStore(folder).prepare([case], show_progress=False)
     except VolumeError as error:
         return Line(path, patient, "refused", error.code, str(error))
-    return Line(path, patient, "prepared", "", "", "x".join(map(str, volume.shape)), volume.path.name)
+    note = tilt_note(tilt_degrees(header.affine))
+    return Line(path, patient, "prepared", "", note, "x".join(map(str, volume.shape)), volume.path.name)
 
 
 def _shown(path: Path, dataset_dir: Path) -> str:
@@ -179,15 +183,22 @@ def _shown(path: Path, dataset_dir: Path) -> str:
 
 def _as_csv(lines: Iterable[Line]) -> str:
     text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
+    table = csv.writer(text)  # lines end as RFC 4180 says, so that names with line breaks are quoted
     table.writerow(Line._fields)
     table.writerows(lines)
     return text.getvalue()
 
 
 def _write(path: Path, text: str) -> None:
-    with complete_or_absent(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+    try:
+        with complete_or_absent(path) as unfinished:
+            unfinished.write_bytes(text.encode(errors="backslashreplace"))
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> StoreError:
+    return StoreError(f"{path}: cannot be written ({error.strerror or error}); give another --output")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,9 +3,14 @@
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+PREFIX = ".unfinished_"
+# Whoever still writes a file touches it every few seconds.
+LEFTOVER_S = 600
 
 
 @contextmanager
@@ -20,7 +25,7 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
     Yields:
         a hidden path of the same suffix that does not exist yet; removed if the block raises.
     """
-    unfinished = path.with_name(f".unfinished_{secrets.token_hex(4)}_{path.name}")
+    unfinished = path.with_name(f"{PREFIX}{secrets.token_hex(4)}_{path.name}")
     try:
         yield unfinished
         os.replace(unfinished, path)
@@ -43,7 +48,7 @@ def complete_or_absent_folder(path: Path) -> Iterator[Path]:
         a hidden folder; removed with all it holds if the block raises.
     """
     token = secrets.token_hex(4)
-    unfinished = path.with_name(f".unfinished_{token}_{path.name}")
+    unfinished = path.with_name(f"{PREFIX}{token}_{path.name}")
     replaced = path.with_name(f".replaced_{token}_{path.name}")
     unfinished.mkdir()
     try:
@@ -59,3 +64,11 @@ def complete_or_absent_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes unfinished files that processes left which were killed, some minutes after their last byte."""
+    for path in folder.glob(f"{PREFIX}*"):
+        with suppress(OSError):  # another process may be removing it too
+            if time.time() - path.stat().st_mtime > LEFTOVER_S:
+                path.unlink()

@@ -101,8 +101,8 @@ def _root_of(source: Path, lists: dict[str, list[Any]]) -> Path:
 def _items(source: Path) -> dict[str, list[Any]]:
     try:
         content = json.loads(source.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DatasetError(f"{source}: is not valid JSON ({error}); correct it") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(f"{source}: cannot be read as JSON ({error}); correct it") from error
     if not isinstance(content, dict) or not any(isinstance(content.get(name), list) for name in LISTS):
         raise DatasetError(
             f'{source}: must hold {{"training": [{{"image": "FILE.nii.gz"}}, ...]}}, as Decathlon lists'
@@ -159,7 +159,7 @@ def _listed_path(source: Path, item: Any) -> Path:
     image = item.get("image") if isinstance(item, dict) else item
     if not isinstance(image, str) or not image:
         raise DatasetError(
-            f'{source}: each item must be {{"image": "FILE.nii.gz"}}, got {item!r}; correct it'
+            f'{source}: each item must be {{"image": "FILE.nii.gz"}}, got {_shortened(item)}; correct it'
         )
     # Compared as written: a link inside the folder or a whole path is its owner's decision, ".." is not.
     path = Path(os.path.normpath(source.parent / image))
@@ -170,9 +170,19 @@ def _listed_path(source: Path, item: Any) -> Path:
     return path
 
 
+def _shortened(item: Any) -> str:
+    try:
+        return f"{item!r:.200}"
+    except RecursionError:
+        return "lists in lists"
+
+
 def _listed(source: Path, root: Path, item: Any) -> Found:
     path = _listed_path(source, item)
-    found = _listed_series(root, path) if is_series(path) else Found(_case(root, path))
+    try:
+        found = _listed_series(root, path) if is_series(path) else Found(_case(root, path))
+    except OSError as error:
+        raise DatasetError(f"{source}: names what cannot be looked at ({error}); correct it") from error
     if isinstance(item, dict) and isinstance(item.get("patient"), str):
         found.case["patient"] = item["patient"]
     return found

@@ -1,5 +1,6 @@
 """Lists the volumes of a data set and splits them by patient; reads headers only and writes nothing."""
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,7 @@ def _existing(dataset_dir: PathLike) -> Path:
             "`dataset_dir` must be given; name a folder, a NIfTI file, a DICOM file or a datalist .json"
         )
     source = Path(dataset_dir).expanduser()
-    if not source.exists():
+    if not os.path.exists(source):  # unlike pathlib never an error, however long the name
         raise DatasetError(f"{source}: no such file or folder; check `dataset_dir`")
     is_store = (source / "datalist.json").is_file() and (source / "volumes").is_dir()
     return source / "datalist.json" if is_store else source

@@ -5,8 +5,9 @@ nothing and are not used.
 """
 
 import hashlib
+import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +15,11 @@ from monai.config import PathLike
 
 from bundle.data.dicom_file import DicomError, DicomHeader, is_dicom, read_dicom_header
 from bundle.data.dicom_geometry import Geometry
+from bundle.data.names import ANY_NAME
 from bundle.data.nifti import SUFFIXES
 from bundle.data.screening import SKIPPED, Refusal, screen_series
+
+logger = logging.getLogger(__name__)
 
 # An index of other files; lies at the root of every CD.
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
@@ -98,12 +102,18 @@ def find_one_series(path: PathLike) -> Series:
 def walk_files(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
     """Each folder below `folder`, itself first, with its visible files by name."""
     visited = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_warn_of_folder):
         real = os.path.realpath(parent)
         folders[:] = [] if real in visited else sorted(name for name in folders if not name.startswith("."))
         if real not in visited:
             yield Path(parent), sorted(Path(parent) / name for name in names if not name.startswith("."))
         visited.add(real)
+
+
+def _warn_of_folder(error: OSError) -> None:
+    logger.warning(
+        "%s: cannot be listed (%s); what it holds is left out", error.filename, error.strerror or error
+    )
 
 
 def _visible_files(folder: Path) -> list[Path]:
@@ -113,17 +123,34 @@ def _visible_files(folder: Path) -> list[Path]:
 def series_in(folder: Path, paths: Iterable[Path]) -> list[Series]:
     """The series among the files of one folder; see `find_series`."""
     groups: dict[str, list[DicomHeader]] = {}
+    strays: list[DicomHeader] = []
     for path in paths:
-        if path.name.lower().endswith(SUFFIXES) or not path.is_file() or not is_dicom(path):
+        # a link to nowhere may be a slice: whoever reads it says so
+        is_file = os.path.isfile(path) or os.path.islink(path)
+        if path.name.lower().endswith(SUFFIXES) or not is_file or not is_dicom(path):
             continue
         header = read_dicom_header(path)
-        if header.storage_class != DIRECTORY_CLASS:
+        if header.fault and not header.text("series_uid"):
+            strays.append(header)
+        elif header.storage_class != DIRECTORY_CLASS:
             # what does not tell its series stands alone
             groups.setdefault(header.text("series_uid") or f"\0{path}", []).append(header)
     found = [_screened(headers) for headers in groups.values()]
+    if strays:
+        found = _with_strays(found, list(groups.values()), strays)
     if sum(not series.is_skipped for series in found) == 1:
         found = [series if series.is_skipped else _renamed(series, folder) for series in found]
     return found
+
+
+def _with_strays(
+    found: Sequence[Series], groups: Sequence[list[DicomHeader]], strays: list[DicomHeader]
+) -> list[Series]:
+    """Damaged files may be of any series of their folder: without them it would be shorter in silence."""
+    volumes = [headers for series, headers in zip(found, groups, strict=True) if not series.is_skipped]
+    screened = [_screened([*headers, *strays]) for headers in volumes]
+    skipped = [series for series in found if series.is_skipped]
+    return skipped + (screened or [_screened([header]) for header in strays])
 
 
 def _screened(headers: list[DicomHeader]) -> Series:
@@ -135,7 +162,7 @@ def _screened(headers: list[DicomHeader]) -> Series:
         path=str(path),
         files=tuple(str(headers[index].path) for index in order),
         patient=next((header.text("patient") for header in headers if header.text("patient")), ""),
-        uid_hash=hashlib.sha256(uid.encode()).hexdigest()[:16],
+        uid_hash=hashlib.sha256(uid.encode(errors=ANY_NAME)).hexdigest()[:16],
         reason=refusal,
         geometry=geometry,
         has_contrast_tag=any(header.text("contrast_agent") for header in headers),

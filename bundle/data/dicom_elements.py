@@ -9,6 +9,8 @@ import struct
 from collections.abc import Callable, Container
 from typing import BinaryIO
 
+from bundle.data.names import ANY_NAME
+
 PREAMBLE_BYTES = 128
 MAX_ELEMENTS = 20_000
 MAX_DEPTH = 16
@@ -64,7 +66,7 @@ BINARY = frozenset(("samples", "rows", "columns", "bits_allocated"))
 def patient_hash(patient_id: str) -> str:
     """A name for a patient that does not tell the PatientID: 16 hexadecimal digits of a salted SHA-256."""
     salt = os.environ.get(SALT_VARIABLE) or DEFAULT_SALT
-    return hashlib.sha256(f"{salt}/{patient_id}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{salt}/{patient_id}".encode(errors=ANY_NAME)).hexdigest()[:16]
 
 
 class Fault(Exception):

@@ -62,26 +62,28 @@ class DicomHeader(NamedTuple):
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file carries DICOM's mark, or at least its suffix."""
+    """Whether a file carries DICOM's mark, or at least its suffix.
+
+    One that cannot be opened counts if it has no suffix, as archives like to name slices: a slice that is
+    left out in silence makes a shorter volume.
+    """
+    suffix = path.suffix.lower()
     try:
         with path.open("rb") as file:
             has_mark = file.read(PREAMBLE_BYTES + 4)[PREAMBLE_BYTES:] == b"DICM"
     except OSError:
-        has_mark = False
-    return has_mark or path.suffix.lower() in (".dcm", ".dicom", ".ima")
+        has_mark = not any(letter.isalpha() for letter in suffix)
+    return has_mark or suffix in (".dcm", ".dicom", ".ima")
 
 
 def read_dicom_header(path: Path) -> DicomHeader:
-    """Reads what `TAGS` names, up to the pixel data. A damaged file is returned with its fault, not raised.
+    """Reads what `TAGS` names, up to the pixel data. A file at fault is returned with its fault, not raised.
 
     Args:
         path: a file.
 
     Returns:
         its header; with a fault, as much of it as could be read.
-
-    Raises:
-        DicomError: if the file cannot be opened.
     """
     values: dict[str, str | int] = {}
     prefix: dict[int, str] = {}
@@ -96,9 +98,7 @@ def read_dicom_header(path: Path) -> DicomHeader:
             except Fault as found:
                 fault = found.fault
     except OSError as error:
-        raise DicomError(
-            f"{path}: cannot be read ({error.strerror}); check the file", "unreadable"
-        ) from error
+        fault = "unreadable", f"cannot be read ({error.strerror or error})"
     syntax, storage = prefix.get(TRANSFER_SYNTAX, ""), prefix.get(STORAGE_CLASS, "")
     return DicomHeader(path, storage or str(values.get("sop_class", "")), syntax, values, pixel_bytes, fault)
 

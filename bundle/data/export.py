@@ -4,10 +4,16 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.orientations import OrientationError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from bundle.data.header_text import header_from_text
-from bundle.data.volume_file import Layout, read_box, read_layout
+from bundle.data.volume_file import UNREADABLE, Layout, StoreError, read_box, read_layout
 from bundle.data.writer import CTWriter
+
+# What nibabel raises at headers and orientations that cannot be.
+OF_NIBABEL = (AssertionError, AttributeError, IndexError, HeaderDataError, WrapStructError, OrientationError)
 
 
 def export_volume(path: Path, output: Path) -> None:
@@ -20,19 +26,35 @@ def export_volume(path: Path, output: Path) -> None:
         output: .nii or .nii.gz file to write.
 
     Raises:
-        StoreError: if the file is damaged.
+        StoreError: if the file is damaged, or if `output` cannot be written.
         VolumeError: if `output` has another suffix.
     """
     layout = read_layout(path)
     voxels = read_box(
-        path, layout, (0, 0, 0), layout.shape, f"its source {layout.record['source_sha256'][:16]}"
+        path, layout, (0, 0, 0), layout.shape, f"its source {str(layout.record.get('source_sha256'))[:16]}"
     )
     ras = np.array([[0, 1], [1, 1], [2, 1]])
-    back = nib.orientations.ornt_transform(ras, np.array(layout.record["orientation"]))
     writer = CTWriter()
-    writer.set_data_array(nib.apply_orientation(voxels, back), channel_dim=None)
-    writer.header = _export_header(layout)
-    writer.write(output, verbose=False)
+    try:
+        back = nib.orientations.ornt_transform(ras, np.array(layout.record["orientation"]))
+        writer.set_data_array(nib.apply_orientation(voxels, back), channel_dim=None)
+        writer.header = _export_header(layout)
+        if writer.header.get_data_shape() != writer.data_obj.shape:
+            raise ValueError("its header is of another shape")
+    except (
+        *UNREADABLE,
+        AssertionError,
+        AttributeError,
+        HeaderDataError,
+        nib.wrapstruct.WrapStructError,
+    ) as error:
+        raise StoreError(f"{path}: is damaged ({error}); delete it and prepare again") from error
+    try:
+        writer.write(output, verbose=False)
+    except OSError as error:
+        raise StoreError(
+            f"{output}: cannot be written ({error.strerror or error}); give another OUT"
+        ) from error
 
 
 def _export_header(layout: Layout) -> nib.Nifti1Header:

@@ -12,6 +12,8 @@ import json
 import os
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
 import numpy as np
@@ -56,7 +58,25 @@ def _answer(answers: BinaryIO, path: str, columns: int, rows: int) -> bool:
 def _decode(path: str, columns: int, rows: int) -> np.ndarray:
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(path)
+    with _named(path) as name:
+        reader.SetFileName(name)
+        return _pixels(reader, columns, rows)
+
+
+@contextmanager
+def _named(path: str) -> Iterator[str]:
+    """A name of a file that C++ can be given: one that is no UTF-8 is opened here."""
+    if not any("\udc80" <= letter <= "\udcff" for letter in path):
+        yield path
+        return
+    file = os.open(path, os.O_RDONLY)
+    try:
+        yield f"/proc/self/fd/{file}"
+    finally:
+        os.close(file)
+
+
+def _pixels(reader: sitk.ImageFileReader, columns: int, rows: int) -> np.ndarray:
     reader.ReadImageInformation()
     size = [length for length in reader.GetSize() if length != 1]
     if reader.GetNumberOfComponents() != 1 or size != [n for n in (columns, rows) if n != 1]:

@@ -1,22 +1,25 @@
 """The front door to headers: NIfTI files and DICOM series alike."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 from monai.config import PathLike
+from nibabel.spatialimages import HeaderDataError
 
 from bundle.data.dicom_file import is_dicom
 from bundle.data.dicom_volume import read_series_header
 from bundle.data.nifti import SUFFIXES, VolumeError, VolumeHeader, header_of_affine, read_nifti_header
 from bundle.data.volume_file import SUFFIX as STORE_SUFFIX
-from bundle.data.volume_file import read_layout
+from bundle.data.volume_file import UNREADABLE, StoreError, read_layout
 
 __all__ = ["SUFFIXES", "VolumeError", "VolumeHeader", "is_series", "read_header"]
 
 
 def is_series(path: Path) -> bool:
     """Whether a path stands for a DICOM series: a folder, or a file that is DICOM."""
-    return path.is_dir() or (path.is_file() and not path.name.lower().endswith(SUFFIXES) and is_dicom(path))
+    is_file = os.path.isfile(path) and not path.name.lower().endswith(SUFFIXES)
+    return os.path.isdir(path) or (is_file and is_dicom(path))
 
 
 def read_header(path: PathLike) -> VolumeHeader:
@@ -39,7 +42,17 @@ def read_header(path: PathLike) -> VolumeHeader:
     """
     path = Path(path)
     if path.suffix == STORE_SUFFIX:
-        layout = read_layout(path)
-        affine = np.array(layout.record["affine"])
-        return VolumeHeader(layout.shape, affine, header_of_affine(affine, layout.shape))
+        return _stored_header(path)
     return read_series_header(path) if is_series(path) else read_nifti_header(path)
+
+
+def _stored_header(path: Path) -> VolumeHeader:
+    layout = read_layout(path)
+    try:
+        affine = np.array(layout.record["affine"], np.float64)
+        # written so that NaN fails it
+        if affine.shape != (4, 4) or not 0 < abs(np.linalg.det(affine[:3, :3])) < np.inf:
+            raise ValueError("its affine is wrong")
+        return VolumeHeader(layout.shape, affine, header_of_affine(affine, layout.shape))
+    except (*UNREADABLE, HeaderDataError, np.linalg.LinAlgError) as error:
+        raise StoreError(f"{path}: is damaged ({error}); delete it and prepare again") from error

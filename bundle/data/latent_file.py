@@ -14,6 +14,8 @@ import hashlib
 import io
 import json
 import math
+import os
+import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -23,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from bundle.data.atomic import complete_or_absent
-from bundle.data.header_text import HEADER_CLASSES
+from bundle.data.header_text import HEADER_CLASSES, header_from_text
 
 SUFFIX = "_codes.npz"
 FORMAT_VERSION = 1
@@ -31,6 +33,8 @@ STRIDE = 4
 # LZMA packs codes to 0.81 of their size where deflate reaches 0.86; for latents it would take minutes
 COMPRESSION = {"indices": zipfile.ZIP_LZMA, "latents": zipfile.ZIP_DEFLATED}
 MAX_RECORD_BYTES = 1 << 20
+MAX_DICTIONARY_BYTES = 1 << 24  # twice what Python asks for when it packs
+MAX_VOXELS = 1 << 32  # 27 times 512 x 512 x 604: codes of a record that lies unpack to 0.2 GB at most
 
 
 class LatentFileError(ValueError):
@@ -120,7 +124,7 @@ def read_latent_file(path: Path) -> EncodedVolume:
         expected = content.pop("sha256", None)
         if _checksum(content, arrays) != expected:
             raise ValueError("its checksum is wrong")
-        loaded = {name: np.lib.format.read_array(io.BytesIO(data)) for name, data in arrays.items()}
+        loaded = {name: _unpacked(data) for name, data in arrays.items()}
         indices, latents = loaded["indices"], loaded.get("latents")
         if indices.dtype != np.uint16 or indices.shape != record.cells:
             raise ValueError(f"its codes are {indices.dtype} {indices.shape}")
@@ -142,7 +146,7 @@ class _opened:
     def __enter__(self) -> zipfile.ZipFile:
         try:
             self.archive = zipfile.ZipFile(self.path)
-        except (OSError, zipfile.BadZipFile) as error:
+        except Exception as error:  # zipfile raises many kinds, for damaged names too
             raise self._unusable(error) from error
         return self.archive
 
@@ -163,11 +167,24 @@ def _read_json(archive: zipfile.ZipFile) -> dict[str, Any]:
 
 def _member(archive: zipfile.ZipFile, name: str, max_bytes: int, suffix: str = ".npy") -> bytes:
     """One file of the archive; a size that lies is noticed before anything is allocated for it."""
-    with archive.open(name + suffix) as file:
+    info = archive.getinfo(name + suffix)
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
+        raise ValueError(f"{info.filename} is packed in a foreign way")
+    if info.compress_type == zipfile.ZIP_LZMA and _dictionary_bytes(archive, info) > MAX_DICTIONARY_BYTES:
+        raise ValueError(f"{info.filename} asks for too much memory")
+    with archive.open(info) as file:
         content = file.read(max_bytes + 4096)
         if file.read(1):
             raise ValueError(f"{name}{suffix} is larger than it can be")
     return content
+
+
+def _dictionary_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
+    """What LZMA would allocate at once, as 4 bytes of the file tell it (PKWARE's APPNOTE, 5.8.8)."""
+    assert archive.fp is not None
+    archive.fp.seek(info.header_offset + 26)
+    archive.fp.seek(sum(struct.unpack("<HH", archive.fp.read(4))) + 5, os.SEEK_CUR)
+    return struct.unpack("<I", archive.fp.read(4))[0]
 
 
 def _record(path: Path, content: Mapping[str, Any]) -> Record:
@@ -179,13 +196,23 @@ def _record(path: Path, content: Mapping[str, Any]) -> Record:
         )
     fields = {name: content[name] for name in Record.__dataclass_fields__}
     x, y, z = (int(size) for size in fields.pop("shape"))
-    record = Record(shape=(x, y, z), **fields)
-    affines = np.array([record.affine, record.original_affine], np.float64)
-    if min(x, y, z) < 1 or affines.shape != (2, 4, 4) or not np.isfinite(affines).all():
+    affines = np.array([fields.pop("affine"), fields.pop("original_affine")], np.float64)
+    is_volume = min(x, y, z) >= 1 and x * y * z <= MAX_VOXELS
+    if not is_volume or affines.shape != (2, 4, 4) or not np.isfinite(affines).all():
         raise ValueError("its geometry is wrong")
-    if Path(record.name).name != record.name or record.header_class not in HEADER_CLASSES:
-        raise ValueError("its name or header is wrong")
+    affine, original_affine = affines.tolist()
+    record = Record(shape=(x, y, z), affine=affine, original_affine=original_affine, **fields)
+    _check_words(record)
     return record
+
+
+def _check_words(record: Record) -> None:
+    is_name = Path(record.name).name == record.name and record.name.isprintable()
+    if not is_name or record.header_class not in HEADER_CLASSES:
+        raise ValueError("its name or header is wrong")
+    if not isinstance(record.settings, dict) or not isinstance(record.model_sha256, str):
+        raise ValueError("what it says of its model is wrong")
+    header_from_text(record.header, record.header_class, check=False)
 
 
 def _packed(array: np.ndarray, dtype: type, axes: int) -> bytes:
@@ -194,6 +221,17 @@ def _packed(array: np.ndarray, dtype: type, axes: int) -> bytes:
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
     return buffer.getvalue()
+
+
+def _unpacked(content: bytes) -> np.ndarray:
+    """The array, if its own header declares just what follows it; nothing is unpickled."""
+    file = io.BytesIO(content)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("an array of a foreign format")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.hasobject or dtype.itemsize * math.prod(shape) != len(content) - file.tell():
+        raise ValueError(f"an array declares {dtype} {shape}, it holds {len(content):,} bytes")
+    return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
 
 
 def _checksum(record: Mapping[str, Any], arrays: Mapping[str, bytes]) -> str:

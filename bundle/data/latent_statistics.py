@@ -103,13 +103,12 @@ def read_statistics(path: PathLike, source: str, model_sha256: str) -> LatentSta
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        lists = {name: tuple(float(value) for value in content[name]) for name in ("mean", "std")}
+        lists = {name: tuple(float(value) for value in _list(content[name])) for name in ("mean", "std")}
         fields = {name: content[name] for name in LatentStatistics.__dataclass_fields__} | lists
         statistics = LatentStatistics(**fields)
-        sound = len(lists["mean"]) == len(lists["std"]) > 0 and np.isfinite([*lists.values()]).all()
-        if content["format_version"] != FORMAT_VERSION or not sound or min(lists["std"]) <= 0:
+        if content["format_version"] != FORMAT_VERSION or not _is_sound(statistics):
             raise ValueError("its numbers are wrong")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise StatisticsError(
             f"{path}: no statistics of latents ({error}); delete it, it is measured again"
         ) from error
@@ -119,6 +118,26 @@ def read_statistics(path: PathLike, source: str, model_sha256: str) -> LatentSta
             f"{source} of {model_sha256[:12]}; delete it or name another file with --latent_statistics"
         )
     return statistics
+
+
+def _list(values: Any) -> list:
+    if not isinstance(values, list):
+        raise TypeError("its mean and std must be lists")
+    return values
+
+
+def _is_sound(statistics: LatentStatistics) -> bool:
+    """Whether the numbers can be used as float32, and the words are words."""
+    with np.errstate(over="ignore", under="ignore"):
+        mean, std = (np.array(values, np.float32) for values in (statistics.mean, statistics.std))
+    words = (statistics.source, statistics.model_sha256)
+    counts = (statistics.cells, statistics.volumes)
+    return (
+        mean.shape == std.shape != (0,)
+        and bool(np.isfinite([mean, std]).all() and (std > 0).all() and np.isfinite(1 / std).all())
+        and all(isinstance(word, str) for word in words)
+        and all(type(count) is int and count > 0 for count in counts)
+    )
 
 
 def measure_statistics(

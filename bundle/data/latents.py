@@ -24,7 +24,7 @@ from bundle.data.atomic import complete_or_absent
 from bundle.data.datalist import dataset_root, encoded_cases, split_cases
 from bundle.data.latent_file import STRIDE, SUFFIX, LatentFileError, read_latent_file, read_record
 from bundle.data.latent_statistics import LatentStatistics
-from bundle.data.names import output_name
+from bundle.data.names import ANY_NAME, output_name
 from bundle.data.patients import Case, validation_patients, warn_of_shared_patients
 
 logger = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ class LatentDataset(Dataset):
         state = path.stat()
         kind = "latents" if self.source == "latents" else "indices"
         key = f"{path.resolve()} {state.st_size} {state.st_mtime_ns} {kind}"
-        unpacked = self.cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+        unpacked = self.cache_dir / f"{hashlib.sha256(key.encode(errors=ANY_NAME)).hexdigest()[:32]}.npy"
         if not unpacked.is_file():
             volume = read_latent_file(path)
             array = volume.latents if kind == "latents" else volume.indices[None]

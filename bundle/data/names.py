@@ -4,7 +4,16 @@ from pathlib import Path
 
 from monai.config import PathLike
 
+# Of names that are no UTF-8, which Python holds as lone surrogates: hashed as they are, never an error.
+ANY_NAME = "surrogatepass"
 ENDINGS = (".nii.gz", ".nii", ".dcm", ".dicom", ".ima")
+
+
+def printable(text: str) -> str:
+    """A name on one line of any terminal: control characters and what is no UTF-8 as backslash escapes."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
+    )
 
 
 def volume_name(image: PathLike) -> str:

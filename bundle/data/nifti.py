@@ -6,6 +6,7 @@ X, Y, Z are the axes of the file in nibabel's voxel order. Nothing here reorient
 import gzip
 import io
 import logging
+import os
 import struct
 import zlib
 from collections.abc import Sequence
@@ -108,7 +109,7 @@ def is_gzip(path: Path) -> bool:
 
 def open_image(path: Path) -> nib.Nifti1Image:
     """Opens a NIfTI file and checks it without reading its voxels; see `read_nifti_header`."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike pathlib never an error, however long the name
         raise VolumeError(f"{path}: no such file; check the path")
     try:
         image = nib.load(path, mmap=False)
@@ -122,7 +123,10 @@ def open_image(path: Path) -> nib.Nifti1Image:
     _check_voxel_type(path, image.get_data_dtype())
     _check_shape(path, image.shape)
     _check_affine(path, image)
-    _check_length(path, image.dataobj)
+    try:
+        _check_length(path, image.dataobj)
+    except OSError as error:
+        raise VolumeError(f"{path}: cannot be read ({error.strerror}); check it", "unreadable") from error
     return image
 
 

@@ -16,6 +16,7 @@ from bundle.data.atomic import complete_or_absent
 from bundle.data.body import STEP, map_body
 from bundle.data.header import VolumeHeader, is_series, read_header
 from bundle.data.header_text import header_as_text
+from bundle.data.names import ANY_NAME
 from bundle.data.volume import Volume, read_volume
 from bundle.data.volume_file import CUBE, Writer
 
@@ -85,7 +86,7 @@ def source_state(image: PathLike) -> list[tuple[str, int, int]]:
 
 def source_hash(image: PathLike) -> str:
     """Hash of a volume's path: tells which file it was without naming it."""
-    return hashlib.sha256(str(Path(image).absolute()).encode()).hexdigest()
+    return hashlib.sha256(str(Path(image).absolute()).encode(errors=ANY_NAME)).hexdigest()
 
 
 def _record(

@@ -7,6 +7,8 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 
+from bundle.data.names import ANY_NAME
+
 logger = logging.getLogger(__name__)
 
 VALIDATION_RATIO = 0.2
@@ -54,4 +56,4 @@ def warn_of_shared_patients(split: Mapping[str, Sequence[Case]]) -> None:
 
 
 def _hash(salt: str, patient: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{salt}/{patient}".encode()).digest())
+    return int.from_bytes(hashlib.sha256(f"{salt}/{patient}".encode(errors=ANY_NAME)).digest())

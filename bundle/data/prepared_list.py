@@ -45,6 +45,7 @@ def prepared_lists(volumes: Sequence[Prepared], path: Path) -> dict[str, list[di
     names = {volume.name for volume in volumes if volume.listed not in TESTING}
     # one patient alone is left to `split_cases`, which warns that it serves both sides
     validating = validation_patients(names) if len(names) > 1 and not own_split else set()
+    sides = _sides([volume for volume in volumes if volume.listed not in TESTING], validating, earlier)
     lists: dict[str, list[dict[str, str]]] = {"training": [], "validation": [], "testing": []}
     for volume in volumes:
         if volume.listed in TESTING:
@@ -52,9 +53,22 @@ def prepared_lists(volumes: Sequence[Prepared], path: Path) -> dict[str, list[di
         elif own_split:
             side = volume.listed or "training"
         else:
-            side = earlier.get(volume.patient, "validation" if volume.name in validating else "training")
+            side = sides[volume.patient]
         lists[side].append({"image": volume.image, "patient": volume.patient})
     return {name: items for name, items in lists.items() if items or name == "training"}
+
+
+def _sides(volumes: Sequence[Prepared], validating: set[str], earlier: dict[str, str]) -> dict[str, str]:
+    """Side by patient; where all patients of earlier runs are on one side, a fresh one goes to the other."""
+    sides = {
+        volume.patient: earlier.get(volume.patient, "validation" if volume.name in validating else "training")
+        for volume in volumes
+    }
+    fresh = sorted(set(sides) - set(earlier))
+    for side in ("validation", "training"):
+        if len(sides) > 1 and fresh and side not in sides.values():
+            sides[fresh[0]] = side
+    return sides
 
 
 def _earlier(path: Path) -> dict[str, str]:
@@ -64,5 +78,5 @@ def _earlier(path: Path) -> dict[str, str]:
     try:
         lists = json.loads(path.read_text(encoding="utf-8"))
         return {item["patient"]: side for side in ("training", "validation") for item in lists.get(side, [])}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{path}: is not a datalist of this program; move it away") from error

@@ -28,8 +28,8 @@ class Refusal(NamedTuple):
     Attributes:
         code: for a machine. Of a whole series: not_ct, localizer, dose_report, secondary_capture,
             too_few_slices, no_geometry, mixed_orientation, mixed_size, duplicate_slices, two_phases,
-            missing_slices, irregular_spacing. Of one of its files: damaged, truncated, transfer_syntax,
-            lying_header, multi_frame, colour, missing_rescale, non_hu.
+            missing_slices, irregular_spacing, smaller_than_a_patch. Of one of its files: unreadable, damaged,
+            truncated, transfer_syntax, lying_header, multi_frame, colour, missing_rescale, non_hu.
         message: for a person; begins with the path.
     """
 
@@ -64,7 +64,7 @@ def screen_series(path: Path, headers: Sequence[DicomHeader]) -> Screened:
     return Screened(None, Refusal(code, f"{path}: {words}"))
 
 
-def too_few_slices(path: Path, shape: Sequence[int], patch_size: Sequence[int]) -> Refusal | None:
+def smaller_than_a_patch(path: Path, shape: Sequence[int], patch_size: Sequence[int]) -> Refusal | None:
     """The refusal of a volume that is smaller than a patch along an axis, None if it is not.
 
     Args:
@@ -75,10 +75,14 @@ def too_few_slices(path: Path, shape: Sequence[int], patch_size: Sequence[int]) 
     if all(length >= needed for length, needed in zip(shape, patch_size, strict=True)):
         return None
     return Refusal(
-        "too_few_slices",
-        f"{path}: its {tuple(shape)} voxels are fewer than a patch of {tuple(patch_size)}; set a smaller "
+        "smaller_than_a_patch",
+        f"{path}: its {_times(shape)} voxels are fewer than a patch of {_times(patch_size)}; set a smaller "
         "`patch_size` or leave it out",
     )
+
+
+def _times(lengths: Sequence[int]) -> str:
+    return " x ".join(map(str, lengths))
 
 
 def _nature(headers: Sequence[DicomHeader]) -> Fault | None:
@@ -134,11 +138,18 @@ def _size_fault(header: DicomHeader) -> Fault | None:
     if header.transfer_syntax in NATIVE:
         is_true = held in (declared, declared + 1)
     else:
-        is_true = declared <= MAX_PACKING_RATIO * header.path.stat().st_size
+        is_true = declared <= MAX_PACKING_RATIO * _bytes_of(header.path)
     if not is_true:
         what = f"{name} declares {declared:,} bytes of pixels and does not hold them"
         return ("truncated" if 0 < held < declared else "lying_header"), f"{what}; export it again"
     return None
+
+
+def _bytes_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # it went away since its header was read
+        return 0
 
 
 def _unit_fault(header: DicomHeader) -> Fault | None:

@@ -7,6 +7,7 @@ X, Y, Z run to the right, anterior and superior (nearest file axes; flips and pe
 import hashlib
 import logging
 import math
+import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ import numpy as np
 from monai.config import PathLike
 from tqdm import tqdm
 
-from bundle.data.header import read_header
+from bundle.data.atomic import remove_leftovers
+from bundle.data.header import VolumeError, read_header
 from bundle.data.packing import pack_volume, source_state
 from bundle.data.stored_volume import StoredVolume, stored_volume
 from bundle.data.volume_file import MAGIC, SUFFIX, StoreError, read_layout
@@ -123,7 +125,13 @@ class PatchStore:
             return source
         if not source.exists():
             read_header(source)  # says what is wrong with it
-        key = hashlib.sha256(repr((MAGIC, source_state(source))).encode()).hexdigest()
+        try:
+            state = source_state(source)
+        except OSError as error:  # it is being changed, or may not be read
+            raise VolumeError(
+                f"{source}: cannot be read ({error.strerror}); check it", "unreadable"
+            ) from error
+        key = hashlib.sha256(repr((MAGIC, state)).encode()).hexdigest()
         return self.cache_dir / f"{key[:32]}{SUFFIX}"
 
     def _reserve(self, images: Iterable[PathLike]) -> None:
@@ -131,6 +139,7 @@ class PatchStore:
         shapes = [read_header(image).shape for image in images]
         needed = EXPECTED_RATIO * sum(2 * math.prod(shape) for shape in shapes)
         free = free_bytes(self.cache_dir)
+        remove_leftovers(self.cache_dir)
         if needed > free:
             raise StoreError(
                 f"{self.cache_dir}: about {needed / 1e9:.1f} GB are needed for {len(shapes)} volumes, "
@@ -168,6 +177,8 @@ def _make_file(path: Path, image: PathLike, window: tuple[float, float]) -> None
         packed = pack_volume(path, image, *window)
         write_counts(path, {window_key(*window): tuple(packed)})
     except OSError as error:
+        if not os.path.exists(image):
+            raise VolumeError(f"{image}: went away while it was being read", "unreadable") from error
         raise StoreError(
             f"{path.parent}: writing failed ({error.strerror or error}); make room or set another `cache_dir`"
         ) from error

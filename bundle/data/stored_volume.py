@@ -1,5 +1,6 @@
 """One volume of the patch store, as its file tells it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 
 from bundle.data.body import BodyMap
 from bundle.data.names import volume_name
-from bundle.data.volume_file import CUBE, read_box, read_layout, read_section
+from bundle.data.volume_file import CUBE, UNREADABLE, StoreError, read_box, read_layout, read_section
 from bundle.data.window_counts import read_counts, window_key, write_counts
 
 
@@ -55,7 +56,10 @@ class StoredVolume:
             StoreError: if the file is damaged.
         """
         layout = read_layout(self.path)
-        return BodyMap(*(read_section(self.path, layout, name) for name in BodyMap._fields))
+        body, contrast = (read_section(self.path, layout, name) for name in BodyMap._fields)
+        if body.ndim != 3 or contrast.ndim != 2 or contrast.shape[1] != 3:
+            raise StoreError(f"{self.path}: its maps are damaged; delete it and prepare again")
+        return BodyMap(body, contrast)
 
     def outside_window(self, hu_min: float, hu_max: float) -> tuple[int, int]:
         """Numbers of voxels below `hu_min` and above `hu_max`; counted once, then kept beside the file."""
@@ -79,5 +83,11 @@ class StoredVolume:
 def stored_volume(path: Path, case: Mapping[str, Any]) -> StoredVolume:
     """What the file says of its volume; StoreError if it is missing or damaged."""
     layout = read_layout(path)
-    x_mm, y_mm, z_mm = layout.record["spacing_mm"]
-    return StoredVolume(path, layout.shape, (x_mm, y_mm, z_mm), dict(case), int(layout.record["minimum"]))
+    try:
+        x_mm, y_mm, z_mm = map(float, layout.record["spacing_mm"])
+        minimum = int(layout.record["minimum"])
+        if not all(0 < length < math.inf for length in (x_mm, y_mm, z_mm)):
+            raise ValueError("its spacing is wrong")
+    except UNREADABLE as error:
+        raise StoreError(f"{path}: is damaged ({error}); delete it and prepare again") from error
+    return StoredVolume(path, layout.shape, (x_mm, y_mm, z_mm), dict(case), minimum)

@@ -10,9 +10,10 @@ from monai.config import PathLike
 
 from bundle.data.body import STEP, find_body
 from bundle.data.dicom import find_one_series
+from bundle.data.dicom_volume import TILT_DEGREES
 from bundle.data.header import is_series
 from bundle.data.nifti import VolumeError
-from bundle.data.screening import too_few_slices
+from bundle.data.screening import smaller_than_a_patch
 from bundle.data.vessels import Vessels, find_vessels
 from bundle.data.volume import Volume, read_volume
 
@@ -36,6 +37,7 @@ class VolumeSummary:
         contrast_share: share of the largest even bright lumen in the tissue between the lungs.
         is_contrast_seen: whether filled vessels were found, as for `vessel_ratio`.
         has_contrast_tag: whether the DICOM header names a contrast agent.
+        tilt_degrees: angle between the axes' third and the normal of the other two, as a gantry's.
     """
 
     path: str
@@ -50,6 +52,7 @@ class VolumeSummary:
     contrast_share: float = 0.0
     is_contrast_seen: bool = False
     has_contrast_tag: bool = False
+    tilt_degrees: float = 0.0
 
 
 def summarise_volume(path: PathLike, patch_size: Sequence[int] | None = None) -> VolumeSummary:
@@ -65,7 +68,7 @@ def summarise_volume(path: PathLike, patch_size: Sequence[int] | None = None) ->
     except VolumeError as error:
         return VolumeSummary(str(path), False, error.code, str(error))
     voxels = volume.voxels
-    refusal = too_few_slices(Path(path), voxels.shape, patch_size) if patch_size else None
+    refusal = smaller_than_a_patch(Path(path), voxels.shape, patch_size) if patch_size else None
     vessels = _vessels(volume)
     return VolumeSummary(
         path=str(path),
@@ -80,7 +83,23 @@ def summarise_volume(path: PathLike, patch_size: Sequence[int] | None = None) ->
         contrast_share=vessels.lumen_share,
         is_contrast_seen=bool(vessels.is_filled.any()),
         has_contrast_tag=has_tag,
+        tilt_degrees=tilt_degrees(volume.affine),
     )
+
+
+def tilt_degrees(affine: np.ndarray) -> float:
+    """Angle between the third axis of a volume and the normal of its slices; 0 for most."""
+    x, y, z = affine[:3, :3].T
+    normal = np.cross(x, y)
+    cosine = abs(float(normal @ z)) / float(np.linalg.norm(normal) * np.linalg.norm(z))
+    return float(np.degrees(np.arccos(min(1.0, cosine))))
+
+
+def tilt_note(degrees: float) -> str:
+    """What a person must know of a tilted volume; empty below a tenth of a degree, which is rounding."""
+    if degrees <= TILT_DEGREES:
+        return ""
+    return f"gantry tilt of {degrees:.1f} degrees: voxels stay as they are, the affine carries the shear"
 
 
 def _vessels(volume: Volume) -> Vessels:

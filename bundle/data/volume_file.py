@@ -8,6 +8,7 @@ without a word. The trailer is written last, so a file without it is no file.
 """
 
 import json
+import math
 import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +27,9 @@ CUBE_BYTES = 2 * CUBE**3
 TRAILER = struct.Struct("<QII8s")
 INDEX_ENTRY = np.dtype([("offset", "<u8"), ("length", "<u4"), ("checksum", "<u4")])
 MAX_RECORD_BYTES = 1 << 20
+MIN_PACKED_BYTES = 32  # the head of a blosc2 chunk
+# What bytes that lie can raise while they are taken apart.
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError, struct.error)
 PACKING: dict[str, Any] = {
     "codec": blosc2.Codec.LZ4,
     "clevel": 1,
@@ -117,7 +121,7 @@ def read_layout(path: Path) -> Layout:
     try:
         with path.open("rb") as file:
             return _layout(file)
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+    except UNREADABLE as error:
         raise StoreError(
             f"{path}: is missing, unfinished or damaged ({error}); delete it and prepare again"
         ) from error
@@ -133,8 +137,10 @@ def read_section(path: Path, layout: Layout, name: str) -> np.ndarray:
         section = layout.record["sections"][name]
         with path.open("rb") as file:
             data = _checked(file, section["place"])
+        if np.dtype(section["dtype"]).kind not in "iu":
+            raise ValueError(f"numbers of type {section['dtype']}")
         return np.frombuffer(data, section["dtype"]).reshape(section["shape"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UNREADABLE as error:
         raise StoreError(f"{path}: its {name} is damaged ({error}); delete it and prepare again") from error
 
 
@@ -166,7 +172,7 @@ def read_box(
                 _unpack(_checked(file, layout.cubes[place].item(), size), cube)
                 inside, within = _overlap(place, start, stop)
                 box[within] = cube[inside]
-    except (OSError, ValueError, RuntimeError) as error:
+    except (*UNREADABLE, RuntimeError) as error:
         raise StoreError(
             f"{path}: is damaged ({error}); delete it and prepare its source again, {source}"
         ) from error
@@ -187,10 +193,15 @@ def _layout(file: BinaryIO) -> Layout:
     if magic != MAGIC or place[1] > MAX_RECORD_BYTES:
         raise ValueError("it has no end mark of this format")
     record = json.loads(_checked(file, place))
+    if len(record["shape"]) != 3 or not all(type(n) is int and n > 0 for n in record["shape"]):
+        raise ValueError("its shape is wrong")
     n_cubes = cubes_along(record["shape"])
-    if len(n_cubes) != 3 or record["index"][1] != INDEX_ENTRY.itemsize * int(np.prod(n_cubes)):
+    if record["index"][1] != INDEX_ENTRY.itemsize * math.prod(n_cubes):
         raise ValueError("its index does not fit its shape")
-    return Layout(record, np.frombuffer(_checked(file, record["index"]), INDEX_ENTRY).reshape(n_cubes))
+    cubes = np.frombuffer(_checked(file, record["index"]), INDEX_ENTRY).reshape(n_cubes)
+    if cubes["length"].min() < MIN_PACKED_BYTES or cubes["length"].sum(dtype=np.uint64) > size:
+        raise ValueError("its index declares other cubes than it can hold")
+    return Layout(record, cubes)
 
 
 def _checked(file: BinaryIO, place: Sequence[int], size: int | None = None) -> bytes:

@@ -20,7 +20,7 @@ def read_counts(path: Path) -> dict[str, tuple[int, int]]:
     try:
         content = json.loads(path.with_suffix(".json").read_text())
         return {str(window): (int(below), int(above)) for window, (below, above) in content.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return {}
 
 

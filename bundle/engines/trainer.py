@@ -74,9 +74,7 @@ class AdversarialTrainer(Trainer):
             event_to_attr=EVENT_TO_ATTR,
         )
         self.network, self.training_pass = network, training_pass
-        self.micro_batch_size = micro_batch_size
-        self.seed = seed
-        self.max_iterations = max_iterations
+        self.micro_batch_size, self.seed, self.max_iterations = micro_batch_size, seed, max_iterations
         self.autocast_enabled = amp and self.state.device.type == "cuda"
         self.codebook_restart_until = codebook_restart_until
         self.memory_fallback = MemoryFallback() if memory_fallback is None else memory_fallback

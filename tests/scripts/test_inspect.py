@@ -1,4 +1,5 @@
 import csv
+import os
 import re
 
 import nibabel as nib
@@ -31,11 +32,12 @@ def test_the_table_has_a_row_for_every_volume_and_says_what_is_refused(dataset, 
     out = capsys.readouterr().out
     lines = [re.sub(" {2,}", " | ", line) for line in out.splitlines()]
     assert code == 1
-    assert lines[1].startswith("p1/ct | 10 x 6 x 8 | 0.7 x 0.8 x 1.5 | LPS | -997 to 96 |")
-    assert lines[1].endswith("| 0.0% | not seen, tag | yes")
-    assert lines[2].startswith("p2/ct | no (non_hu): ") and "is not in HU" in lines[2]
+    assert lines[1].startswith("p1/ct | 10 x 6 x 8 | 0.700 x 0.800 x 1.500 | LPS | -997 to 96 |")
+    assert lines[1].endswith("| 0.0% | not seen, tagged | yes")
+    assert lines[2] == "p2/ct | - | - | - | - | - | - | no"
     assert lines[3].startswith("p3/ct.nii.gz | 10 x 6 x 8 | ") and "| 25.0% | not seen | yes" in lines[3]
-    assert lines[4] == "2 of 3 volumes can be used, with any number of slices and as they are"
+    assert re.search(r"^ \| p2/ct: .* is not in HU .* \[non_hu\]$", lines[6])
+    assert lines[-1] == "2 of 3 volumes can be used as they are"
     assert not any(secret in out for secret in ("DOE", "MRN"))
     rows = list(csv.DictReader((tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()))
     assert [(row["is_usable"], row["code"]) for row in rows] == [
@@ -57,10 +59,47 @@ def test_the_exit_code_is_0_if_all_can_be_used_and_a_patch_may_be_asked_for(data
     assert main([path]) == 0
     assert main([path, "--patch_size", "6"]) == 0
     assert main([path, "--patch_size", "6", "6", "9"]) == 1
-    assert (
-        "no (too_few_slices): its (10, 6, 8) voxels are fewer than a patch of (6, 6, 9)"
-        in capsys.readouterr().out
-    )
+    out = capsys.readouterr().out
+    assert "ct: its 10 x 6 x 8 voxels are fewer than a patch of 6 x 6 x 9; set a smaller" in out
+    assert "[smaller_than_a_patch]" in out
+
+
+def test_what_is_no_volume_by_nature_is_told_and_does_not_count(write_dicom, tmp_path, capsys):
+    write_dicom(tmp_path / "ct", HU)
+    write_dicom(tmp_path / "scout", HU[:2], series="1.9", tags={"0008|0008": "ORIGINAL\\PRIMARY\\LOCALIZER"})
+
+    assert main([str(tmp_path)]) == 0
+
+    out = capsys.readouterr().out
+    assert "1 of 1 volumes can be used as they are; 1 series are skipped: no CT volumes by nature" in out
+    assert re.search(r"scout/\d+: is a localizer, no volume \[localizer\]", out)
+
+
+def test_a_tilted_gantry_is_told(write_dicom, tmp_path, capsys):
+    tilt = lambda z: {"0020|0032": f"-50\\{20 + 0.3 * z}\\{100 + 1.5 * z}"}  # noqa: E731
+    write_dicom(tmp_path / "ct", HU, slice_tags=tilt)
+
+    assert main([str(tmp_path)]) == 0
+
+    assert "ct: gantry tilt of 11.3 degrees: voxels stay as they are" in capsys.readouterr().out
+
+
+def test_a_name_of_any_bytes_stays_on_its_line_and_in_its_cell(tmp_path, capsys):
+    names = [b"two\nlines", b"r\r", b'"quoted", and spaced', b"\xff\xfe", "häuser".encode(), b"x" * 240]
+    for name in names:
+        path = os.path.join(os.fsencode(tmp_path), name + b".nii")
+        nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)), os.fsdecode(path))
+
+    code = main([str(tmp_path), "--csv", str(tmp_path / "out.csv")])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert code == 0 and len(lines) == 1 + len(names) + 2
+    assert any(line.startswith("two\\nlines.nii ") for line in lines)
+    assert any(line.startswith("\\udcff\\udcfe.nii ") for line in lines)
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row["path"] for row in csv.DictReader(file)]
+    told = {os.fsdecode(name).encode(errors="backslashreplace").decode() for name in names}
+    assert {path.removeprefix(f"{tmp_path}/").removesuffix(".nii") for path in rows} == told
 
 
 def test_an_empty_folder_is_named(tmp_path):

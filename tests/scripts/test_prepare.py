@@ -75,7 +75,9 @@ def test_refused_volumes_are_reported_and_the_run_goes_on(add_patient, tmp_path)
     assert code == 1 and len(rows) == 3
     assert rows["Name_Given/ct.nii.gz"]["shape"] == "24x20x32"
     assert rows["thin/ct.nii.gz"]["code"] == "smaller_than_a_patch"
-    assert "its 24 x 20 x 8 voxels are fewer than a patch of 16" in rows["thin/ct.nii.gz"]["message"]
+    assert (
+        "its 24 x 20 x 8 voxels are fewer than a patch of 16 x 16 x 16" in rows["thin/ct.nii.gz"]["message"]
+    )
     assert rows["holes/ct.nii.gz"]["status"] == "refused"
     assert "NaN or infinite" in rows["holes/ct.nii.gz"]["message"]
     assert "Name" not in (store / "datalist.json").read_text()

@@ -216,7 +216,7 @@ def test_a_patient_on_both_lists_of_a_datalist_is_reported(save_datalist, caplog
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{", "datalist.json: is not valid JSON"),
+        ("{", "datalist.json: cannot be read as JSON"),
         ([], "datalist.json: must hold"),
         ({"train": []}, "datalist.json: must hold"),
         ({"training": []}, "datalist.json: its list `training` is empty"),

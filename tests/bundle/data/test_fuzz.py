@@ -1,7 +1,6 @@
 """Damaged bytes are read right or refused by name; `CTPA_FUZZ_EXAMPLES=5000` tries more (CONTRIBUTING.md)."""
 
 import gzip
-import os
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -9,21 +8,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bundle.data.dicom import find_series
 from bundle.data.header import VolumeError, read_header
 from bundle.data.volume import read_volume
+from tests.bundle.data.fuzzing import FUZZ
 
-EXAMPLES = int(os.environ.get("CTPA_FUZZ_EXAMPLES", "100"))
-FUZZ = settings(
-    max_examples=EXAMPLES,
-    derandomize=EXAMPLES == 100,
-    database=None,
-    deadline=60_000,  # nothing hangs
-    suppress_health_check=list(HealthCheck),
-)
 HU = np.random.default_rng(0).integers(-1024, 2000, (3, 32, 24)).astype(np.int16)
 MAX_BYTES = 32 << 20
 VALUES = st.one_of(st.integers(0, 255), st.sampled_from([0, 1, 0x7F, 0x80, 0xFE, 0xFF]))

@@ -4,7 +4,7 @@ import pytest
 from bundle.data.dicom import find_series
 from bundle.data.dicom_file import DicomError
 from bundle.data.header import read_header
-from bundle.data.screening import too_few_slices
+from bundle.data.screening import smaller_than_a_patch
 from bundle.data.volume import read_volume
 
 HU = np.random.default_rng(0).integers(-1024, 2000, (8, 6, 8)).astype(np.int16)  # Z, rows, columns
@@ -131,11 +131,11 @@ def test_a_low_dose_series_is_not_taken_for_a_dose_report(write_dicom, tmp_path)
 
 
 def test_a_volume_smaller_than_a_patch_is_refused_only_where_a_patch_is_given(tmp_path):
-    assert too_few_slices(tmp_path, (64, 64, 64), (64, 64, 64)) is None
-    refusal = too_few_slices(tmp_path, (64, 64, 63), (64, 64, 64))
+    assert smaller_than_a_patch(tmp_path, (64, 64, 64), (64, 64, 64)) is None
+    refusal = smaller_than_a_patch(tmp_path, (64, 64, 63), (64, 64, 64))
 
-    assert refusal is not None and refusal.code == "too_few_slices"
-    assert refusal.message.startswith(f"{tmp_path}: its (64, 64, 63) voxels are fewer than a patch of")
+    assert refusal is not None and refusal.code == "smaller_than_a_patch"
+    assert refusal.message.startswith(f"{tmp_path}: its 64 x 64 x 63 voxels are fewer than a patch of")
 
 
 def test_pixels_that_cannot_be_decoded_are_refused_and_the_next_series_is_read(write_dicom, tmp_path):
