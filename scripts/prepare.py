@@ -45,6 +45,7 @@ from bundle.launch import report_error
 VOLUMES = "volumes"
 DATALIST = "datalist.json"
 REPORT = "prepare_report.csv"
+WINDOW_HU = (-1000.0, 1000.0)  # of the configs; others are counted when a run asks for them
 
 
 class Line(NamedTuple):
@@ -169,7 +170,8 @@ def _prepare_one(folder: Path, dataset_dir: Path, patch_size: int, case: Case) -
         refusal = smaller_than_a_patch(Path(case["image"]), header.shape, [patch_size] * 3)
         if refusal:
             raise VolumeError(refusal.message, refusal.code)
-        (volume,) = PatchStore(folder).prepare([case], show_progress=False)
+        (volume,) = PatchStore(folder).prepare([case], WINDOW_HU, show_progress=False)
+        volume.outside_window(*WINDOW_HU)  # counted on the way, but a kill may have lost it
     except VolumeError as error:
         return Line(path, patient, "refused", error.code, str(error))
     note = tilt_note(tilt_degrees(header.affine))

@@ -136,6 +136,16 @@ def test_after_a_kill_the_next_run_ends_as_if_nothing_had_happened(killed, sourc
     assert contents(store) == whole
 
 
+def test_a_kill_between_a_volume_and_its_counts_loses_nothing(source, whole, tmp_path):
+    store = tmp_path / "store"
+    prepare(source, store, 0)
+    next((store / "volumes").glob("*.json")).unlink()
+
+    prepare(source, store, 0)
+
+    assert contents(store) == whole
+
+
 def test_a_lost_worker_is_told_in_one_line(killed):
     _, code, said = killed["worker"]
 
