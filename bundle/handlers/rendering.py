@@ -25,7 +25,7 @@ LINE_PX = 24
 GAP_PX = 6
 LABEL_PX = 30
 BAR_PX = 92
-SMALLEST_COLUMN_PX, SMALLEST_ROW_PX = 310, 96
+SMALLEST_COLUMN_PX, SMALLEST_ROW_PX = 310, 108  # what titles and labels need
 
 
 class HUWindow(NamedTuple):
@@ -197,8 +197,10 @@ class Sheet:
 
     def _label(self, label: str, row: int) -> None:
         strip = Image.new("RGB", (self.heights[row], LABEL_PX))
-        at = (strip.width / 2, LABEL_PX / 2)
-        ImageDraw.Draw(strip).text(at, label, font=_font(FONT_PX), fill=TEXT, anchor="mm")
+        at, font = (strip.width / 2, LABEL_PX / 2), _font(FONT_PX)
+        if font.getlength(label) > strip.width:  # beside a thin slab
+            label, font = label.replace(", ", "\n"), _font(FONT_PX - 6)
+        ImageDraw.Draw(strip).text(at, label, font=font, fill=TEXT, anchor="mm", align="center", spacing=1)
         self.image.paste(strip.transpose(Image.Transpose.ROTATE_90), (0, self.tops[row]))
 
 
