@@ -17,6 +17,7 @@ from bundle.handlers.checkpoint import CheckpointHandler
 from bundle.handlers.checkpoint_file import read_checkpoint
 from bundle.handlers.curve_table import rows_of
 from bundle.handlers.scalar_log import ScalarLog, TensorBoardLog
+from transforms.intensity import PrepareHUBatch, ScaleHUWindowd
 
 INTERVAL = 2  # iterations between two points and two checkpoints
 
@@ -34,6 +35,7 @@ def failed(tmp_path, tiny_vqgan, small_run):
         if dataset is not None:
             loader = DataLoader(dataset, batch_sampler=run.sampler, num_workers=num_workers)
             run.trainer.data_loader = run.trainer.state.dataloader = loader
+            run.trainer.prepare_batch = PrepareHUBatch(ScaleHUWindowd("image"))
         run.trainer.add_event_handler(Events.ITERATION_COMPLETED(once=INTERVAL + 1), happens)
         with pytest.raises((OSError, ValueError, RuntimeError)) as caught:
             run.run()
