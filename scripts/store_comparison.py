@@ -134,7 +134,7 @@ def _zarr(voxels: np.ndarray, path: Path) -> Reader:
 
 def _nifti(voxels: np.ndarray, path: Path) -> Reader:
     nib.save(nib.Nifti1Image(voxels, np.eye(4), dtype=np.int16), path)
-    return lambda place: np.ascontiguousarray(nib.load(path, mmap=True).dataobj[place])
+    return lambda place: np.ascontiguousarray(nib.Nifti1Image.from_filename(path, mmap=True).dataobj[place])
 
 
 def _places(shape: Sequence[int], size: int, count: int) -> list[Box]:

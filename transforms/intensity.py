@@ -98,7 +98,7 @@ class PrepareHUBatch(PrepareBatch):
 
     def __call__(
         self,
-        batchdata: Mapping[Hashable, torch.Tensor],
+        batchdata: dict[str, torch.Tensor],
         device: str | torch.device | None = None,
         non_blocking: bool = False,
         **kwargs: Any,

@@ -2,9 +2,9 @@
 
     cubes | body map | contrast points | index of the cubes | record (JSON) | trailer
 
-A cube is 32^3 voxels in C order, packed by blosc2 (LZ4 after bitshuffle; docs/data-store.md has the table).
-Its checksum is compared before blosc2 sees it: blosc2, given a few wrong bytes, often returns wrong voxels
-without a word. The trailer is written last, so a file without it is no file.
+A cube is 32^3 voxels in C order, fewer where the volume ends, packed by blosc2 (LZ4 after bitshuffle;
+docs/data-store.md has the table). Its checksum is compared before blosc2 sees it: blosc2, given a few wrong
+bytes, often returns wrong voxels without a word. The trailer is written last, so a file without it is no file.
 """
 
 import json
@@ -82,17 +82,13 @@ class Writer:
 
         Args:
             number: of the slab, in any order.
-            slab: (X, Y, up to CUBE) int16 in HU; the last cubes are filled up with 0.
+            slab: (X, Y, up to CUBE) int16 in HU.
         """
-        n_x, n_y, _ = self.index.shape
-        cubes = np.zeros((n_x, n_y, CUBE, CUBE, CUBE), np.int16)
-        for x, y in np.ndindex(n_x, n_y):
+        for x, y in np.ndindex(*self.index.shape[:2]):
             part = slab[x * CUBE : (x + 1) * CUBE, y * CUBE : (y + 1) * CUBE]
             # first along the lines in which it lies in memory, then turned inside the processor's cache
-            cubes[x, y][tuple(map(slice, part.shape))] = part.copy(order="K")
-        packed = blosc2.SChunk(chunksize=CUBE_BYTES, data=cubes, cparams=PACKING)
-        for place in range(n_x * n_y):
-            self.index[place // n_y, place % n_y, number] = self._append(packed.get_chunk(place))
+            cube = np.ascontiguousarray(part.copy(order="K"))
+            self.index[x, y, number] = self._append(blosc2.compress2(cube, **PACKING))
 
     def finish(self, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         """Writes small arrays, the index, the record and the trailer."""
@@ -163,13 +159,12 @@ def read_box(
         StoreError: if a cube is damaged.
     """
     box = np.empty([last - first for first, last in zip(start, stop, strict=True)], np.int16)
-    cube = np.empty((CUBE,) * 3, np.int16)
     ranges = [range(first // CUBE, -(-last // CUBE)) for first, last in zip(start, stop, strict=True)]
     try:
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             for place in _places(ranges):
-                _unpack(_checked(file, layout.cubes[place].item(), size), cube)
+                cube = _unpack(_checked(file, layout.cubes[place].item(), size), _extent(place, layout.shape))
                 inside, within = _overlap(place, start, stop)
                 box[within] = cube[inside]
     except (*UNREADABLE, RuntimeError) as error:
@@ -215,11 +210,18 @@ def _checked(file: BinaryIO, place: Sequence[int], size: int | None = None) -> b
     return data
 
 
-def _unpack(data: bytes, cube: np.ndarray) -> None:
+def _unpack(data: bytes, extent: Sequence[int]) -> np.ndarray:
+    cube = np.empty(extent, np.int16)
     n_bytes, _, n_packed = struct.unpack_from("<III", data, 4)
-    if n_bytes != CUBE_BYTES or n_packed != len(data):
+    if n_bytes != cube.nbytes or n_packed != len(data):
         raise ValueError("a cube of another size")
     blosc2.decompress2(data, dst=cube, nthreads=1)
+    return cube
+
+
+def _extent(place: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+    """Voxels of a cube: the last of each axis ends with the volume."""
+    return tuple(min(CUBE, length - number * CUBE) for number, length in zip(place, shape, strict=True))
 
 
 def _places(ranges: Sequence[range]) -> Iterable[tuple[int, int, int]]:
