@@ -4,7 +4,7 @@
 
 A cube is 32^3 voxels in C order, fewer where the volume ends, packed by blosc2 (LZ4 after bitshuffle;
 docs/data-store.md has the table). Its checksum is compared before blosc2 sees it: blosc2, given a few wrong
-bytes, often returns wrong voxels without a word. The trailer is written last, so a file without it is no file.
+bytes, often returns wrong voxels without a word. The trailer is written last; a file without it is no file.
 """
 
 import json
