@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 from monailabel.interfaces.tasks.infer_v2 import InferType
-from monailabel.tasks.infer.bundle import BundleInferTask
+from monailabel.tasks.infer.bundle import BundleConstants, BundleInferTask
 
 from bundle.data.header import SUFFIXES
 from bundle.data.writer import CTWriter
@@ -32,15 +32,16 @@ class ReconstructionTask(BundleInferTask):
     Args:
         root: the bundle.
         conf: of the app.
+        const: names the config; None = `configs/inference.yaml`.
 
     Raises:
         CheckpointError: if `models/model.pt` is missing, damaged, foreign or does not fit its own settings.
     """
 
-    def __init__(self, root: Path, conf: dict[str, str]) -> None:
+    def __init__(self, root: Path, conf: dict[str, str], const: BundleConstants | None = None) -> None:
         self.checkpoint = root / "models" / "model.pt"
         self._content = read_checkpoint(self.checkpoint)
-        super().__init__(str(root), conf, type=InferType.OTHERS, add_post_restore=False)
+        super().__init__(str(root), conf, const, type=InferType.OTHERS, add_post_restore=False)
         self._config["model_filename"] = [self.checkpoint.name]
         self.generator: torch.nn.Module = self.network.eval()
         load_generator(self.generator, self.checkpoint, self._content)

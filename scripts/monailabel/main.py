@@ -24,12 +24,14 @@ from monailabel.interfaces.app import MONAILabelApp  # noqa: E402
 
 from bundle.errors import own_message, short_message  # noqa: E402
 from bundle.handlers.checkpoint_file import CheckpointError  # noqa: E402
+from scripts.monailabel.encode import EncodingTask  # noqa: E402
 from scripts.monailabel.infer import ReconstructionTask  # noqa: E402
 from scripts.monailabel.train import PatchTrainingTask  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
 MODEL = "ctpa_vqgan"
+ENCODER = "ctpa_vqgan_codes"
 
 
 class CTPAReconstructionApp(MONAILabelApp):
@@ -58,10 +60,11 @@ class CTPAReconstructionApp(MONAILabelApp):
         )
 
     def init_infers(self) -> dict[str, Any]:
-        """The reconstruction, or nothing as long as there is no usable model."""
+        """The reconstruction and the encoding, or nothing as long as there is no usable model."""
         self._model_stamp = self._stamp()
         try:
-            return {MODEL: ReconstructionTask(BUNDLE_ROOT, self.conf)}
+            tasks = ((MODEL, ReconstructionTask), (ENCODER, EncodingTask))
+            return {name: task(BUNDLE_ROOT, self.conf) for name, task in tasks}
         except CheckpointError as error:
             self._refusal = str(error)
             logger.warning("%s", error)
@@ -77,7 +80,7 @@ class CTPAReconstructionApp(MONAILabelApp):
         return super().info()
 
     def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
-        """Reconstructs one volume.
+        """Reconstructs or encodes one volume.
 
         Raises:
             HTTPException: 404 for an unknown model or image, 409 without a model, 422 with this project's
@@ -103,8 +106,10 @@ class CTPAReconstructionApp(MONAILabelApp):
             return super().train(request)
 
     def _check_request(self, request: dict[str, Any], datastore: Any) -> None:
-        if request.get("model") != MODEL:
-            raise HTTPException(404, f"`model` must be {MODEL}, got {request.get('model')}; see GET /info/")
+        if request.get("model") not in (MODEL, ENCODER):
+            raise HTTPException(
+                404, f"`model` must be {MODEL} or {ENCODER}, got {request.get('model')}; see GET /info/"
+            )
         if MODEL not in self._infers:
             raise HTTPException(409, self._refusal)
         image = request.get("image")

@@ -93,7 +93,7 @@ class Server:
         return self.session.get(f"{self.address}{path}", timeout=60)
 
     def infer(self, image: str = "", upload: Path | None = None, params: str = "{}", **query: str):
-        """POST /infer/ctpa_vqgan of an image of the datastore or of an uploaded file."""
+        """POST /infer/ctpa_vqgan, or another `model`, of an image of the datastore or of an uploaded file."""
         model = query.pop("model", "ctpa_vqgan")
         query = {"output": "image"} | ({"image": image} if image else {}) | query
         files = {"file": (upload.name, upload.read_bytes())} if upload else None
@@ -173,11 +173,11 @@ def make_studies(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 
 
 @pytest.fixture(scope="session")
-def run_bundle() -> Callable[[Path, Path, Path], None]:
-    """`python -m monai.bundle run` of a copy's configs/inference.yaml with its own model."""
+def run_bundle() -> Callable[..., None]:
+    """`python -m monai.bundle run` of a config of a copy with the copy's own model."""
 
-    def run(folder: Path, studies: Path, output: Path) -> None:
-        words = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.yaml"]
+    def run(folder: Path, studies: Path, output: Path, config: str = "inference") -> None:
+        words = [sys.executable, "-m", "monai.bundle", "run", "--config_file", f"configs/{config}.yaml"]
         words += ["--dataset_dir", str(studies), "--output_dir", str(output)]
         words += ["--preset", "lite", "--num_embeddings", str(CODES)]
         both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8", "timeout": 240}

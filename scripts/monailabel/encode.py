@@ -1,0 +1,65 @@
+"""Codes of one volume in MONAI Label: the file that `configs/encode.yaml` writes."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from monailabel.tasks.infer.bundle import BundleConstants
+
+from bundle.data.latent_file import SUFFIX
+from bundle.networks.fingerprint import fingerprint
+from scripts.monailabel.infer import ReconstructionTask
+from transforms.codes import SaveCodesd
+
+
+class EncodeConfig(BundleConstants):
+    """Where `BundleInferTask` looks for the config."""
+
+    def configs(self) -> Sequence[str]:
+        """Names of files below `configs`."""
+        return ["encode.yaml"]
+
+
+class EncodingTask(ReconstructionTask):
+    """Encodes by the installed model; see `ReconstructionTask` for what it loads and refuses."""
+
+    def __init__(self, root: Path, conf: dict[str, str]) -> None:
+        super().__init__(root, conf, const=EncodeConfig())
+        self._model_sha256 = fingerprint(self.generator)
+
+    def post_transforms(self, data: dict[str, Any] | None = None) -> Sequence[Callable]:
+        """None: the config's would write into its `output_dir`."""
+        return []
+
+    def writer(
+        self, data: dict[str, Any], extension: str | None = None, dtype: Any = None
+    ) -> tuple[str, dict]:
+        """Writes the codes to a temporary file.
+
+        Args:
+            data: with `image` and what `EncodingInferer` gave for it.
+            extension: not read: codes have one form.
+            dtype: likewise.
+
+        Returns:
+            path of the file, and an empty result.
+        """
+        handle, path = tempfile.mkstemp(suffix=SUFFIX)
+        os.close(handle)
+        with tempfile.TemporaryDirectory() as folder:
+            save = SaveCodesd(
+                self.output_label_key,
+                self.key_image,
+                folder,
+                data_root_dir="",
+                settings=self.bundle_config.get_parsed_content("network_settings"),
+                model_fingerprint=lambda: self._model_sha256,
+            )
+            save(data)
+            (written,) = Path(folder).rglob(f"*{SUFFIX}")
+            os.replace(written, path)
+        return path, {}
