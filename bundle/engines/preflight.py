@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 # last.pt, two before it, three best, and a new one beside them while it is written
 CHECKPOINT_FILES = 7
-# measured: peaks are 1.0 to 1.3 times the tensors, for work space and freed memory that is kept; and on a GPU
+# measured: peaks are 1.0 to 1.4 times the tensors, for work space and freed memory that is kept; and on a GPU
 # up to 230 MiB more than the tensors even of small networks
 WORK_SPACE_FACTOR = 1.3
 GPU_WORK_SPACE_BYTES = 256 * MIB
