@@ -1,4 +1,5 @@
 import logging
+import os
 import struct
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import SimpleITK as sitk
 from bundle.data.datalist import inference_cases, split_cases
 from bundle.data.dicom import find_series
 from bundle.data.dicom_elements import SALT_VARIABLE, patient_hash
+from bundle.data.dicom_pixels import thread_decoder
 from bundle.data.header import VolumeError, read_header
 from bundle.data.volume import CTReader, read_volume
 from transforms.load import LoadImageCTPAd
@@ -209,3 +211,11 @@ def test_a_series_goes_through_the_transforms_of_inference_and_comes_out_in_its_
     written = read_volume(tmp_path / "out" / "p1" / "1.2.840.1_recon.nii.gz")
     np.testing.assert_array_equal(written.voxels, HU.transpose(2, 1, 0))
     np.testing.assert_allclose(written.affine, read_volume(folder).affine, atol=1e-5)
+
+
+def test_ctrl_c_at_a_terminal_does_not_reach_the_process_that_decodes(write_dicom, tmp_path):
+    read_volume(write_dicom(tmp_path / "series", HU))
+
+    process = thread_decoder().process
+
+    assert process is not None and os.getsid(process.pid) != os.getsid(0)
