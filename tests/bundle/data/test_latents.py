@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.data.datalist import DatasetError, encoded_cases, split_cases
+from bundle.data.datalist import DatasetError, split_cases
 from bundle.data.header_text import header_as_text
 from bundle.data.latent_file import EncodedVolume, LatentFileError, Record, write_latent_file
 from bundle.data.latent_statistics import StatisticsError, measure_statistics, read_statistics, statistics_for
@@ -63,12 +63,6 @@ def expected_latents(volume, source):
     if source == "latents":
         return torch.from_numpy(volume.latents.astype(np.float32))
     return CODES[volume.indices.astype(np.int64)].permute(3, 0, 1, 2)
-
-
-def test_what_a_killed_encoding_left_is_no_file_of_codes(volumes, tmp_path):
-    (tmp_path / "codes" / "p0" / ".unfinished_0123abcd_ct_codes.npz").write_bytes(b"PK")
-
-    assert [case["image"] for case in encoded_cases(tmp_path / "codes", SETTINGS)] == list(volumes)
 
 
 @pytest.mark.parametrize("source", ["codes", "latents", "indices"])
