@@ -84,6 +84,15 @@ def test_the_folder_of_the_source_is_never_written_to(source, tmp_path, place):
     assert listing(tmp_path) == before
 
 
+def test_a_name_that_is_no_utf_8_is_written_like_any_other(source, tmp_path):
+    source = source.rename(source.with_name(os.fsdecode(b"M\xfcller")))
+    target = tmp_path / f"{source.name}_recon"
+
+    derive(source, target)
+
+    np.testing.assert_array_equal(read_volume(target).voxels, HU.transpose(2, 1, 0))
+
+
 def test_one_file_of_a_series_stands_for_its_folder(source):
     with pytest.raises(VolumeError, match="lies in the folder of the input"):
         check_target(source / "x_recon", next(source.iterdir()))
