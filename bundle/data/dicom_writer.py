@@ -77,18 +77,26 @@ class SeriesWriter(CTWriter):
             kwargs: of other writers, not needed here.
 
         Raises:
-            VolumeError: see `check_target`; or if a slice could not be written whole.
+            VolumeError: see `check_target`; or if it could not be written whole.
         """
         path = Path(filename)
         check_target(path, self.source)
         headers = DerivedHeaders(self.files, self.derivation)
+        try:
+            self._write(path, headers)
+        except OSError as error:
+            raise DicomError(
+                f"{path}: cannot be written ({error.strerror or error}); make room or change `output_dir`"
+            ) from error
+        if verbose:
+            logger.info("wrote %s, %d slices", path, len(self.files))
+
+    def _write(self, path: Path, headers: DerivedHeaders) -> None:
         with complete_or_absent_folder(path) as unfinished, _opened(unfinished) as name:
             for number, slice_hu in enumerate(_slices(self.data_obj)):
                 file = unfinished / f"{number + 1:04d}.dcm"
                 _write_slice(file, f"{name}/{file.name}", slice_hu, headers.words_of(number))
                 put_elements(file, headers.elements_of(number), slice_hu.astype("<i2").tobytes())
-        if verbose:
-            logger.info("wrote %s, %d slices", path, len(self.files))
 
 
 def check_source(source: Path) -> None:
