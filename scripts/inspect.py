@@ -24,11 +24,12 @@ from tqdm import tqdm
 from bundle.data.cases import DatasetError
 from bundle.data.datalist import dataset_root
 from bundle.data.dicom import find_one_series, series_in, walk_files
+from bundle.data.dicom_volume import tilt_note
 from bundle.data.header import is_series
 from bundle.data.names import printable
 from bundle.data.nifti import SUFFIXES
 from bundle.data.screening import SKIPPED
-from bundle.data.summary import VolumeSummary, summarise_volume, tilt_note
+from bundle.data.summary import VolumeSummary, summarise_volume
 from bundle.launch import report_error
 
 COLUMNS = ("name", "voxels", "spacing mm", "axes", "HU", "below -1024", "contrast", "usable")

@@ -32,6 +32,7 @@ from bundle.data.cases import find_volumes, read_datalist
 from bundle.data.datalist import DatasetError
 from bundle.data.dicom import find_series
 from bundle.data.dicom_elements import patient_hash
+from bundle.data.dicom_volume import tilt_note
 from bundle.data.export import export_volume
 from bundle.data.header import VolumeError, read_header
 from bundle.data.patients import Case
@@ -39,7 +40,7 @@ from bundle.data.prepared_list import Prepared, prepared_lists
 from bundle.data.processes import StoppedError, run_tasks
 from bundle.data.screening import smaller_than_a_patch
 from bundle.data.store import PatchStore, StoreError
-from bundle.data.summary import tilt_degrees, tilt_note
+from bundle.data.summary import tilt_degrees
 from bundle.launch import report_error
 
 VOLUMES = "volumes"

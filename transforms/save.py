@@ -65,7 +65,7 @@ class SaveImageCTPAd(SaveImaged):
                 "`settings` must be given with `output_format` dicom, got None; give the model's"
             )
         self.output_format, self.settings = output_format, dict(settings or {})
-        self.model_fingerprint: Callable[[], str] = lambda: "unknown"
+        self.model_fingerprint: Callable[[], str] | None = None  # until `check` is told
         self.output_dir = Path(output_dir)
         self.output_postfix, self.output_ext = output_postfix, output_ext
         self.data_root_dir = dataset_root(data_root_dir) if data_root_dir else ""
@@ -134,7 +134,8 @@ class SaveImageCTPAd(SaveImaged):
     def _writer(self) -> CTWriter:
         if self.output_format == "nifti":
             return CTWriter()
-        return SeriesWriter(derivation_text(self.settings, self.model_fingerprint()))
+        model = self.model_fingerprint() if self.model_fingerprint else "unknown"
+        return SeriesWriter(derivation_text(self.settings, model))
 
     def _path(self, source: str) -> Path:
         # not MONAI's FolderLayout, which cuts a folder called 1.2.840.113619 at its last dot

@@ -123,7 +123,9 @@ def encoded_cases(dataset_dir: PathLike, settings: Mapping[str, Any]) -> list[di
         DatasetError: if there are none, or naming every unusable one.
     """
     source = Path(dataset_dir).expanduser()
-    files = [source] if source.is_file() else sorted(source.rglob(f"*{CODES_SUFFIX}"))
+    # hidden ones are unfinished, of an encoding that was killed
+    found = (path for path in source.rglob(f"*{CODES_SUFFIX}") if not path.name.startswith("."))
+    files = [source] if source.is_file() else sorted(found)
     if not files:
         raise DatasetError(f"{source}: holds no *{CODES_SUFFIX}; make them with configs/encode.yaml")
     faults = [fault for path in files if (fault := _fault_of_codes(path, settings))]

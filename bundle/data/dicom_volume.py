@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import closing
+from functools import lru_cache
 
 import nibabel as nib
 import numpy as np
@@ -74,14 +75,24 @@ def usable_series(path: PathLike) -> tuple[Series, Geometry]:
 
 
 def _header(series: Series, geometry: Geometry) -> VolumeHeader:
-    if geometry.tilt_degrees > TILT_DEGREES:
-        logger.warning(
-            "%s: gantry tilt of %.1f degrees; voxels stay as they are and the affine carries the shear "
-            "(ITK-based viewers refuse such files)",
-            *(series.path, geometry.tilt_degrees),
-        )
+    _warn_of_tilt(series.path, geometry.tilt_degrees)
     header = header_of_affine(geometry.affine, geometry.shape)
     return VolumeHeader(geometry.shape, geometry.affine.copy(), header)
+
+
+def tilt_note(degrees: float) -> str:
+    """What a person must know of a tilted volume; empty below a tenth of a degree, which is rounding."""
+    if degrees <= TILT_DEGREES:
+        return ""
+    return f"gantry tilt of {degrees:.1f} degrees: voxels stay as they are, the affine carries the shear"
+
+
+@lru_cache(maxsize=1024)
+def _warn_of_tilt(path: str, degrees: float) -> None:
+    """Once per series: its header is read several times on its way."""
+    note = tilt_note(degrees)
+    if note:
+        logger.warning("%s: %s (ITK-based viewers refuse such files)", path, note)
 
 
 def _is_int16(slice_hu: np.ndarray) -> bool:

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +77,26 @@ class SeriesWriter(CTWriter):
             kwargs: of other writers, not needed here.
 
         Raises:
-            VolumeError: see `check_target`; or if a slice could not be written whole.
+            VolumeError: see `check_target`; or if it could not be written whole.
         """
         path = Path(filename)
         check_target(path, self.source)
         headers = DerivedHeaders(self.files, self.derivation)
-        with complete_or_absent_folder(path) as unfinished:
-            for number, slice_hu in enumerate(_slices(self.data_obj)):
-                file = unfinished / f"{number + 1:04d}.dcm"
-                _write_slice(file, slice_hu, headers.words_of(number), headers.elements_of(number))
+        try:
+            self._write(path, headers)
+        except OSError as error:
+            raise DicomError(
+                f"{path}: cannot be written ({error.strerror or error}); make room or change `output_dir`"
+            ) from error
         if verbose:
             logger.info("wrote %s, %d slices", path, len(self.files))
+
+    def _write(self, path: Path, headers: DerivedHeaders) -> None:
+        with complete_or_absent_folder(path) as unfinished, _opened(unfinished) as name:
+            for number, slice_hu in enumerate(_slices(self.data_obj)):
+                file = unfinished / f"{number + 1:04d}.dcm"
+                _write_slice(file, f"{name}/{file.name}", slice_hu, headers.words_of(number))
+                put_elements(file, headers.elements_of(number), slice_hu.astype("<i2").tobytes())
 
 
 def check_source(source: Path) -> None:
@@ -146,18 +156,26 @@ def _slices(voxels: np.ndarray) -> Iterator[np.ndarray]:
         yield from np.ascontiguousarray(slab.transpose(2, 1, 0))
 
 
-def _write_slice(
-    file: Path, slice_hu: np.ndarray, words: Mapping[str, str], elements: Mapping[int, bytes]
-) -> None:
+@contextmanager
+def _opened(folder: Path) -> Iterator[str]:
+    """A name of a folder that C++ can be given: SimpleITK ends the process at one that is no UTF-8."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        yield f"/proc/self/fd/{opened}"
+    finally:
+        os.close(opened)
+
+
+def _write_slice(file: Path, name: str, slice_hu: np.ndarray, words: Mapping[str, str]) -> None:
+    """Writes a file, by another name of its, with voxels and words of our own."""
     image = sitk.GetImageFromArray(slice_hu[None])
     for tag, word in words.items():
         image.SetMetaData(tag, word)
     writer = sitk.ImageFileWriter()
     writer.SetImageIO("GDCMImageIO")
     writer.KeepOriginalImageUIDOn()
-    writer.SetFileName(str(file))
+    writer.SetFileName(name)
     try:
         writer.Execute(image)
     except RuntimeError as error:
         raise DicomError(f"{file}: SimpleITK could not write it; look whether the disk is full") from error
-    put_elements(file, elements, slice_hu.astype("<i2").tobytes())

@@ -13,7 +13,7 @@ from bundle.data.volume_file import UNREADABLE, Layout, StoreError, read_box, re
 from bundle.data.writer import CTWriter
 
 # What nibabel raises at headers and orientations that cannot be.
-OF_NIBABEL = (AssertionError, AttributeError, IndexError, HeaderDataError, WrapStructError, OrientationError)
+OF_NIBABEL = (AssertionError, AttributeError, HeaderDataError, WrapStructError, OrientationError)
 
 
 def export_volume(path: Path, output: Path) -> None:
@@ -41,13 +41,7 @@ def export_volume(path: Path, output: Path) -> None:
         writer.header = _export_header(layout)
         if writer.header.get_data_shape() != writer.data_obj.shape:
             raise ValueError("its header is of another shape")
-    except (
-        *UNREADABLE,
-        AssertionError,
-        AttributeError,
-        HeaderDataError,
-        nib.wrapstruct.WrapStructError,
-    ) as error:
+    except (*UNREADABLE, *OF_NIBABEL) as error:
         raise StoreError(f"{path}: is damaged ({error}); delete it and prepare again") from error
     try:
         writer.write(output, verbose=False)

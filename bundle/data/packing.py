@@ -126,6 +126,8 @@ def _slabs(
         for number in sorted(needed, key=lambda number: needed[number]):
             while n_read < needed[number]:
                 voxels, n_read = done.get()
+            if not voxels.size:
+                reading.result()  # raises what ended the reading
             slab = nib.apply_orientation(voxels, orientation)[..., number * CUBE : (number + 1) * CUBE]
             if slab.dtype != np.int16:
                 with np.errstate(invalid="ignore"):  # NaN is refused by the reader, at its end

@@ -138,8 +138,8 @@ class PatchStore:
         """Checks every header and the room on the disk before the first file is made."""
         shapes = [read_header(image).shape for image in images]
         needed = EXPECTED_RATIO * sum(2 * math.prod(shape) for shape in shapes)
+        remove_leftovers(self.cache_dir)  # first: after a kill they may be what fills the disk
         free = free_bytes(self.cache_dir)
-        remove_leftovers(self.cache_dir)
         if needed > free:
             raise StoreError(
                 f"{self.cache_dir}: about {needed / 1e9:.1f} GB are needed for {len(shapes)} volumes, "

@@ -10,7 +10,6 @@ from monai.config import PathLike
 
 from bundle.data.body import STEP, find_body
 from bundle.data.dicom import find_one_series
-from bundle.data.dicom_volume import TILT_DEGREES
 from bundle.data.header import is_series
 from bundle.data.nifti import VolumeError
 from bundle.data.screening import smaller_than_a_patch
@@ -93,13 +92,6 @@ def tilt_degrees(affine: np.ndarray) -> float:
     normal = np.cross(x, y)
     cosine = abs(float(normal @ z)) / float(np.linalg.norm(normal) * np.linalg.norm(z))
     return float(np.degrees(np.arccos(min(1.0, cosine))))
-
-
-def tilt_note(degrees: float) -> str:
-    """What a person must know of a tilted volume; empty below a tenth of a degree, which is rounding."""
-    if degrees <= TILT_DEGREES:
-        return ""
-    return f"gantry tilt of {degrees:.1f} degrees: voxels stay as they are, the affine carries the shear"
 
 
 def _vessels(volume: Volume) -> Vessels:

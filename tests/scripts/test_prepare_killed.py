@@ -176,7 +176,7 @@ def test_a_signal_lets_the_volume_at_hand_be_finished(source, whole, tmp_path, c
 def test_what_killed_runs_leave_is_removed_when_nobody_writes_it_any_more(source, tmp_path):
     folder = tmp_path / "store" / "volumes"
     folder.mkdir(parents=True)
-    old, fresh = folder / ".unfinished_0_a.ctpa", folder / ".unfinished_1_a.ctpa"
+    old, fresh = folder / ".unfinished_00000000_a.ctpa", folder / ".unfinished_00000001_a.ctpa"
     for path in (old, fresh):
         path.write_bytes(b"part")
     past = time.time() - LEFTOVER_S - 1

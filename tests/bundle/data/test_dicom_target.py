@@ -1,5 +1,6 @@
 """Where a DICOM series may be written: never into its source, never over what somebody else put there."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -84,6 +85,15 @@ def test_the_folder_of_the_source_is_never_written_to(source, tmp_path, place):
     assert listing(tmp_path) == before
 
 
+def test_a_name_that_is_no_utf_8_is_written_like_any_other(source, tmp_path):
+    source = source.rename(source.with_name(os.fsdecode(b"M\xfcller")))
+    target = tmp_path / f"{source.name}_recon"
+
+    derive(source, target)
+
+    np.testing.assert_array_equal(read_volume(target).voxels, HU.transpose(2, 1, 0))
+
+
 def test_one_file_of_a_series_stands_for_its_folder(source):
     with pytest.raises(VolumeError, match="lies in the folder of the input"):
         check_target(source / "x_recon", next(source.iterdir()))
@@ -138,6 +148,18 @@ def test_a_file_that_simpleitk_cannot_write_is_an_error(source, tmp_path, monkey
     monkeypatch.setattr("SimpleITK.ImageFileWriter.Execute", fail)
 
     with pytest.raises(VolumeError, match=r"0001\.dcm: SimpleITK could not write it"):
+        derive(source, tmp_path / "ct_recon")
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p1"]
+
+
+def test_a_disk_that_fills_up_on_the_way_is_an_error_and_leaves_nothing(source, tmp_path, monkeypatch):
+    def fail(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+
+    with pytest.raises(VolumeError, match=r"ct_recon: cannot be written \(No space left.*make room"):
         derive(source, tmp_path / "ct_recon")
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p1"]

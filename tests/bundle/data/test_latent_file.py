@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bundle.data.datalist import encoded_cases
 from bundle.data.header_text import header_as_text
 from bundle.data.latent_file import (
     EncodedVolume,
@@ -45,6 +46,14 @@ def test_what_is_written_is_read(path, latents):
     assert (read.latents is None) == (not latents)
     if latents:
         np.testing.assert_array_equal(read.latents, written.latents)
+
+
+def test_what_a_killed_encoding_left_is_no_file_of_codes(path):
+    written = volume()
+    write_latent_file(path, written)
+    path.with_name(f".unfinished_0123abcd_{path.name}").write_bytes(b"PK")
+
+    assert encoded_cases(path.parent, written.record.settings) == [{"image": str(path)}]
 
 
 def test_numpy_alone_opens_it(path):

@@ -221,3 +221,17 @@ def test_a_disk_that_is_too_small_is_refused_before_it_is_full(save_nifti, store
     ):
         store.prepare([case_of(save_nifti(VOXELS))])
     assert maps(store) == []
+
+
+def test_what_a_killed_run_left_does_not_count_as_full(save_nifti, store, monkeypatch):
+    left = store.cache_dir / ".unfinished_0123abcd_volume.ctpa"
+    store.cache_dir.mkdir()
+    left.write_bytes(b"part")
+    os.utime(left, (0, 0))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: SimpleNamespace(free=10 if left.exists() else 10**9)
+    )
+
+    (volume,) = store.prepare([case_of(save_nifti(VOXELS))])
+
+    assert volume.path.exists() and not left.exists()
