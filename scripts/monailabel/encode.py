@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class EncodingTask(ReconstructionTask):
         """
         handle, path = tempfile.mkstemp(suffix=SUFFIX)
         os.close(handle)
+        item: dict[Hashable, Any] = {name: data[name] for name in (self.key_image, self.output_label_key)}
         with tempfile.TemporaryDirectory() as folder:
             save = SaveCodesd(
                 self.output_label_key,
@@ -59,7 +60,7 @@ class EncodingTask(ReconstructionTask):
                 settings=self.bundle_config.get_parsed_content("network_settings"),
                 model_fingerprint=lambda: self._model_sha256,
             )
-            save(data)
+            save(item)
             (written,) = Path(folder).rglob(f"*{SUFFIX}")
             os.replace(written, path)
         return path, {}
