@@ -161,6 +161,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"`patch_size` must be one or three numbers above 0, got {given.patch_size}")
     if not os.path.exists(given.dir):
         parser.error(f"{given.dir}: no such file or folder; check the path")
+    if given.csv and (given.csv.is_dir() or not given.csv.parent.is_dir()):  # told before all is read
+        parser.error(f"`csv` must be a file in a folder that exists, got {given.csv}; make the folder")
     return given
 
 

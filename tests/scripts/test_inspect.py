@@ -102,6 +102,12 @@ def test_a_name_of_any_bytes_stays_on_its_line_and_in_its_cell(tmp_path, capsys)
     assert {path.removeprefix(f"{tmp_path}/").removesuffix(".nii") for path in rows} == told
 
 
+def test_a_table_that_cannot_be_written_is_told_before_anything_is_read(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path), "--csv", str(tmp_path / "none" / "out.csv")])
+    assert "`csv` must be a file in a folder that exists" in capsys.readouterr().err
+
+
 def test_an_empty_folder_is_named(tmp_path):
     with pytest.raises(DatasetError, match=f"{tmp_path}: holds no NIfTI file and no DICOM series"):
         main([str(tmp_path)])
