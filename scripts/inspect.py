@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bundle.data.cases import DatasetError
+from bundle.data.cases import DatasetError, read_datalist
 from bundle.data.datalist import dataset_root
 from bundle.data.dicom import find_one_series, series_in, walk_files
 from bundle.data.header import is_series
@@ -60,13 +60,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def find_paths(source: Path) -> list[str]:
-    """NIfTI files and DICOM series, refused ones too, below a folder or of one file.
+    """NIfTI files and DICOM series, refused ones too, below a folder, of a datalist or of one file.
 
     Raises:
         DatasetError: if there is none.
     """
     if source.is_file() and source.name.lower().endswith(SUFFIXES):
         return [str(source)]
+    if source.is_file() and source.suffix.lower() == ".json":
+        lists = read_datalist(source).values()
+        return sorted({found.case["image"] for volumes in lists for found in volumes})
     if source.is_file() and is_series(source):
         return [find_one_series(source).path]
     paths = []
@@ -150,7 +153,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m scripts.inspect", description=(__doc__ or "").split("\n")[0]
     )
     add = parser.add_argument
-    add("dir", type=Path, metavar="DIR", help="folder of NIfTI files and DICOM folders, or one file")
+    add("dir", type=Path, metavar="DIR", help="folder of NIfTI and DICOM, one file, or a datalist .json")
     add("--patch_size", type=int, nargs="+", metavar="N", help="voxels per axis, one or three numbers")
     add("--csv", type=Path, metavar="FILE", help="write the table there too, with every figure in full")
     add("--num_workers", type=int, default=min(4, os.cpu_count() or 1), help="volumes to read at a time")
