@@ -12,6 +12,7 @@ from typing import Any
 
 import fire
 import monai.bundle
+import yaml
 from monai.bundle import DEFAULT_EXP_MGMT_SETTINGS, ConfigParser, ConfigWorkflow, ReferenceResolver
 
 BUNDLE_ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +28,7 @@ class UnknownOverrideError(ValueError):
 
 
 class ConfigFileError(FileNotFoundError):
-    """A command line that lists no config file, or one that does not exist."""
+    """A command line that lists no config file, or one that does not exist or cannot be read."""
 
 
 class Command:
@@ -71,10 +72,31 @@ class Command:
 
 
 def merge_configs(files: Sequence[str]) -> ConfigParser:
-    """Merges config files as MONAI does: a later file replaces ids of an earlier one or adds to them."""
+    """Merges config files as MONAI does: a later file replaces ids of an earlier one or adds to them.
+
+    Raises:
+        ConfigFileError: if a file is missing or is no map of ids and values.
+    """
     parser = ConfigParser()
-    parser.read_config(files)
+    try:
+        parser.read_config(files)
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        for file in files:  # people edit configs: MONAI's error does not always name the file
+            _require_config(file)
+        raise ConfigFileError(f"{', '.join(map(str, files))}: cannot be merged ({error})") from error
     return parser
+
+
+def _require_config(file: str) -> None:
+    try:
+        content = ConfigParser.load_config_file(file)
+    except FileNotFoundError as error:
+        raise ConfigFileError(f"{file}: no such config file; check `config_file`") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigFileError(f"{file}: is no sound YAML or JSON ({reason}); correct it") from error
+    if not isinstance(content, dict):
+        raise ConfigFileError(f"{file}: must hold lines `id: value`, got {content!r:.60}; correct it")
 
 
 def _run_arguments() -> set[str]:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bundle.data.cases import DatasetError
+from bundle.data.cases import DatasetError, read_datalist
 from bundle.data.datalist import dataset_root
 from bundle.data.dicom import find_one_series, series_in, walk_files
 from bundle.data.dicom_volume import tilt_note
@@ -61,13 +61,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def find_paths(source: Path) -> list[str]:
-    """NIfTI files and DICOM series, refused ones too, below a folder or of one file.
+    """NIfTI files and DICOM series, refused ones too, below a folder, of a datalist or of one file.
 
     Raises:
         DatasetError: if there is none.
     """
     if source.is_file() and source.name.lower().endswith(SUFFIXES):
         return [str(source)]
+    if source.is_file() and source.suffix.lower() == ".json":
+        lists = read_datalist(source).values()
+        return sorted({found.case["image"] for volumes in lists for found in volumes})
     if source.is_file() and is_series(source):
         return [find_one_series(source).path]
     paths = []
@@ -151,7 +154,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m scripts.inspect", description=(__doc__ or "").split("\n")[0]
     )
     add = parser.add_argument
-    add("dir", type=Path, metavar="DIR", help="folder of NIfTI files and DICOM folders, or one file")
+    add("dir", type=Path, metavar="DIR", help="folder of NIfTI and DICOM, one file, or a datalist .json")
     add("--patch_size", type=int, nargs="+", metavar="N", help="voxels per axis, one or three numbers")
     add("--csv", type=Path, metavar="FILE", help="write the table there too, with every figure in full")
     add("--num_workers", type=int, default=min(4, os.cpu_count() or 1), help="volumes to read at a time")
@@ -162,6 +165,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"`patch_size` must be one or three numbers above 0, got {given.patch_size}")
     if not os.path.exists(given.dir):
         parser.error(f"{given.dir}: no such file or folder; check the path")
+    if given.csv and (given.csv.is_dir() or not given.csv.parent.is_dir()):  # told before all is read
+        parser.error(f"`csv` must be a file in a folder that exists, got {given.csv}; make the folder")
     return given
 
 

@@ -9,7 +9,7 @@
 #   --id value     any override, e.g. --max_patients 30; an unknown id is refused
 #
 # The data folder comes from --dataset_dir or from the variable DATASET_DIR, the interpreter from PYTHON.
-# An interrupted run goes on with: --resume_from_checkpoint outputs/vqgan_patches_with_disc/checkpoints/last.pt
+# An interrupted run goes on with: --resume_from_checkpoint auto
 set -euo pipefail
 
 caller=$PWD
@@ -66,7 +66,10 @@ while [ $# -gt 0 ]; do
     case ${name//-/_} in
         __dataset_dir) dataset=$(from_caller "$value") && value=$dataset ;;
         __output_dir) output=$(from_caller "$value") && value=$output ;;
-        __resume_from_checkpoint | __init_from) start='' && value=$(from_caller "$value") ;;
+        __resume_from_checkpoint | __init_from)
+            start=''
+            [ "$value" = auto ] || value=$(from_caller "$value") # auto is no file
+            ;;
         __perceptual_weights_path) value=$(from_caller "$value") ;;
     esac
     overrides+=("$name" "$value")

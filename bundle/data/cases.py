@@ -7,6 +7,7 @@ its name.
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from bundle.data.volume_file import StoreError
 logger = logging.getLogger(__name__)
 
 LISTS = ("training", "validation", "testing", "test")
+RESULT = re.compile(r"_recon(\.nii(\.gz)?)?$", re.IGNORECASE)  # or a folder of a derived DICOM series
 
 
 class DatasetError(ValueError):
@@ -64,6 +66,7 @@ def find_volumes(source: Path) -> list[Found]:
         volumes = list(_volumes_below(source))
         _join_patients(source, volumes)
         _warn_of_parts(volumes)
+        _warn_of_results([found.case["image"] for found in volumes])
         return sorted(volumes, key=lambda found: Path(found.case["image"]))
     if source.name.lower().endswith(SUFFIXES):
         return [Found(_case(source.parent, source))]
@@ -153,6 +156,17 @@ def _warn_of_parts(volumes: Sequence[Found]) -> None:
                 "folder, or remove the copies",
                 len(images), ", ".join(images),
             )  # fmt: skip
+
+
+def _warn_of_results(images: Sequence[str]) -> None:
+    """Nobody would notice: figures look better where training sees its own output."""
+    results = [image for image in images if RESULT.search(image)]
+    if results:
+        logger.warning(
+            "%d of %d volumes are called *_recon, as results of this project are (%s); move results out of "
+            "`dataset_dir`, or they are taken for scans",
+            len(results), len(images), results[0] if len(results) == 1 else f"{results[0]}, ...",
+        )  # fmt: skip
 
 
 def _listed_path(source: Path, item: Any) -> Path:

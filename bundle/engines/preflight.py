@@ -26,6 +26,7 @@ WORK_SPACE_FACTOR = 1.3
 GPU_WORK_SPACE_BYTES = 256 * MIB
 # int16 voxels of a CT take about twice the size of its gzip
 STORE_PER_COMPRESSED_BYTE = 2
+PREPARED_SUFFIX = ".ctpa"  # read where it lies
 
 
 class PreflightError(ValueError):
@@ -199,8 +200,17 @@ def store_bytes(cases: Mapping[str, Sequence[Mapping[str, Any]]], cache_dir: str
     if Path(cache_dir).is_dir() and any(Path(cache_dir).iterdir()):
         return 0
     paths = {Path(case["image"]) for part in cases.values() for case in part}
-    sizes = [path.stat().st_size for path in paths if path.is_file()]
-    return STORE_PER_COMPRESSED_BYTE * sum(sizes)
+    volumes = {path for path in paths if path.name.lower().endswith((".nii", ".nii.gz", PREPARED_SUFFIX))}
+    # a DICOM series stands as its folder, or as one of its files; files are mostly not compressed
+    series = paths - volumes
+    slices = {file for path in series if path.is_dir() for file in path.rglob("*")}
+    slices |= {file for path in series if path.is_file() for file in path.parent.iterdir()}
+    compressed = [path for path in volumes if path.suffix != PREPARED_SUFFIX]
+    return STORE_PER_COMPRESSED_BYTE * _bytes_of(compressed) + _bytes_of(slices)
+
+
+def _bytes_of(paths: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def _existing(folder: Path) -> Path:

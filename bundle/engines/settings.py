@@ -32,6 +32,7 @@ def check_training_settings(
     hu_max: float,
     loss_margin: int,
     sampling: Mapping[str, Any],
+    steps: Mapping[str, Any],
 ) -> None:
     """Refuses settings that would fail later, or that would never do what they promise.
 
@@ -51,6 +52,7 @@ def check_training_settings(
     }
     _check_counts(iterations | {"loss_margin": loss_margin}, least=0)
     _check_weights(weights)
+    _check_steps(**steps)
     _check_window(hu_min, hu_max)
     _check_sampling(patch_size, **sampling)
     adversarial = weights["image_gan_weight"] > 0 or weights["video_gan_weight"] > 0
@@ -73,6 +75,18 @@ def _check_weights(weights: Mapping[str, Any]) -> None:
         _require(
             isinstance(value, int | float) and value >= 0, f"`{name}` must be a number from 0, got {value!r}"
         )
+
+
+def _check_steps(gradient_clip: Any, **rates: Any) -> None:
+    for name, value in rates.items():
+        _require(
+            isinstance(value, int | float) and value > 0, f"`{name}` must be a number above 0, got {value!r}"
+        )
+    # 0 would scale every gradient to nothing: a run of days that moves no weight, and says nothing
+    _require(
+        gradient_clip is None or (isinstance(gradient_clip, int | float) and gradient_clip > 0),
+        f"`gradient_clip` must be a number above 0, got {gradient_clip!r}; not to clip give '$None'",
+    )
 
 
 def _check_sampling(patch_size: Sequence[int], patch_sampling: str, **shares: Any) -> None:

@@ -9,6 +9,7 @@ from bundle.command import (
     arguments_from_anywhere,
     check_overrides,
     is_alike,
+    merge_configs,
 )
 
 CONFIG = {
@@ -150,6 +151,23 @@ def test_bundle_root_that_was_given_is_left_alone(command, monkeypatch, tmp_path
 def test_missing_config_files_are_named(words, message):
     with pytest.raises(FileNotFoundError, match=message):
         arguments_from_anywhere(Command(words))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("none.yaml", None, "none.yaml: no such config file; check `config_file`"),
+        ("a.yaml", "seed: 1\n  halo: 2", r"a.yaml: is no sound YAML or JSON \(mapping values .* line 2"),
+        ("a.json", '{"seed": 1', r"a.json: is no sound YAML or JSON \(Expecting"),
+        ("a.yaml", "", "a.yaml: must hold lines `id: value`, got None"),
+        ("a.txt", "seed: 1", r"a.txt: is no sound YAML or JSON \(unknown file input"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_named(config_file, tmp_path, name, text, message):
+    if text is not None:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(FileNotFoundError, match=message):
+        merge_configs([config_file, str(tmp_path / name)])
 
 
 @pytest.mark.parametrize(

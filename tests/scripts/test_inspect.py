@@ -1,4 +1,5 @@
 import csv
+import json
 import os
 import re
 
@@ -100,6 +101,23 @@ def test_a_name_of_any_bytes_stays_on_its_line_and_in_its_cell(tmp_path, capsys)
         rows = [row["path"] for row in csv.DictReader(file)]
     told = {os.fsdecode(name).encode(errors="backslashreplace").decode() for name in names}
     assert {path.removeprefix(f"{tmp_path}/").removesuffix(".nii") for path in rows} == told
+
+
+def test_the_volumes_of_a_datalist_are_shown(dataset, capsys):
+    names = ["p1/ct", "p2/ct"]  # p3 is not named
+    lists = {"training": [{"image": names[0]}], "validation": [{"image": names[1]}]}
+    (dataset / "list.json").write_text(json.dumps(lists), encoding="utf-8")
+
+    assert main([str(dataset / "list.json")]) == 1
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()[1:3]] == names
+    assert "1 of 2 volumes can be used" in out
+
+
+def test_a_table_that_cannot_be_written_is_told_before_anything_is_read(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path), "--csv", str(tmp_path / "none" / "out.csv")])
+    assert "`csv` must be a file in a folder that exists" in capsys.readouterr().err
 
 
 def test_an_empty_folder_is_named(tmp_path):

@@ -128,6 +128,12 @@ def test_a_config_that_does_not_train_is_told(monkeypatch, capsys):
     assert code == 1 and "configs/inference.yaml: no training config" in capsys.readouterr().out
 
 
+def test_a_config_that_does_not_exist_is_told(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    code = main(["--config_file", "configs/trian.yaml"])
+    assert code == 1 and "error   config: configs/trian.yaml: no such config file" in capsys.readouterr().out
+
+
 def test_help_needs_no_config(capsys):
     assert main(["--help"]) == 0
     assert "python -m scripts.preflight" in capsys.readouterr().out

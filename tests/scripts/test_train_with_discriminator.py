@@ -76,10 +76,12 @@ def test_fresh_starts_without_a_checkpoint_and_with_the_default_output_folder(wo
     assert "--init_from" not in overrides
 
 
-def test_resuming_does_not_start_from_the_base_checkpoint_too(workplace):
-    _, overrides = told(launch(workplace, "--resume_from_checkpoint", "last.pt", DATASET_DIR="data"))
+@pytest.mark.parametrize("checkpoint", ["last.pt", "auto"])
+def test_resuming_does_not_start_from_the_base_checkpoint_too(workplace, checkpoint):
+    _, overrides = told(launch(workplace, "--resume_from_checkpoint", checkpoint, DATASET_DIR="data"))
 
-    assert overrides["--resume_from_checkpoint"] == str(workplace / "last.pt")
+    path = "auto" if checkpoint == "auto" else str(workplace / checkpoint)
+    assert overrides["--resume_from_checkpoint"] == path
     assert "--init_from" not in overrides
 
 

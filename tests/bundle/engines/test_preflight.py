@@ -107,6 +107,18 @@ def test_a_store_that_exists_needs_no_more_room(tmp_path):
     assert store_bytes(cases, tmp_path / "cache") == 0
 
 
+def test_a_new_store_has_room_for_dicom_series_and_none_for_prepared_volumes(tmp_path):
+    for folder in ("alone", "shared"):
+        (tmp_path / folder).mkdir()
+        for name in ("1", "2", "3"):
+            (tmp_path / folder / name).write_bytes(b"0" * 10)
+    (tmp_path / "a.ctpa").write_bytes(b"0" * 100)
+    images = ["alone", "shared/1", "shared/2", "a.ctpa"]
+    cases = {"training": [{"image": str(tmp_path / image)} for image in images], "validation": []}
+
+    assert store_bytes(cases, tmp_path / "cache") == 60
+
+
 def test_errors_are_told_together_and_warnings_do_not_end_the_run(caplog):
     refuse_errors([Check("a", "ok", "fine"), Check("b", "warning", "tight")])
     with pytest.raises(PreflightError, match="c: too small; d: too big"):

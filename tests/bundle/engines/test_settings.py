@@ -22,11 +22,16 @@ GOOD = {
         "flip_probability": 0.5,
         "turn_probability": 0.0,
     },
+    "steps": {"learning_rate": 1e-4, "discriminator_learning_rate": 1e-4, "gradient_clip": 1.0},
 }
 
 
 def sampling(**changes):
     return {"sampling": GOOD["sampling"] | changes}
+
+
+def steps(**changes):
+    return {"steps": GOOD["steps"] | changes}
 
 
 NO_GAN = {"l1_weight": 1.0, "image_gan_weight": 0.0, "video_gan_weight": 0.0}
@@ -45,6 +50,7 @@ def test_a_run_ends_at_whichever_limit_comes_first(max_iterations, total):
         {"weights": NO_GAN, "patch_size": [4, 4, 4], "loss_margin": 0},
         {"weights": NO_GAN, "discriminator_iter_start": 10_000},
         {"max_iterations": 26},
+        steps(gradient_clip=None),
     ],
 )
 def test_settings_that_work_pass(changes):
@@ -73,6 +79,8 @@ def test_settings_that_work_pass(changes):
         ({"loss_margin": 12}, "`loss_margin` must be below half of the smallest patch side, got 12"),
         ({"loss_margin": -1}, "`loss_margin` must be a whole number from 0, got -1"),
         ({"weights": NO_GAN | {"perceptual_weight": 0.1}, "discriminator_iter_start": 10_000}, "LPIPS would"),
+        (steps(learning_rate=-1), "`learning_rate` must be a number above 0, got -1"),
+        (steps(gradient_clip=0), "`gradient_clip` must be a number above 0, got 0; not to clip"),
         (sampling(patch_sampling="net"), "`patch_sampling` must be one of random, grid, got 'net'"),
         (sampling(flip_probability=1.5), "`flip_probability` must be a number from 0 to 1, got 1.5"),
         (sampling(vessel_ratio=0.6), r"`foreground_ratio` \+ `vessel_ratio` must be at most 1, got 1.1"),
