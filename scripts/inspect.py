@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     n_usable, n_skipped = verdicts.count("yes"), verdicts.count("skipped")
     print(
         f"\n{n_usable} of {len(summaries) - n_skipped} volumes can be used as they are"
-        + (f"; {n_skipped} series are skipped: no CT volumes by nature" if n_skipped else "")
+        + (f"; skipped, since no CT volumes by nature: {n_skipped}" if n_skipped else "")
     )
     if given.csv:
         write_csv(given.csv, summaries)

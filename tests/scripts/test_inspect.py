@@ -72,7 +72,7 @@ def test_what_is_no_volume_by_nature_is_told_and_does_not_count(write_dicom, tmp
     assert main([str(tmp_path)]) == 0
 
     out = capsys.readouterr().out
-    assert "1 of 1 volumes can be used as they are; 1 series are skipped: no CT volumes by nature" in out
+    assert "1 of 1 volumes can be used as they are; skipped, since no CT volumes by nature: 1" in out
     assert re.search(r"scout/\d+: is a localizer, no volume \[localizer\]", out)
 
 
