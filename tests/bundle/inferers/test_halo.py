@@ -36,12 +36,12 @@ def test_cores_partition_every_cell_and_windows_stay_inside():
 
 
 def assert_same_codes(indices, expected, latent, codebook):
-    """One cell, or 1 in 100,000, may differ, and only between codes whose distances agree to 1e-5.
+    """At most 1 in 100,000 may differ, and only between codes whose distances agree to 1e-5.
 
     The law is equality; but a backend may sum a convolution in another order for another shape.
     """
     different = (indices != expected).nonzero()
-    assert len(different) <= max(1, indices.numel() * 1e-5)
+    assert len(different) <= indices.numel() * 1e-5
     for batch, *cell in different.tolist():
         codes = codebook[torch.stack([indices[batch, *cell], expected[batch, *cell]])]
         one, other = (codes - latent[batch, :, *cell]).square().sum(dim=1)
@@ -52,7 +52,11 @@ def assert_same_codes(indices, expected, latent, codebook):
     ("shape", "faces"), [((151, 136, 76), (0, 0, 0, 0, 0, 1)), ((60, 129, 151), (0, 1, 0, 3, 0, 0))]
 )
 @pytest.mark.parametrize("tile_size", [64, 96, 128, (72, 104, 40)])
-def test_indices_and_reconstruction_of_tiles_equal_those_of_the_whole(tiny_vqgan, shape, faces, tile_size):
+def test_indices_and_reconstruction_of_tiles_equal_those_of_the_whole(
+    tiny_vqgan, monkeypatch, shape, faces, tile_size
+):
+    # without oneDNN, which on some processors does so
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     network, inferer = tiny_vqgan(num_embeddings=1024), HaloInferer(tile_size)
     image = nn.functional.interpolate(torch.randn(1, 1, 20, 20, 20), size=shape, mode="trilinear")
     with torch.no_grad():
