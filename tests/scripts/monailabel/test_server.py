@@ -153,7 +153,7 @@ def test_a_refused_file_of_the_server_stays_where_it_is(server, tmp_path):
     ("request_words", "code", "message"),
     [
         ({"image": "nobody"}, 404, "`image` must be an id of the datastore, got 'nobody'"),
-        ({"image": "straight", "model": "other"}, 404, "`model` must be ctpa_vqgan, got other"),
+        ({"image": "straight", "model": "other"}, 404, "must be ctpa_vqgan or ctpa_vqgan_codes, got other"),
         ({}, 500, "Neither Image nor File"),
         ({"image": "straight", "params": '{"result_extension": ".mha"}'}, 422, "must be .nii or .nii.gz"),
     ],
