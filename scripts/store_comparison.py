@@ -92,7 +92,7 @@ def _others(folder: Path) -> dict[str, tuple[Path, Callable[[np.ndarray, Path], 
     return others
 
 
-def _rates(stores: dict[str, tuple[Path, Reader]], places: Sequence[Box]) -> dict[str, tuple[float, float]]:
+def _rates(stores: dict[str, Store], places: Sequence[Box]) -> dict[str, tuple[float, float]]:
     """Patches per second of each store, warm and cold, from the median patch."""
     times: dict[tuple[str, bool], list[float]] = {}
     for place, cold, (name, (path, read)) in itertools.product(places, (False, True), stores.items()):
