@@ -56,10 +56,10 @@ check: $(INSTALLED)  ## lint, format, types
 	$(BIN)/python -m mypy
 
 bench: $(INSTALLED)  ## seconds per patch and peak memory on this machine
-	$(BIN)/python -m scripts.benchmark
+	$(BIN)/python -m scripts.developer.benchmark
 
 chaos: $(INSTALLED)  ## kill a small run at 20 random moments, resume it, compare with an uninterrupted one
-	$(BIN)/python -m scripts.chaos
+	$(BIN)/python -m scripts.developer.chaos
 
 clean:  ## remove caches and build products; keeps the environment, models and outputs
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

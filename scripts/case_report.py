@@ -16,12 +16,12 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, io_orientation
 from PIL import Image
 
-from bundle.data.volume import read_volume
-from bundle.handlers.pictures import render_triptych
-from bundle.handlers.rendering import PLANES
-from bundle.launch import write_atomically
+from bundle.data.volumes.reading import read_volume
+from bundle.drawing.planes import PLANES
+from bundle.drawing.triptych import render_triptych
+from bundle.drawing.video import Display, write_comparison_video
 from bundle.metrics.reconstruction import Figures, reconstruction_figures
-from scripts.video import Display, write_comparison_video
+from bundle.run.record import write_atomically
 
 POSTFIX = "_recon.nii.gz"
 COLUMNS = {
@@ -77,7 +77,7 @@ def report_case(
     Args:
         image_path: original NIfTI volume.
         recon_paths: one or two reconstructed NIfTI volumes by the label of their checkpoint.
-        axes: names of `bundle.handlers.rendering.PLANES` to make videos of.
+        axes: names of `bundle.drawing.planes.PLANES` to make videos of.
         fps: slices per second.
         display: windows and scales; its HU window is also the one of the figures.
 

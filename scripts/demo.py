@@ -20,12 +20,12 @@ from pathlib import Path
 
 import yaml
 
-from bundle.handlers.pictures import DIFFERENCE_HU
-from bundle.handlers.rendering import MEDIASTINUM, PLANES
-from bundle.launch import report_error
+from bundle.drawing.planes import MEDIASTINUM, PLANES
+from bundle.drawing.triptych import DIFFERENCE_HU
+from bundle.drawing.video import Display
+from bundle.run.record import report_error
 from scripts.case_report import figures_table, report_case
 from scripts.reconstruct import output_name
-from scripts.video import Display
 
 BUNDLE_ROOT = Path(__file__).resolve().parent.parent
 DATA = Path("tests/data")

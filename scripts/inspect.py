@@ -21,16 +21,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bundle.data.cases import DatasetError, read_datalist
-from bundle.data.datalist import dataset_root
-from bundle.data.dicom import find_one_series, series_in, walk_files
-from bundle.data.dicom_volume import tilt_note
-from bundle.data.header import is_series
-from bundle.data.names import printable
-from bundle.data.nifti import SUFFIXES
-from bundle.data.screening import SKIPPED
-from bundle.data.summary import VolumeSummary, summarise_volume
-from bundle.launch import report_error
+from bundle.data.cases.find import DatasetError, read_datalist
+from bundle.data.cases.split import dataset_root
+from bundle.data.cases.summary import VolumeSummary, summarise_volume
+from bundle.data.dicom.screening import SKIPPED
+from bundle.data.dicom.series import find_one_series, series_in, walk_files
+from bundle.data.dicom.volume import tilt_note
+from bundle.data.volumes.formats import is_series
+from bundle.data.volumes.nifti import SUFFIXES
+from bundle.run.names import printable
+from bundle.run.record import report_error
 
 COLUMNS = ("name", "voxels", "spacing mm", "axes", "HU", "below -1024", "contrast", "usable")
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bundle.handlers.checkpoint_file import (
+from bundle.checkpoints.file import (
     NETWORK_SETTINGS,
     CheckpointError,
     load_generator,

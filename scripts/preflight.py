@@ -20,7 +20,10 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 
-from bundle.command import (
+from bundle.checkpoints.start import StartFrom, continues_run
+from bundle.engines.preflight import Check, check_device
+from bundle.losses.perceptual import BackboneError, cached_backbone
+from bundle.run.command import (
     BUNDLE_ROOT,
     Command,
     ConfigFileError,
@@ -28,17 +31,14 @@ from bundle.command import (
     check_overrides,
     is_alike,
 )
-from bundle.engines.preflight import Check, check_device
-from bundle.errors import own_message, short_message
-from bundle.handlers.start_from import StartFrom, continues_run
-from bundle.losses.perceptual import BackboneError, cached_backbone
+from bundle.run.errors import own_message, short_message
 
 SETTINGS = "bundle.engines.settings.check_training_settings"
 START = "bundle.engines.preflight.require_start"
-START_RUN = "bundle.launch.start_run"  # the first that writes
+START_RUN = "bundle.run.record.start_run"  # the first that writes
 TABLE_LOGGER = "bundle.engines.preflight"  # tells the estimate of memory
 LPIPS_LOGGER = "bundle.losses.perceptual"
-START_FROM = "bundle.handlers.start_from.StartFrom"
+START_FROM = "bundle.checkpoints.start.StartFrom"
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -27,21 +27,21 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from bundle.data.atomic import complete_or_absent, remove_leftovers
-from bundle.data.cases import find_volumes, read_datalist
-from bundle.data.datalist import DatasetError
-from bundle.data.dicom import find_series
-from bundle.data.dicom_elements import patient_hash
-from bundle.data.dicom_volume import tilt_note
-from bundle.data.export import export_volume
-from bundle.data.header import VolumeError, read_header
-from bundle.data.patients import Case
-from bundle.data.prepared_list import Prepared, prepared_lists
-from bundle.data.processes import StoppedError, run_tasks
-from bundle.data.screening import smaller_than_a_patch
-from bundle.data.store import PatchStore, StoreError
-from bundle.data.summary import tilt_degrees
-from bundle.launch import report_error
+from bundle.data.cases.find import find_volumes, read_datalist
+from bundle.data.cases.patients import Case
+from bundle.data.cases.prepared_list import Prepared, prepared_lists
+from bundle.data.cases.split import DatasetError
+from bundle.data.cases.summary import tilt_degrees
+from bundle.data.dicom.elements import patient_hash
+from bundle.data.dicom.screening import smaller_than_a_patch
+from bundle.data.dicom.series import find_series
+from bundle.data.dicom.volume import tilt_note
+from bundle.data.store.export import export_volume
+from bundle.data.store.store import PatchStore, StoreError
+from bundle.data.volumes.formats import VolumeError, read_header
+from bundle.run.atomic import complete_or_absent, remove_leftovers
+from bundle.run.processes import StoppedError, run_tasks
+from bundle.run.record import report_error
 
 VOLUMES = "volumes"
 DATALIST = "datalist.json"
@@ -107,7 +107,7 @@ def prepare(dataset_dir: Path, output: Path, num_workers: int = 4, patch_size: i
     """Fills a store, and writes its datalist and its report.
 
     Args:
-        dataset_dir: see `bundle.data.datalist.find_cases`.
+        dataset_dir: see `bundle.data.cases.split.find_cases`.
         output: folder of the store, made if missing.
         num_workers: processes, each with one volume in memory; 0 = in this one.
         patch_size: voxels; a volume with fewer slices is refused.

@@ -25,14 +25,14 @@ if not __package__:
 import torch
 from monai.bundle import ConfigWorkflow
 
-from bundle.data import names
-from bundle.data.datalist import dataset_root, inference_cases
-from bundle.handlers.checkpoint_file import NETWORK_SETTINGS, CheckpointError, read_checkpoint
-from bundle.handlers.pictures import DIFFERENCE_HU, WINDOWS
-from bundle.handlers.rendering import LUNG, PLANES, HUWindow
-from bundle.launch import report_error
+from bundle.checkpoints.file import NETWORK_SETTINGS, CheckpointError, read_checkpoint
+from bundle.data.cases.split import dataset_root, inference_cases
+from bundle.drawing.planes import LUNG, PLANES, HUWindow
+from bundle.drawing.triptych import DIFFERENCE_HU, WINDOWS
+from bundle.drawing.video import Display
+from bundle.run import names
+from bundle.run.record import report_error
 from scripts.case_report import CaseFigures, figures_table, report_case
-from scripts.video import Display
 
 BUNDLE_ROOT = Path(__file__).resolve().parent.parent
 COMPARE_FOLDER = "compare"

@@ -26,8 +26,8 @@ def main(arguments: Sequence[str]) -> None:
     sys.path[:] = [str(BUNDLE_ROOT), *elsewhere]
     import monai.bundle
 
-    from bundle.command import Command, arguments_from_anywhere, check_overrides
-    from bundle.launch import report_error
+    from bundle.run.command import Command, arguments_from_anywhere, check_overrides
+    from bundle.run.record import report_error
 
     sys.excepthook = report_error
     # The workflow's own check and the record of the run read the command line again: complete it in place.

@@ -21,7 +21,7 @@ import pytest
 import torch
 import torchvision
 
-from bundle.data.phantom import write_phantom
+from bundle.data.volumes.phantom import write_phantom
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bundle.command import Command, check_overrides
-from bundle.handlers.scalar_log import TAGS
+from bundle.handlers.curves import TAGS
+from bundle.run.command import Command, check_overrides
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -49,9 +49,10 @@ def is_true(value: ast.expr | None) -> bool:
     return isinstance(value, ast.Constant) and value.value is True
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_no_code_of_the_product_runs_what_it_reads(path):
-    assert list(dangers(path.read_text(encoding="utf-8"))) == []
+def test_no_code_of_the_product_runs_what_it_reads():
+    found = {path.relative_to(ROOT).as_posix(): list(dangers(path.read_text("utf-8"))) for path in PRODUCT}
+
+    assert {name: calls for name, calls in found.items() if calls} == {}
 
 
 @pytest.mark.parametrize(

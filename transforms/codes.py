@@ -12,8 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import ImageMetaKey, MetaKeys, convert_to_numpy
 
-from bundle.data.header_text import header_as_text
-from bundle.data.latent_file import (
+from bundle.data.latents.file import (
     SUFFIX,
     EncodedVolume,
     LatentFileError,
@@ -22,15 +21,16 @@ from bundle.data.latent_file import (
     read_record,
     write_latent_file,
 )
-from bundle.data.names import output_name
-from bundle.data.writer import geometry_header
+from bundle.data.volumes.header_text import header_as_text
+from bundle.data.volumes.writing import geometry_header
+from bundle.run.names import output_name
 from transforms.spatial import restore_orientation
 
 logger = logging.getLogger(__name__)
 
 
 class SaveCodesd(MapTransform):
-    """Saves `<output_dir>/<name>_codes.npz`; see `bundle.data.latent_file` for the format.
+    """Saves `<output_dir>/<name>_codes.npz`; see `bundle.data.latents.file` for the format.
 
     Args:
         keys: codes (1, x, y, z), or codes and latents (1 + E, x, y, z), as `EncodingInferer` gives them.

@@ -11,7 +11,7 @@ from monai.config import KeysCollection
 from monai.data import ImageReader
 from monai.transforms import LoadImaged
 
-from bundle.data.volume import CTReader
+from bundle.data.volumes.reading import CTReader
 
 
 class LoadImageCTPAd(LoadImaged):
@@ -43,7 +43,7 @@ class LoadImageCTPAd(LoadImaged):
         """Replaces each path by a MetaTensor.
 
         Raises:
-            VolumeError: see `bundle.data.volume.read_volume`.
+            VolumeError: see `bundle.data.volumes.reading.read_volume`.
         """
         return super().__call__(data, reader or self.reader)
 

@@ -10,12 +10,12 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 from monai.utils import ImageMetaKey, MetaKeys
 
-from bundle.data.datalist import dataset_root
-from bundle.data.dicom_derived import derivation_text
-from bundle.data.dicom_writer import SeriesWriter, check_source, check_target
-from bundle.data.names import output_name
-from bundle.data.nifti import VolumeError
-from bundle.data.writer import CTWriter
+from bundle.data.cases.split import dataset_root
+from bundle.data.dicom.derived import derivation_text
+from bundle.data.dicom.writer import SeriesWriter, check_source, check_target
+from bundle.data.volumes.nifti import VolumeError
+from bundle.data.volumes.writing import CTWriter
+from bundle.run.names import output_name
 
 FORMATS = ("nifti", "dicom")
 

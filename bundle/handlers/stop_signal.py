@@ -11,8 +11,8 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.engines import Trainer
 
-from bundle.handlers.checkpoint import CheckpointHandler
-from bundle.handlers.scalar_log import TensorBoardLog
+from bundle.checkpoints.handler import CheckpointHandler
+from bundle.handlers.curves import TensorBoardLog
 from bundle.handlers.validation import ValidationStopped
 
 logger = logging.getLogger(__name__)

@@ -64,7 +64,7 @@ def sample_image(
     Args:
         diffusion: with the timesteps that `network` was trained with.
         network: the diffusion model; left in eval mode.
-        position: (3, x, y, z), where the sample lies in its volume; see `bundle.data.latents`.
+        position: (3, x, y, z), where the sample lies in its volume; see `bundle.data.latents.dataset`.
         restore: from the network's range to the latents that the decoder takes.
         vqgan: with weights.
         tiling: sizes of tiles and halo of the decoder.

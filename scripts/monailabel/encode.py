@@ -10,7 +10,7 @@ from typing import Any
 
 from monailabel.tasks.infer.bundle import BundleConstants
 
-from bundle.data.latent_file import SUFFIX
+from bundle.data.latents.file import SUFFIX
 from bundle.networks.fingerprint import fingerprint
 from scripts.monailabel.infer import ReconstructionTask
 from transforms.codes import SaveCodesd

@@ -12,9 +12,9 @@ from monai.bundle import ConfigParser
 from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.tasks.infer.bundle import BundleConstants, BundleInferTask
 
-from bundle.data.header import SUFFIXES
-from bundle.data.writer import CTWriter
-from bundle.handlers.checkpoint_file import NETWORK_SETTINGS, load_generator, read_checkpoint
+from bundle.checkpoints.file import NETWORK_SETTINGS, load_generator, read_checkpoint
+from bundle.data.volumes.formats import SUFFIXES
+from bundle.data.volumes.writing import CTWriter
 from bundle.networks.vqgan import to_device
 
 

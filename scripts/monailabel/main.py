@@ -22,8 +22,8 @@ sys.path[:] = [str(BUNDLE_ROOT), *(path for path in sys.path if path != str(BUND
 from fastapi import HTTPException  # noqa: E402
 from monailabel.interfaces.app import MONAILabelApp  # noqa: E402
 
-from bundle.errors import own_message, short_message  # noqa: E402
-from bundle.handlers.checkpoint_file import CheckpointError  # noqa: E402
+from bundle.checkpoints.file import CheckpointError  # noqa: E402
+from bundle.run.errors import own_message, short_message  # noqa: E402
 from scripts.monailabel.encode import EncodingTask  # noqa: E402
 from scripts.monailabel.infer import ReconstructionTask  # noqa: E402
 from scripts.monailabel.train import PatchTrainingTask  # noqa: E402

@@ -15,9 +15,9 @@ from typing import Any
 import monai.bundle
 from monailabel.tasks.train.bundle import BundleTrainTask
 
-from bundle.command import merge_configs
-from bundle.data.atomic import complete_or_absent
-from bundle.handlers.checkpoint_file import NETWORK_SETTINGS, read_checkpoint
+from bundle.checkpoints.file import NETWORK_SETTINGS, read_checkpoint
+from bundle.run.atomic import complete_or_absent
+from bundle.run.command import merge_configs
 from scripts.install import install
 
 logger = logging.getLogger(__name__)

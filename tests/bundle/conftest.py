@@ -6,14 +6,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from bundle.data.patches import ResumableSampler
+from bundle.checkpoints.file import network_settings
+from bundle.checkpoints.handler import TrainingState
+from bundle.data.patches.dataset import ResumableSampler
 from bundle.engines.optimizers import build_optimizer, build_schedule
 from bundle.engines.trainer import AdversarialTrainer
-from bundle.handlers.checkpoint import TrainingState
-from bundle.handlers.checkpoint_file import network_settings
-from bundle.handlers.discriminator_update import DiscriminatorUpdate
-from bundle.handlers.generator_update import GeneratorUpdate
-from bundle.handlers.iteration_gate import IterationGate
+from bundle.handlers.gate import IterationGate
+from bundle.handlers.updates import DiscriminatorUpdate, GeneratorUpdate
 from bundle.losses.objective import GeneratorObjective
 from bundle.networks.discriminators import build_discriminators
 from bundle.networks.vqgan import VQGAN, TrainingPass

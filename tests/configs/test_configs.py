@@ -9,13 +9,13 @@ import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 
-from bundle.command import merge_configs
-from bundle.data.phantom import write_phantom
+from bundle.checkpoints.file import network_settings, write_checkpoint
+from bundle.data.volumes.phantom import write_phantom
 from bundle.engines.settings import SettingsError
-from bundle.handlers.checkpoint_file import network_settings, write_checkpoint
-from bundle.handlers.discriminator_update import DiscriminatorUpdate
-from bundle.handlers.scalar_log import TAGS
+from bundle.handlers.curves import TAGS
+from bundle.handlers.updates import DiscriminatorUpdate
 from bundle.networks.vqgan import build_vqgan
+from bundle.run.command import merge_configs
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "configs").glob("*.yaml"))

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 
+from bundle.drawing.video import Display
 from bundle.metrics.reconstruction import Figures
 from scripts.case_report import CaseFigures, figures_table, read_ras, report_case
-from scripts.video import Display
 
 SHAPE, SPACING = (24, 20, 12), (0.5, 0.75, 2.0)
 SMALL = Display(panel_px=96)

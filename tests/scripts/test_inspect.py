@@ -7,9 +7,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bundle.data.cases import DatasetError
-from bundle.data.phantom import write_phantom
-from bundle.data.summary import summarise_volume
+from bundle.data.cases.find import DatasetError
+from bundle.data.cases.summary import summarise_volume
+from bundle.data.volumes.phantom import write_phantom
 from scripts.inspect import main
 
 HU = np.random.default_rng(0).integers(-1000, 100, (8, 6, 10)).astype(np.int16)  # Z, rows, columns

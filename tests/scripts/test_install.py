@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bundle.handlers.checkpoint_file import read_checkpoint, write_checkpoint
+from bundle.checkpoints.file import read_checkpoint, write_checkpoint
 from bundle.networks.vqgan import build_vqgan
 from scripts.install import main
 

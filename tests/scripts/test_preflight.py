@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from torch import nn
 
-from bundle.data.phantom import write_phantom
+from bundle.checkpoints.file import network_settings, write_checkpoint
+from bundle.checkpoints.handler import TrainingState
+from bundle.data.volumes.phantom import write_phantom
 from bundle.engines.optimizers import build_optimizer
-from bundle.handlers.checkpoint import TrainingState
-from bundle.handlers.checkpoint_file import network_settings, write_checkpoint
 from bundle.networks.vqgan import build_vqgan
 from scripts.preflight import main
 

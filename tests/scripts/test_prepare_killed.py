@@ -15,8 +15,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bundle.data.atomic import LEFTOVER_S
-from bundle.data.volume import read_volume
+from bundle.data.volumes.reading import read_volume
+from bundle.run.atomic import LEFTOVER_S
 from scripts.prepare import main, prepare
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,8 +13,8 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from bundle.data.datalist import DatasetError
-from bundle.handlers.checkpoint_file import CheckpointError, network_settings, write_checkpoint
+from bundle.checkpoints.file import CheckpointError, network_settings, write_checkpoint
+from bundle.data.cases.split import DatasetError
 from bundle.networks.vqgan import build_vqgan
 from scripts.reconstruct import BUNDLE_ROOT, checkpoint_labels, main, output_name
 

@@ -14,8 +14,8 @@ output_dir: null
 init_from: null
 max_epochs: 5
 run:
-- _target_: bundle.launch.refuse_unknown_overrides
-- {_target_: bundle.launch.start_run, output_dir: '@output_dir'}
+- _target_: bundle.run.record.refuse_unknown_overrides
+- {_target_: bundle.run.record.start_run, output_dir: '@output_dir'}
 """
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.data.volume import VolumeError
+from bundle.data.volumes.reading import VolumeError
 from transforms.load import LoadImageCTPAd
 
 VOXELS = np.random.default_rng(0).integers(-1024, 3072, (7, 6, 5)).astype(np.int16)

@@ -5,7 +5,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, SaveImaged
 
-from bundle.data.volume import VolumeError
+from bundle.data.volumes.reading import VolumeError
 from transforms.intensity import InverseHUWindowd, ScaleHUWindowd
 from transforms.load import LoadImageCTPAd
 from transforms.save import SaveImageCTPAd

@@ -3,7 +3,7 @@ import pydicom
 import pytest
 from monai.transforms import Compose, SaveImaged
 
-from bundle.data.volume import VolumeError, read_volume
+from bundle.data.volumes.reading import VolumeError, read_volume
 from transforms.load import LoadImageCTPAd
 from transforms.save import OutputFormatError, SaveImageCTPAd
 from transforms.spatial import OrientRASd, RestoreOrientationd

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.data.phantom import write_phantom
-from bundle.handlers.checkpoint_file import network_settings, write_checkpoint
+from bundle.checkpoints.file import network_settings, write_checkpoint
+from bundle.data.volumes.phantom import write_phantom
 from bundle.networks.vqgan import VQGAN, build_vqgan
 
 ROOT = Path(__file__).resolve().parents[2]

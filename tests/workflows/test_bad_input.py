@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bundle.handlers.checkpoint_file import network_settings, write_checkpoint
+from bundle.checkpoints.file import network_settings, write_checkpoint
 
 UNKNOWN = "got `learning_rat` (did you mean `learning_rate`"
 

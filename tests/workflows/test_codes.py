@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.data.latent_file import read_latent_file
-from bundle.data.phantom import write_phantom
-from bundle.handlers.checkpoint_file import network_settings, write_checkpoint
+from bundle.checkpoints.file import network_settings, write_checkpoint
+from bundle.data.latents.file import read_latent_file
+from bundle.data.volumes.phantom import write_phantom
 from bundle.networks.vqgan import build_vqgan
 
 ROTATED = np.array(

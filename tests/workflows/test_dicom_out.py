@@ -4,8 +4,8 @@ import numpy as np
 import pydicom
 import pytest
 
-from bundle.data.phantom import write_phantom
-from bundle.data.volume import read_volume
+from bundle.data.volumes.phantom import write_phantom
+from bundle.data.volumes.reading import read_volume
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 
-from bundle.data.latent_statistics import read_statistics
-from bundle.data.latents import LatentDataset
-from bundle.handlers.checkpoint_file import read_checkpoint, write_checkpoint
+from bundle.checkpoints.file import read_checkpoint, write_checkpoint
+from bundle.data.latents.dataset import LatentDataset
+from bundle.data.latents.statistics import read_statistics
 from bundle.networks.denoiser import build_denoiser
 from bundle.networks.fingerprint import fingerprint
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.data.phantom import write_phantom
+from bundle.data.volumes.phantom import write_phantom
 from bundle.inferers.halo import HaloInferer
 
 ODD = (47, 38, 33)

@@ -22,7 +22,7 @@ from monai.bundle import ConfigWorkflow, ckpt_export, push_to_hf_hub, verify_met
 from monai.bundle.scripts import download_large_files
 from monai.utils import set_determinism
 
-from bundle.handlers.checkpoint_file import network_settings, write_checkpoint
+from bundle.checkpoints.file import network_settings, write_checkpoint
 from bundle.networks.vqgan import build_vqgan
 
 ROOT = Path(__file__).resolve().parents[2]

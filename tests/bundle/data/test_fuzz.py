@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bundle.data.dicom import find_series
-from bundle.data.header import VolumeError, read_header
-from bundle.data.volume import read_volume
+from bundle.data.dicom.series import find_series
+from bundle.data.volumes.formats import VolumeError, read_header
+from bundle.data.volumes.reading import read_volume
 from tests.bundle.data.fuzzing import FUZZ
 
 HU = np.random.default_rng(0).integers(-1024, 2000, (3, 32, 24)).astype(np.int16)

@@ -13,11 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zlib_ng import zlib_ng
 
-from bundle.data.datalist import DatasetError, encoded_cases
-from bundle.data.export import export_volume
-from bundle.data.header import VolumeError, read_header
-from bundle.data.header_text import header_as_text
-from bundle.data.latent_file import (
+from bundle.data.cases.split import DatasetError, encoded_cases
+from bundle.data.latents.file import (
     EncodedVolume,
     LatentFileError,
     Record,
@@ -26,10 +23,13 @@ from bundle.data.latent_file import (
     read_record,
     write_latent_file,
 )
-from bundle.data.store import PatchStore, StoreError
-from bundle.data.stored_volume import stored_volume
-from bundle.data.volume import read_volume
-from bundle.data.volume_file import INDEX_ENTRY, TRAILER
+from bundle.data.store.export import export_volume
+from bundle.data.store.file import INDEX_ENTRY, TRAILER
+from bundle.data.store.store import PatchStore, StoreError
+from bundle.data.store.stored_volume import stored_volume
+from bundle.data.volumes.formats import VolumeError, read_header
+from bundle.data.volumes.header_text import header_as_text
+from bundle.data.volumes.reading import read_volume
 from tests.bundle.data.fuzzing import DAMAGE, FUZZ, JSON, Sample, damaged, little_memory
 
 

@@ -11,12 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bundle.data.cases import LISTS
-from bundle.data.datalist import DatasetError, dataset_root, find_cases, inference_cases, split_cases
-from bundle.data.latent_statistics import LatentStatistics, StatisticsError, read_statistics
-from bundle.data.prepared_list import Prepared, prepared_lists
-from bundle.data.store import StoreError
-from bundle.data.window_counts import read_counts
+from bundle.data.cases.find import LISTS
+from bundle.data.cases.prepared_list import Prepared, prepared_lists
+from bundle.data.cases.split import DatasetError, dataset_root, find_cases, inference_cases, split_cases
+from bundle.data.latents.statistics import LatentStatistics, StatisticsError, read_statistics
+from bundle.data.store.store import StoreError
+from bundle.data.store.window_counts import read_counts
 from tests.bundle.data.fuzzing import DAMAGE, FUZZ, JSON, damaged, little_memory
 
 DEEP = b"[" * 100_000

@@ -8,9 +8,8 @@ from monai.handlers import from_engine
 from bundle.engines.events import AdversarialEvents
 from bundle.engines.optimizers import build_optimizer
 from bundle.engines.trainer import AdversarialTrainer
-from bundle.handlers.discriminator_update import DiscriminatorUpdate
-from bundle.handlers.generator_update import GeneratorUpdate
-from bundle.handlers.iteration_gate import IterationGate
+from bundle.handlers.gate import IterationGate
+from bundle.handlers.updates import DiscriminatorUpdate, GeneratorUpdate
 from bundle.losses.objective import GeneratorObjective
 from bundle.networks.vqgan import TrainingPass
 

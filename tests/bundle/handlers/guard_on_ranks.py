@@ -14,13 +14,13 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Events
 
+from bundle.checkpoints.handler import CheckpointHandler, TrainingState
 from bundle.engines.optimizers import build_optimizer
 from bundle.engines.preflight import check_ranks
 from bundle.engines.trainer import AdversarialTrainer
-from bundle.handlers.checkpoint import CheckpointHandler, TrainingState
-from bundle.handlers.generator_update import GeneratorUpdate
-from bundle.handlers.health_guard import HealthGuard
-from bundle.handlers.iteration_gate import IterationGate
+from bundle.handlers.gate import IterationGate
+from bundle.handlers.nonfinite import HealthGuard
+from bundle.handlers.updates import GeneratorUpdate
 from bundle.losses.objective import GeneratorObjective
 from bundle.networks.quantizer import EMACodebook
 from bundle.networks.vqgan import VQGAN, TrainingPass

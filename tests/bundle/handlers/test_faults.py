@@ -10,13 +10,13 @@ import pytest
 from ignite.engine import Events
 from torch.utils.data import DataLoader
 
-from bundle.data.patches import PatchDataset
-from bundle.data.phantom import write_phantom
-from bundle.errors import own_message
-from bundle.handlers.checkpoint import CheckpointHandler
-from bundle.handlers.checkpoint_file import read_checkpoint
+from bundle.checkpoints.file import read_checkpoint
+from bundle.checkpoints.handler import CheckpointHandler
+from bundle.data.patches.dataset import PatchDataset
+from bundle.data.volumes.phantom import write_phantom
 from bundle.handlers.curve_table import rows_of
-from bundle.handlers.scalar_log import ScalarLog, TensorBoardLog
+from bundle.handlers.curves import ScalarLog, TensorBoardLog
+from bundle.run.errors import own_message
 from transforms.intensity import PrepareHUBatch, ScaleHUWindowd
 
 INTERVAL = 2  # iterations between two points and two checkpoints

@@ -12,8 +12,7 @@ from ignite.engine import Engine
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bundle.handlers.pictures import Pictures, render_triptych
-from bundle.handlers.rendering import (
+from bundle.drawing.planes import (
     LUNG,
     MEDIASTINUM,
     PLANES,
@@ -23,6 +22,8 @@ from bundle.handlers.rendering import (
     grey_panel,
     panel_size,
 )
+from bundle.drawing.triptych import render_triptych
+from bundle.handlers.pictures import Pictures
 
 SHAPE, SPACING = (12, 16, 10), (0.7, 0.7, 2.5)
 

@@ -6,9 +6,9 @@ import signal
 import pytest
 from ignite.engine import Engine, Events
 
-from bundle.handlers.checkpoint import CheckpointHandler
-from bundle.handlers.checkpoint_file import read_checkpoint
-from bundle.handlers.scalar_log import TensorBoardLog
+from bundle.checkpoints.file import read_checkpoint
+from bundle.checkpoints.handler import CheckpointHandler
+from bundle.handlers.curves import TensorBoardLog
 from bundle.handlers.stop_signal import STOP_SIGNALS, StopOnSignal, ignore_stop_signals
 from bundle.handlers.validation import ValidateEvery
 

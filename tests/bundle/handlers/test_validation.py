@@ -4,9 +4,9 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bundle.handlers.checkpoint import CheckpointHandler
-from bundle.handlers.checkpoint_file import read_checkpoint
-from bundle.handlers.scalar_log import ScalarLog, TensorBoardLog
+from bundle.checkpoints.file import read_checkpoint
+from bundle.checkpoints.handler import CheckpointHandler
+from bundle.handlers.curves import ScalarLog, TensorBoardLog
 from bundle.handlers.validation import ReconstructionQuality, ValidateEvery, slice_lpips
 from bundle.inferers.halo import HaloInferer
 from bundle.losses.perceptual import SlicePerceptualLoss

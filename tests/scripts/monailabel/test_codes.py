@@ -5,7 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 
-from bundle.data.latent_file import read_latent_file
+from bundle.data.latents.file import read_latent_file
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("monailabel") is None, reason="needs MONAI Label: make test-label"

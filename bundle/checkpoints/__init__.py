@@ -1,0 +1,1 @@
+"""Checkpoints: file format, folder of a run, state, saving and starting."""

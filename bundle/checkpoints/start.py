@@ -1,0 +1,180 @@
+"""The two ways to start from a file: weights only, or the whole run."""
+
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+from monai.engines import Trainer
+
+from bundle.checkpoints.file import CheckpointError, check_network, load_generator, read_checkpoint
+from bundle.checkpoints.folder import best_paths, newest_sound_checkpoint, rolling_paths
+from bundle.checkpoints.handler import TrainingState
+
+logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+
+
+class StartFrom:
+    """Loads `init_from` (the generator's weights, counters at zero) or `resume_from_checkpoint` (everything).
+
+    The file is read and checked when this is made, before the run writes anything.
+
+    Args:
+        state: what to load into.
+        init_from: checkpoint whose weights to start from, so that a base model gets its warm-up.
+        resume_from_checkpoint: checkpoint of a run to continue; `auto` = the newest sound one of this run,
+            or, as long as it has none, whatever the run starts from otherwise.
+        sampler: `ResumableSampler`, told at which iteration to go on.
+        output_dir: folder of this run, for `auto`.
+
+    Raises:
+        CheckpointError: a file that cannot be used so, or both given.
+    """
+
+    def __init__(
+        self,
+        state: TrainingState,
+        init_from: str | Path | None = None,
+        resume_from_checkpoint: str | Path | None = None,
+        sampler: Any = None,
+        output_dir: str | Path = ".",
+    ) -> None:
+        self.is_automatic = resume_from_checkpoint == AUTO
+        if self.is_automatic:
+            resume_from_checkpoint = _newest_of_run(Path(output_dir) / "checkpoints")
+            init_from = init_from if resume_from_checkpoint is None else None
+        if init_from is not None and resume_from_checkpoint is not None:
+            raise CheckpointError(
+                f"{init_from}: `init_from` and `resume_from_checkpoint` must not be given together, "
+                f"got {resume_from_checkpoint} too; drop one"
+            )
+        self.state = state
+        self.path = resume_from_checkpoint if init_from is None else init_from
+        self.resuming = resume_from_checkpoint is not None
+        self.sampler = sampler
+        self.content: dict[str, Any] = {}
+        if self.path is not None:
+            self.content = _read_to_resume(Path(self.path)) if self.resuming else read_checkpoint(self.path)
+            check_network(self.path, self.content, state.settings)
+        if self.resuming:
+            self._check_same_parts()
+
+    def attach(self, engine: Trainer) -> None:
+        """Joins the trainer at its start, if there is a file to start from.
+
+        Raises:
+            CheckpointError: a run to continue whose epochs have another length.
+        """
+        if self.resuming:
+            self._check_epoch_length(engine)
+        engine.add_event_handler(Events.STARTED, self, self.path)
+
+    def __call__(self, engine: Trainer, path: str | Path | None) -> None:
+        """Loads the checkpoint once."""
+        if self.is_automatic and not self.resuming:
+            logger.info("No checkpoint to resume yet: this run starts at iteration 0")
+        if path is None or not self.content:
+            return
+        if self.resuming:
+            self.state.load_state_dict(self.content, engine)
+            if self.sampler is not None:
+                self.sampler.start_iteration = engine.state.iteration
+            logger.info("Resuming %s at iteration %d", path, engine.state.iteration)
+        else:
+            matched = load_generator(self.state.network, path, self.content)
+            parts = Counter(name.partition(".")[0] for name in self.content["model"])
+            told = ", ".join(f"{part} {count}" for part, count in parts.items())
+            logger.info(
+                "Starting from the weights of %s: %d tensors matched (%s), which are all of the generator's; "
+                "counters at zero",
+                path, matched, told,
+            )  # fmt: skip
+        self.content = {}  # frees the copy
+
+    def _check_same_parts(self) -> None:
+        """A base checkpoint cannot continue an adversarial run, nor the other way round."""
+        for part, mine in {
+            "discriminators": set(self.state.discriminators.state_dict()),
+            "optimizers": set(self.state.optimizers),
+        }.items():
+            if set(self.content.get(part, ())) != mine:
+                raise CheckpointError(
+                    f"{self.path}: its {part} are not those of this run, so it cannot be resumed here; to "
+                    f"start from its weights use --init_from {self.path} instead of --resume_from_checkpoint"
+                )
+
+    def _check_epoch_length(self, engine: Trainer) -> None:
+        saved = self.content["trainer"]["epoch_length"]
+        if saved != engine.state.epoch_length:
+            raise CheckpointError(
+                f"{self.path}: was trained with `epoch_length` {saved}, here {engine.state.epoch_length}; "
+                f"resume it with --epoch_length {saved}"
+            )
+
+
+def continues_run(output_dir: str | Path, resume_from_checkpoint: str | Path | None) -> bool:
+    """Whether a run goes on with what its folder holds; a checkpoint of another folder begins a new one."""
+    if resume_from_checkpoint is None or resume_from_checkpoint == AUTO:
+        return resume_from_checkpoint == AUTO
+    folder = Path(resume_from_checkpoint).resolve().parent
+    return folder == (Path(output_dir) / "checkpoints").resolve()
+
+
+def _newest_of_run(folder: Path) -> Path | None:
+    newest = newest_sound_checkpoint(folder)
+    damaged = [] if newest else [path.name for path in (*rolling_paths(folder), *best_paths(folder))]
+    if damaged:
+        raise CheckpointError(
+            f"{folder}: no checkpoint to resume, all are damaged ({', '.join(damaged)}); start anew with "
+            "another --output_dir, or bring back a copy of one"
+        )
+    return newest
+
+
+def _read_to_resume(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint; if it cannot be read, says which one beside it can."""
+    try:
+        return read_checkpoint(path)
+    except CheckpointError as error:
+        sound = newest_sound_checkpoint(path.parent)
+        if sound is None:
+            raise
+        raise CheckpointError(
+            f"{error}. The newest sound one beside it: --resume_from_checkpoint {sound}"
+        ) from error
+
+
+class LoadGenerator:
+    """Loads a checkpoint's generator before inference; never lets it run on random weights.
+
+    Args:
+        network: the generator.
+        ckpt_path: checkpoint or installed model.
+        settings: `network_settings` of the config; a checkpoint of others is refused.
+
+    Raises:
+        CheckpointError: missing, damaged or foreign file, another network or window.
+    """
+
+    def __init__(self, network: Any, ckpt_path: str | Path, settings: dict[str, Any]) -> None:
+        self.network = network
+        self.path = ckpt_path
+        self.content: dict[str, Any] | None = read_checkpoint(ckpt_path)
+        check_network(ckpt_path, self.content, settings)
+
+    def attach(self, engine: Engine) -> None:
+        """Joins the evaluator at its start."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Loads the weights, unless they are loaded already."""
+        self.load()
+
+    def load(self) -> None:
+        """Loads the weights once."""
+        if self.content is not None:
+            load_generator(self.network, self.path, self.content)
+            self.content = None

@@ -1,0 +1,1 @@
+"""The volumes of a data set: finding, splitting by patient, summaries."""

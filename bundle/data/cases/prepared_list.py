@@ -1,0 +1,82 @@
+"""The datalist of a prepared store: who trains and who validates."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from bundle.data.cases.patients import validation_patients
+from bundle.data.store.file import StoreError
+
+TESTING = ("testing", "test")
+
+
+class Prepared(NamedTuple):
+    """A volume that is in the store.
+
+    Attributes:
+        image: its file, below the store.
+        patient: hash that stands in the store for the patient.
+        name: the patient's name in the data set, by which training without the store would split.
+        listed: list of the data set's own datalist that it stands on; None if there is no datalist.
+    """
+
+    image: str
+    patient: str
+    name: str
+    listed: str | None = None
+
+
+def prepared_lists(volumes: Sequence[Prepared], path: Path) -> dict[str, list[dict[str, str]]]:
+    """Splits as `split_cases` does for the data set itself; patients of an earlier run keep their side.
+
+    Args:
+        volumes: of the store.
+        path: datalist of an earlier run, if there was one.
+
+    Returns:
+        `training`, and `validation` and `testing` where they are not empty.
+
+    Raises:
+        StoreError: if `path` is something else.
+    """
+    earlier = _earlier(path)
+    own_split = any(volume.listed == "validation" for volume in volumes)
+    names = {volume.name for volume in volumes if volume.listed not in TESTING}
+    # one patient alone is left to `split_cases`, which warns that it serves both sides
+    validating = validation_patients(names) if len(names) > 1 and not own_split else set()
+    sides = _sides([volume for volume in volumes if volume.listed not in TESTING], validating, earlier)
+    lists: dict[str, list[dict[str, str]]] = {"training": [], "validation": [], "testing": []}
+    for volume in volumes:
+        if volume.listed in TESTING:
+            side = "testing"
+        elif own_split:
+            side = volume.listed or "training"
+        else:
+            side = sides[volume.patient]
+        lists[side].append({"image": volume.image, "patient": volume.patient})
+    return {name: items for name, items in lists.items() if items or name == "training"}
+
+
+def _sides(volumes: Sequence[Prepared], validating: set[str], earlier: dict[str, str]) -> dict[str, str]:
+    """Side by patient; where all patients of earlier runs are on one side, a fresh one goes to the other."""
+    sides = {
+        volume.patient: earlier.get(volume.patient, "validation" if volume.name in validating else "training")
+        for volume in volumes
+    }
+    fresh = sorted(set(sides) - set(earlier))
+    for side in ("validation", "training"):
+        if len(sides) > 1 and fresh and side not in sides.values():
+            sides[fresh[0]] = side
+    return sides
+
+
+def _earlier(path: Path) -> dict[str, str]:
+    """Side by patient, out of the datalist of an earlier run."""
+    if not path.exists():
+        return {}
+    try:
+        lists = json.loads(path.read_text(encoding="utf-8"))
+        return {item["patient"]: side for side in ("training", "validation") for item in lists.get(side, [])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise StoreError(f"{path}: is not a datalist of this program; move it away") from error

@@ -1,0 +1,193 @@
+"""Lists the volumes of a data set and splits them by patient; reads headers only and writes nothing."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.config import PathLike
+
+from bundle.data.cases.find import LISTS, DatasetError, Found, datalist_root, find_volumes, read_datalist
+from bundle.data.cases.patients import Case, keep_patients, validation_patients, warn_of_shared_patients
+from bundle.data.latents.file import SUFFIX as CODES_SUFFIX
+from bundle.data.latents.file import LatentFileError, read_record
+from bundle.run.names import output_name
+
+__all__ = [
+    "Case",
+    "DatasetError",
+    "dataset_root",
+    "encoded_cases",
+    "find_cases",
+    "inference_cases",
+    "split_cases",
+]
+
+
+def find_cases(dataset_dir: PathLike) -> list[Case]:
+    """Lists the volumes of a data set: of NIfTI files the names, of DICOM the headers decide.
+
+    Series that are no CT volume by nature (localizer, dose report, other modality) are left out with one
+    warning each; damaged ones are listed.
+
+    Args:
+        dataset_dir: a folder of NIfTI files, of DICOM folders, or of both (searched to its depth, hidden
+            files left out); one .nii or .nii.gz file; one file of a DICOM series; or a Decathlon-style
+            datalist .json of files or DICOM folders, by paths that are relative to it or begin with /.
+
+    Returns:
+        sorted items `{"image": path, "patient": name}`; of a datalist, its lists in their own order.
+
+    Raises:
+        DatasetError: if it is missing or empty, or if a datalist is malformed or points outside its folder.
+    """
+    return [found.case for found in _find(_existing(dataset_dir))]
+
+
+def split_cases(dataset_dir: PathLike, max_patients: int | None = None) -> dict[str, list[Case]]:
+    """Splits a data set by patient, about 80 to 20, and checks the header of every volume it returns.
+
+    A datalist's own validation list is taken as it is. A single patient serves both sides, with a warning.
+
+    Args:
+        dataset_dir: see `find_cases`.
+        max_patients: how many patients to keep, always the same ones; of a datalist with its own validation
+            list, how many of its training patients. None keeps all.
+
+    Returns:
+        `{"training": cases, "validation": cases}`, neither empty.
+
+    Raises:
+        DatasetError: see `find_cases`; if `max_patients` is below 1; or if volumes are unusable, naming each.
+    """
+    if max_patients is not None and max_patients < 1:
+        raise DatasetError(f"`max_patients` must be at least 1, got {max_patients}; leave it out to use all")
+    source = _existing(dataset_dir)
+    lists = read_datalist(source) if _is_datalist(source) else {}
+    volumes = lists.get("training", []) if lists else _find(source)
+    cases = keep_patients([found.case for found in volumes], max_patients)
+    if not cases:
+        raise DatasetError(f"{source}: its list `training` is empty; name at least one volume there")
+    own_validation = lists.get("validation", [])
+    if own_validation:
+        split = {"training": cases, "validation": [found.case for found in own_validation]}
+    else:
+        patients = validation_patients({case["patient"] for case in cases})
+        split = {
+            "training": [case for case in cases if case["patient"] not in patients] or cases,
+            "validation": [case for case in cases if case["patient"] in patients],
+        }
+    warn_of_shared_patients(split)
+    used = {case["image"] for case in split["training"] + split["validation"]}
+    _check_headers(source, [found for found in [*volumes, *own_validation] if found.case["image"] in used])
+    return split
+
+
+def inference_cases(dataset_dir: PathLike) -> list[Case]:
+    """Lists all volumes of a data set, their headers checked.
+
+    Args:
+        dataset_dir: see `find_cases`.
+
+    Returns:
+        items `{"image": path, "patient": name}`.
+
+    Raises:
+        DatasetError: see `find_cases`; if volumes are unusable, naming each; or if two would get the same
+            output name.
+    """
+    source = _existing(dataset_dir)
+    volumes = _find(source)
+    _check_headers(source, volumes)
+    root = dataset_root(source)
+    seen: dict[Path, str] = {}
+    for found in volumes:
+        image = found.case["image"]
+        other = seen.setdefault(output_name(image, root), image)
+        if other != image:
+            raise DatasetError(f"{image}: would get the same output name as {other}; rename one")
+    return [found.case for found in volumes]
+
+
+def encoded_cases(dataset_dir: PathLike, settings: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Lists the files of codes below a folder (or the one file), each checked against the model's settings.
+
+    Args:
+        dataset_dir: folder, searched to its depth, or one `_codes.npz`.
+        settings: `network_settings` of the model that will decode them.
+
+    Returns:
+        sorted items `{"image": path}`.
+
+    Raises:
+        DatasetError: if there are none, or naming every unusable one.
+    """
+    source = Path(dataset_dir).expanduser()
+    # hidden ones are unfinished, of an encoding that was killed
+    found = (path for path in source.rglob(f"*{CODES_SUFFIX}") if not path.name.startswith("."))
+    files = [source] if source.is_file() else sorted(found)
+    if not files:
+        raise DatasetError(f"{source}: holds no *{CODES_SUFFIX}; make them with configs/encode.yaml")
+    faults = [fault for path in files if (fault := _fault_of_codes(path, settings))]
+    if faults:
+        lines = "\n  ".join(faults)
+        raise DatasetError(f"{source}: {len(faults)} of {len(files)} files cannot be used:\n  {lines}")
+    return [{"image": str(path)} for path in files]
+
+
+def _fault_of_codes(path: Path, settings: Mapping[str, Any]) -> str | None:
+    try:
+        record = read_record(path)
+    except LatentFileError as error:
+        return str(error)
+    different = {name for name in settings if record.settings.get(name) != settings[name]}
+    if not different:
+        return None
+    advice = " ".join(f"--{name} {record.settings.get(name)}" for name in sorted(different))
+    return f"{path}: was encoded with other settings; decode it with {advice}"
+
+
+def dataset_root(dataset_dir: PathLike) -> str:
+    """The folder that the volumes lie below: `dataset_dir` itself, or that of the file or list it names."""
+    source = Path(dataset_dir)
+    if _is_datalist(source):
+        return str(datalist_root(source))
+    return str(source if source.is_dir() else source.parent)
+
+
+def _existing(dataset_dir: PathLike) -> Path:
+    if not str(dataset_dir or ""):
+        raise DatasetError(
+            "`dataset_dir` must be given; name a folder, a NIfTI file, a DICOM file or a datalist .json"
+        )
+    source = Path(dataset_dir).expanduser()
+    if not os.path.exists(source):  # unlike pathlib never an error, however long the name
+        raise DatasetError(f"{source}: no such file or folder; check `dataset_dir`")
+    is_store = (source / "datalist.json").is_file() and (source / "volumes").is_dir()
+    return source / "datalist.json" if is_store else source
+
+
+def _is_datalist(source: Path) -> bool:
+    return source.suffix.lower() == ".json" and source.is_file()
+
+
+def _find(source: Path) -> list[Found]:
+    if _is_datalist(source):
+        lists = read_datalist(source)
+        volumes = [found for name in LISTS for found in lists.get(name, [])]
+    else:
+        volumes = find_volumes(source)
+    if not volumes:
+        raise DatasetError(
+            f"{source}: holds no .nii or .nii.gz volume and no DICOM CT; give another `dataset_dir`"
+        )
+    return volumes
+
+
+def _check_headers(source: Path, volumes: Iterable[Found]) -> None:
+    """Looks at every volume once and reports all unusable ones together."""
+    once = {found.case["image"]: found for found in volumes}
+    faults = [fault for found in once.values() if (fault := found.fault())]
+    if faults:
+        lines = "\n  ".join(faults)
+        raise DatasetError(f"{source}: {len(faults)} of {len(once)} volumes cannot be used:\n  {lines}")

@@ -1,0 +1,107 @@
+"""What a person wants to know of a volume before training: geometry, HU, padding, contrast, usable or not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from monai.config import PathLike
+
+from bundle.data.dicom.screening import smaller_than_a_patch
+from bundle.data.dicom.series import find_one_series
+from bundle.data.patches.body import STEP, find_body
+from bundle.data.patches.vessels import Vessels, find_vessels
+from bundle.data.volumes.formats import is_series
+from bundle.data.volumes.nifti import VolumeError
+from bundle.data.volumes.reading import Volume, read_volume
+
+PADDING_HU = -1024
+
+
+@dataclass(frozen=True)
+class VolumeSummary:
+    """One row of `scripts.inspect`; figures are None or 0 where the volume could not be read.
+
+    Attributes:
+        path: file or folder.
+        is_usable: whether it can be trained on.
+        code: reason of the refusal for a machine, empty if it is usable.
+        message: the same for a person.
+        shape: (X, Y, Z) in voxels.
+        spacing_mm: edges of a voxel.
+        axes: where the axes point to, such as LPS.
+        hu_range: lowest and highest HU.
+        padding_share: share of voxels below -1024 HU.
+        contrast_share: share of the largest even bright lumen in the tissue between the lungs.
+        is_contrast_seen: whether filled vessels were found, as for `vessel_ratio`.
+        has_contrast_tag: whether the DICOM header names a contrast agent.
+        tilt_degrees: angle between the axes' third and the normal of the other two, as a gantry's.
+    """
+
+    path: str
+    is_usable: bool
+    code: str = ""
+    message: str = ""
+    shape: tuple[int, ...] | None = None
+    spacing_mm: tuple[float, ...] | None = None
+    axes: str = ""
+    hu_range: tuple[float, float] | None = None
+    padding_share: float = 0.0
+    contrast_share: float = 0.0
+    is_contrast_seen: bool = False
+    has_contrast_tag: bool = False
+    tilt_degrees: float = 0.0
+
+
+def summarise_volume(path: PathLike, patch_size: Sequence[int] | None = None) -> VolumeSummary:
+    """Reads a volume and sums it up; one that cannot be used is summed up too, not raised.
+
+    Args:
+        path: see `bundle.data.volumes.reading.read_volume`.
+        patch_size: (X, Y, Z) that it must hold, None if it need not.
+    """
+    try:
+        has_tag = is_series(Path(path)) and find_one_series(path).has_contrast_tag
+        volume = read_volume(path)
+    except VolumeError as error:
+        return VolumeSummary(str(path), False, error.code, str(error))
+    voxels = volume.voxels
+    refusal = smaller_than_a_patch(Path(path), voxels.shape, patch_size) if patch_size else None
+    vessels = _vessels(volume)
+    return VolumeSummary(
+        path=str(path),
+        is_usable=refusal is None,
+        code=refusal.code if refusal else "",
+        message=refusal.message if refusal else "",
+        shape=voxels.shape,
+        spacing_mm=tuple(np.linalg.norm(volume.affine[:3, :3], axis=0).tolist()),
+        axes="".join(nib.aff2axcodes(volume.affine)),
+        hu_range=(float(voxels.min()), float(voxels.max())),
+        padding_share=_share(voxels, -np.inf, np.nextafter(np.float32(PADDING_HU), np.float32(-np.inf))),
+        contrast_share=vessels.lumen_share,
+        is_contrast_seen=bool(vessels.is_filled.any()),
+        has_contrast_tag=has_tag,
+        tilt_degrees=tilt_degrees(volume.affine),
+    )
+
+
+def tilt_degrees(affine: np.ndarray) -> float:
+    """Angle between the third axis of a volume and the normal of its slices; 0 for most."""
+    x, y, z = affine[:3, :3].T
+    normal = np.cross(x, y)
+    cosine = abs(float(normal @ z)) / float(np.linalg.norm(normal) * np.linalg.norm(z))
+    return float(np.degrees(np.arccos(min(1.0, cosine))))
+
+
+def _vessels(volume: Volume) -> Vessels:
+    """By the law of the patch store, on the same voxels."""
+    orientation = nib.io_orientation(volume.affine)
+    samples = nib.apply_orientation(volume.voxels, orientation)[::STEP, ::STEP, ::STEP]
+    distances_mm = STEP * np.linalg.norm(volume.affine[:3, :3], axis=0)
+    return find_vessels(samples, find_body(samples), distances_mm[np.argsort(orientation[:, 0])].tolist())
+
+
+def _share(voxels: np.ndarray, low: float, high: float) -> float:
+    counts = [np.count_nonzero((slab >= low) & (slab <= high)) for slab in np.moveaxis(voxels, -1, 0)]
+    return float(sum(counts)) / voxels.size

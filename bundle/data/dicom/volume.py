@@ -1,0 +1,101 @@
+"""Reads one DICOM series into a volume in HU."""
+
+import logging
+from contextlib import closing
+from functools import lru_cache
+
+import nibabel as nib
+import numpy as np
+from monai.config import PathLike
+
+from bundle.data.dicom.geometry import Geometry
+from bundle.data.dicom.header import DicomError
+from bundle.data.dicom.pixels import thread_decoder
+from bundle.data.dicom.series import Series, find_one_series
+from bundle.data.volumes.nifti import VolumeHeader, header_of_affine
+
+logger = logging.getLogger(__name__)
+
+INT16 = np.iinfo(np.int16)
+# Below it, the tilt is the rounding of the positions.
+TILT_DEGREES = 0.1
+
+
+def read_series_header(path: PathLike) -> VolumeHeader:
+    """Checks a DICOM series by its headers, without reading its pixels.
+
+    Args:
+        path: a folder that holds one series, or any file of a series.
+
+    Returns:
+        shape, affine and a NIfTI header made of them.
+
+    Raises:
+        DicomError: for everything that `bundle.data.dicom.screening` refuses.
+    """
+    series, geometry = usable_series(path)
+    return _header(series, geometry)
+
+
+def read_series(path: PathLike) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
+    """Reads a DICOM series; see `read_series_header` for the path and what is refused.
+
+    Returns:
+        voxels (X, Y, Z) = (columns, rows, slices) in HU by each file's own slope and intercept, int16 where
+        that is exact, else float32; affine (4, 4), voxel to RAS mm; a NIfTI header made of the affine.
+    """
+    series, geometry = usable_series(path)
+    header = _header(series, geometry)
+    columns, rows, _ = geometry.shape
+    voxels = np.empty(geometry.shape, np.int16, order="F")
+    # closed at once, whatever happens: the decoder serves one series at a time
+    with closing(thread_decoder().decode(series.files, columns, rows)) as slices:
+        for z, slice_hu in enumerate(slices):
+            if not np.isfinite(slice_hu).all():
+                raise DicomError(
+                    f"{series.files[z]}: holds NaN or infinite voxels; export it again", "damaged"
+                )
+            if voxels.dtype == np.int16 and not _is_int16(slice_hu):
+                voxels = voxels.astype(np.float32)
+            voxels[..., z] = slice_hu.T
+    return voxels, geometry.affine.copy(), header.header
+
+
+def usable_series(path: PathLike) -> tuple[Series, Geometry]:
+    """The series that a path stands for, its files in slice order, and where it lies.
+
+    Raises:
+        DicomError: for everything that `bundle.data.dicom.screening` refuses.
+    """
+    series = find_one_series(path)
+    if series.reason or series.geometry is None:
+        code, message = series.reason or ("damaged", f"{path}: cannot be used")
+        raise DicomError(message, code)
+    return series, series.geometry
+
+
+def _header(series: Series, geometry: Geometry) -> VolumeHeader:
+    _warn_of_tilt(series.path, geometry.tilt_degrees)
+    header = header_of_affine(geometry.affine, geometry.shape)
+    return VolumeHeader(geometry.shape, geometry.affine.copy(), header)
+
+
+def tilt_note(degrees: float) -> str:
+    """What a person must know of a tilted volume; empty below a tenth of a degree, which is rounding."""
+    if degrees <= TILT_DEGREES:
+        return ""
+    return f"gantry tilt of {degrees:.1f} degrees: voxels stay as they are, the affine carries the shear"
+
+
+@lru_cache(maxsize=1024)
+def _warn_of_tilt(path: str, degrees: float) -> None:
+    """Once per series: its header is read several times on its way."""
+    note = tilt_note(degrees)
+    if note:
+        logger.warning("%s: %s (ITK-based viewers refuse such files)", path, note)
+
+
+def _is_int16(slice_hu: np.ndarray) -> bool:
+    if slice_hu.min() < INT16.min or slice_hu.max() > INT16.max:
+        return False
+    return slice_hu.dtype.kind in "iu" or bool((np.rint(slice_hu) == slice_hu).all())

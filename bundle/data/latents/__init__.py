@@ -1,0 +1,1 @@
+"""Encoded volumes: their file, data set and statistics."""

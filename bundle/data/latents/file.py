@@ -1,0 +1,241 @@
+"""The file of one encoded volume: its codes, and all that is needed to decode it without the original.
+
+A zip archive of NumPy arrays, which `numpy.load` opens too:
+
+    record.json   geometry, network settings, fingerprint of the model, checksum; see `Record`
+    indices.npy   (x, y, z) uint16, one code per 4 x 4 x 4 voxels
+    latents.npy   (E, x, y, z) float16, the encoder's output before quantization; only if asked for
+
+Axes run to the right, anterior and superior, as in training. Dimension letters: E embedding width, X Y Z
+voxels, x y z latent cells (x = X / 4, rounded up).
+"""
+
+import hashlib
+import io
+import json
+import math
+import os
+import struct
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bundle.data.volumes.header_text import HEADER_CLASSES, header_from_text
+from bundle.run.atomic import complete_or_absent
+
+SUFFIX = "_codes.npz"
+FORMAT_VERSION = 1
+STRIDE = 4
+# LZMA packs codes to 0.81 of their size where deflate reaches 0.86; for latents it would take minutes
+COMPRESSION = {"indices": zipfile.ZIP_LZMA, "latents": zipfile.ZIP_DEFLATED}
+MAX_RECORD_BYTES = 1 << 20
+MAX_DICTIONARY_BYTES = 1 << 24  # twice what Python asks for when it packs
+MAX_VOXELS = 1 << 32  # 27 times 512 x 512 x 604: codes of a record that lies unpack to 0.2 GB at most
+
+
+class LatentFileError(ValueError):
+    """A file of codes that cannot be used; the message begins with its name."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a file says of its volume and its model.
+
+    Attributes:
+        name: of the volume, for the decoded file.
+        shape: (X, Y, Z) in voxels, RAS axes.
+        affine: 4 x 4, voxels of the RAS axes to RAS mm.
+        original_affine: 4 x 4, of the original file's axes.
+        header: NIfTI header of the original grid, base64; no text of the original's.
+        header_class: Nifti1Header or Nifti2Header.
+        settings: `network_settings` of the model: preset, quantizer, num_embeddings, hu_min, hu_max.
+        model_sha256: `fingerprint` of the model.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    affine: list[list[float]]
+    original_affine: list[list[float]]
+    header: str
+    header_class: str
+    settings: dict[str, Any]
+    model_sha256: str
+
+    @property
+    def cells(self) -> tuple[int, ...]:
+        """(x, y, z) in latent cells."""
+        return tuple(math.ceil(size / STRIDE) for size in self.shape)
+
+
+@dataclass(frozen=True)
+class EncodedVolume:
+    """One encoded volume.
+
+    Attributes:
+        record: geometry and model.
+        indices: (x, y, z) uint16.
+        latents: (E, x, y, z) float16; None if they were not kept.
+    """
+
+    record: Record
+    indices: np.ndarray
+    latents: np.ndarray | None
+
+
+def write_latent_file(path: Path, volume: EncodedVolume) -> None:
+    """Writes the file whole or not at all."""
+    arrays = {"indices": _packed(volume.indices, np.uint16, 3)}
+    if volume.latents is not None:
+        arrays["latents"] = _packed(volume.latents, np.float16, 4)
+    record = {"format_version": FORMAT_VERSION, **asdict(volume.record)}
+    record["sha256"] = _checksum(record, arrays)
+    with complete_or_absent(path) as unfinished, zipfile.ZipFile(unfinished, "x") as archive:
+        archive.writestr("record.json", json.dumps(record, indent=1))
+        for name, content in arrays.items():
+            archive.writestr(f"{name}.npy", content, COMPRESSION[name])
+
+
+def read_record(path: Path) -> Record:
+    """Reads what a file says of itself, without its codes.
+
+    Raises:
+        LatentFileError: if it is missing, damaged, foreign, or of a newer format.
+    """
+    with _opened(path) as archive:
+        return _record(path, _read_json(archive))
+
+
+def read_latent_file(path: Path) -> EncodedVolume:
+    """Reads a file and compares its checksum.
+
+    Raises:
+        LatentFileError: if it is missing, damaged, foreign, or of a newer format.
+    """
+    with _opened(path) as archive:
+        content = _read_json(archive)
+        record = _record(path, content)
+        arrays = {"indices": _member(archive, "indices", 2 * math.prod(record.cells))}
+        if "latents.npy" in archive.namelist():
+            arrays["latents"] = _member(archive, "latents", 2 * 64 * math.prod(record.cells))
+        expected = content.pop("sha256", None)
+        if _checksum(content, arrays) != expected:
+            raise ValueError("its checksum is wrong")
+        loaded = {name: _unpacked(data) for name, data in arrays.items()}
+        indices, latents = loaded["indices"], loaded.get("latents")
+        if indices.dtype != np.uint16 or indices.shape != record.cells:
+            raise ValueError(f"its codes are {indices.dtype} {indices.shape}")
+        if indices.max(initial=0) >= int(record.settings["num_embeddings"]):
+            raise ValueError("it holds codes beyond its model's")
+        if latents is not None and (latents.dtype != np.float16 or latents.shape[1:] != record.cells):
+            raise ValueError(f"its latents are {latents.dtype} {latents.shape}")
+    return EncodedVolume(record, indices, latents)
+
+
+class _opened:
+    """An archive; whatever goes wrong while it is open is told as a LatentFileError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise LatentFileError(f"{path}: no such file; give a {SUFFIX} that configs/encode.yaml wrote")
+
+    def __enter__(self) -> zipfile.ZipFile:
+        try:
+            self.archive = zipfile.ZipFile(self.path)
+        except Exception as error:  # zipfile raises many kinds, for damaged names too
+            raise self._unusable(error) from error
+        return self.archive
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.archive.close()
+        if isinstance(error, Exception) and not isinstance(error, LatentFileError):
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: Exception) -> LatentFileError:
+        return LatentFileError(
+            f"{self.path}: is damaged or no {SUFFIX} of this project ({error}); encode its volume again"
+        )
+
+
+def _read_json(archive: zipfile.ZipFile) -> dict[str, Any]:
+    return json.loads(_member(archive, "record", MAX_RECORD_BYTES, ".json"))
+
+
+def _member(archive: zipfile.ZipFile, name: str, max_bytes: int, suffix: str = ".npy") -> bytes:
+    """One file of the archive; a size that lies is noticed before anything is allocated for it."""
+    info = archive.getinfo(name + suffix)
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
+        raise ValueError(f"{info.filename} is packed in a foreign way")
+    if info.compress_type == zipfile.ZIP_LZMA and _dictionary_bytes(archive, info) > MAX_DICTIONARY_BYTES:
+        raise ValueError(f"{info.filename} asks for too much memory")
+    with archive.open(info) as file:
+        content = file.read(max_bytes + 4096)
+        if file.read(1):
+            raise ValueError(f"{name}{suffix} is larger than it can be")
+    return content
+
+
+def _dictionary_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
+    """What LZMA would allocate at once, as 4 bytes of the file tell it (PKWARE's APPNOTE, 5.8.8)."""
+    assert archive.fp is not None
+    archive.fp.seek(info.header_offset + 26)
+    archive.fp.seek(sum(struct.unpack("<HH", archive.fp.read(4))) + 5, os.SEEK_CUR)
+    return struct.unpack("<I", archive.fp.read(4))[0]
+
+
+def _record(path: Path, content: Mapping[str, Any]) -> Record:
+    version = content["format_version"]
+    if version > FORMAT_VERSION:
+        raise LatentFileError(
+            f"{path}: written in format {version}, this version reads up to {FORMAT_VERSION}; "
+            "update this project"
+        )
+    fields = {name: content[name] for name in Record.__dataclass_fields__}
+    x, y, z = (int(size) for size in fields.pop("shape"))
+    affines = np.array([fields.pop("affine"), fields.pop("original_affine")], np.float64)
+    is_volume = min(x, y, z) >= 1 and x * y * z <= MAX_VOXELS
+    if not is_volume or affines.shape != (2, 4, 4) or not np.isfinite(affines).all():
+        raise ValueError("its geometry is wrong")
+    affine, original_affine = affines.tolist()
+    record = Record(shape=(x, y, z), affine=affine, original_affine=original_affine, **fields)
+    _check_words(record)
+    return record
+
+
+def _check_words(record: Record) -> None:
+    is_name = Path(record.name).name == record.name and record.name.isprintable()
+    if not is_name or record.header_class not in HEADER_CLASSES:
+        raise ValueError("its name or header is wrong")
+    if not isinstance(record.settings, dict) or not isinstance(record.model_sha256, str):
+        raise ValueError("what it says of its model is wrong")
+    header_from_text(record.header, record.header_class, check=False)
+
+
+def _packed(array: np.ndarray, dtype: type, axes: int) -> bytes:
+    if array.dtype != dtype or array.ndim != axes:
+        raise ValueError(f"`array` must be {dtype.__name__} of {axes} axes, got {array.dtype} {array.shape}")
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _unpacked(content: bytes) -> np.ndarray:
+    """The array, if its own header declares just what follows it; nothing is unpickled."""
+    file = io.BytesIO(content)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("an array of a foreign format")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.hasobject or dtype.itemsize * math.prod(shape) != len(content) - file.tell():
+        raise ValueError(f"an array declares {dtype} {shape}, it holds {len(content):,} bytes")
+    return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+
+
+def _checksum(record: Mapping[str, Any], arrays: Mapping[str, bytes]) -> str:
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+    for name in sorted(arrays):
+        digest.update(name.encode() + hashlib.sha256(arrays[name]).digest())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Patches for training: where they lie and the data sets that cut them."""

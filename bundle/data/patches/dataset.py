@@ -1,0 +1,225 @@
+"""Data sets over the patch store: endless reproducible patches, and whole volumes for validation."""
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import PathLike
+from monai.transforms import Compose
+from monai.utils import ensure_tuple_rep
+from torch.utils.data import Dataset, Sampler
+
+from bundle.data.patches.placing import PatchPlacer, grid_starts, warn_of_missing_contrast
+from bundle.data.store.store import PatchStore, StoredVolume
+
+logger = logging.getLogger(__name__)
+
+NO_AIR_ABOVE_HU = -300
+
+Transform = Callable[[dict[str, Any]], Any]
+
+
+class StoredDataset(Dataset):
+    """What patches and whole volumes share: the store. Construction reads and writes nothing.
+
+    Args:
+        data: items with `image`, the path of a volume; other entries (MONAI Label adds `label`) are not read.
+        cache_dir: folder of the patch store.
+        hu_min: lower end of the HU window, for the count of clipped voxels.
+        hu_max: upper end of the window.
+        transform: applied to each item, usually `ScaleHUWindowd`; None leaves HU.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        cache_dir: PathLike,
+        hu_min: float = -1000,
+        hu_max: float = 1000,
+        transform: Transform | None = None,
+    ) -> None:
+        self.data = list(data)
+        self.store = PatchStore(cache_dir)
+        self.hu_min, self.hu_max = hu_min, hu_max
+        self.transform = transform
+        self._volumes: list[StoredVolume] | None = None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def volumes(self) -> list[StoredVolume]:
+        """The stored volumes, prepared on first use."""
+        if self._volumes is None:
+            self.prepare()
+        return self._volumes or []
+
+    def prepare(self) -> None:
+        """Fills the store and logs how many voxels the window will clip; call it before workers start.
+
+        Raises:
+            ValueError: if there are no data.
+            VolumeError: see `bundle.data.volumes.reading.read_volume`.
+            StoreError: if the cache folder cannot be used.
+        """
+        if not self.data:
+            raise ValueError("`data` must hold at least one volume, got none; check `dataset_dir`")
+        self._volumes = self.store.prepare(self.data, window=(self.hu_min, self.hu_max))
+        for volume in self._volumes:
+            if volume.minimum > NO_AIR_ABOVE_HU:
+                logger.warning(
+                    "%s: its lowest value is %d, but a CT of the chest holds air near -1000 HU; leave it out "
+                    "if it is a mask or not in HU",
+                    *(volume.case["image"], volume.minimum),
+                )
+        counts = np.array([volume.outside_window(self.hu_min, self.hu_max) for volume in self._volumes])
+        n_voxels = sum(math.prod(volume.shape) for volume in self._volumes)
+        n_below, n_above = counts.sum(axis=0).tolist()
+        logger.info(
+            "%d of %d voxels (%.2f %%) below %g HU and %d (%.2f %%) above %g HU will be clipped",
+            *(n_below, n_voxels, 100 * n_below / n_voxels, self.hu_min),
+            *(n_above, 100 * n_above / n_voxels, self.hu_max),
+        )
+
+    def _finish(self, item: dict[str, Any]) -> Any:
+        return item if self.transform is None else self.transform(item)
+
+
+class PatchDataset(StoredDataset):
+    """Patches drawn at random or from a grid, patch n always the same one.
+
+    Sample number n depends on (seed, n) alone, its random transforms too: the patches of a run do not depend
+    on the number of workers, and a resumed run sees those it would have seen. At random, n draws a volume,
+    then a place inside it. From the grid, each pass over the data holds every patch of the grids that cover
+    the volumes once, in an order of its own.
+
+    Args:
+        data: see `StoredDataset`.
+        patch_size: voxels along X, Y, Z, or one number; multiples of 4, the stride of the network.
+        cache_dir: folder of the patch store.
+        seed: of the draws, 0 or more.
+        hu_min: HU of the padding, where a volume is smaller than a patch.
+        hu_max: see `StoredDataset`.
+        transform: see `StoredDataset`.
+        augmentation: random transform (monai's `Randomizable`) before it, seeded for every sample; None for
+            none.
+        sampling: `random` or `grid`.
+        foreground_ratio: see `PatchPlacer`; for `random`.
+        vessel_ratio: likewise.
+
+    Raises:
+        ValueError: if `patch_size` is not made of positive multiples of 4, if `seed` is negative, or if
+            `sampling` is another word.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        patch_size: int | Sequence[int],
+        cache_dir: PathLike,
+        seed: int = 0,
+        hu_min: float = -1000,
+        hu_max: float = 1000,
+        transform: Transform | None = None,
+        augmentation: Compose | None = None,
+        sampling: str = "random",
+        foreground_ratio: float = 0.0,
+        vessel_ratio: float = 0.0,
+    ) -> None:
+        super().__init__(data, cache_dir, hu_min, hu_max, transform)
+        self.patch_size = ensure_tuple_rep(patch_size, 3)
+        if any(size <= 0 or size % 4 for size in self.patch_size):
+            raise ValueError(f"`patch_size` must be made of positive multiples of 4, got {self.patch_size}")
+        if seed < 0:
+            raise ValueError(f"`seed` must be 0 or more, got {seed}")
+        if sampling not in ("random", "grid"):
+            raise ValueError(f"`sampling` must be random or grid, got {sampling!r}")
+        self.seed = seed
+        self.augmentation, self.sampling = augmentation, sampling
+        self.placer = PatchPlacer(self.patch_size, foreground_ratio, vessel_ratio)
+        self._grid: list[tuple[StoredVolume, tuple[int, ...]]] = []
+        self._order = (-1, np.arange(0))
+
+    def prepare(self) -> None:
+        """See `StoredDataset.prepare`; names the volumes that are smaller than a patch or lack contrast."""
+        super().prepare()
+        for volume in self.volumes:
+            if any(length < size for length, size in zip(volume.shape, self.patch_size, strict=True)):
+                logger.warning(
+                    "%s: its %s voxels are fewer than a patch of %s; it is padded at the end with %g HU",
+                    *(volume.case["image"], volume.shape, self.patch_size, self.hu_min),
+                )
+        if self.sampling == "random" and self.placer.vessel_ratio > 0:
+            warn_of_missing_contrast(self.volumes, self.placer.vessel_ratio)
+
+    def draw(self, sample: int) -> tuple[StoredVolume, tuple[int, ...]]:
+        """Volume and first voxel of a sample; at random, every volume is equally likely."""
+        if self.sampling == "grid":
+            return self._of_grid(sample)
+        generator = np.random.default_rng((self.seed, sample))
+        volume = self.volumes[int(generator.integers(len(self.volumes)))]
+        return volume, self.placer.draw(generator, volume)
+
+    def _of_grid(self, sample: int) -> tuple[StoredVolume, tuple[int, ...]]:
+        if not self._grid:
+            self._grid = [(v, start) for v in self.volumes for start in grid_starts(v.shape, self.patch_size)]
+        number, position = divmod(sample, len(self._grid))
+        if self._order[0] != number:
+            self._order = number, np.random.default_rng((self.seed, number)).permutation(len(self._grid))
+        return self._grid[self._order[1][position]]
+
+    def __getitem__(self, sample: int) -> Any:
+        """`{"image": (1, X, Y, Z) int16}` in HU, before `transform`: half of what float32 would hand over."""
+        volume, start = self.draw(sample)
+        patch = self.store.read_patch(volume, start, self.patch_size, pad_value=math.floor(self.hu_min))
+        item = {"image": torch.from_numpy(patch)[None]}
+        if self.augmentation is not None and len(self.augmentation):
+            seed = np.random.default_rng((self.seed, sample, 1)).integers(2**32)  # apart from the place
+            item = self.augmentation.set_random_state(seed=int(seed))(item)
+        return self._finish(item)
+
+
+class WholeVolumeDataset(StoredDataset):
+    """Whole volumes out of the store, for validation; see `StoredDataset` for the arguments."""
+
+    def __getitem__(self, index: int) -> Any:
+        """`{"image": (1, X, Y, Z) float32, "spacing_mm": three edges of a voxel, "name": file name}`."""
+        volume = self.volumes[index]
+        image = torch.from_numpy(volume.read().astype(np.float32))[None]
+        return self._finish({"image": image, "spacing_mm": volume.spacing_mm, "name": volume.name})
+
+
+class ResumableSampler(Sampler[list[int]]):
+    """Endless batches of sample numbers that depend on nothing but the iteration.
+
+    Iteration i, counted from 0, of rank r gives `batch_size` numbers from (i * world_size + r) * batch_size
+    on. To resume, set `start_iteration` to the number of iterations done, before iterating.
+
+    Args:
+        batch_size: samples per iteration of one rank.
+        rank: of this process.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: if `batch_size` is below 1 or `rank` is not below `world_size`.
+    """
+
+    def __init__(self, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"`rank` must be from 0 to {world_size - 1}, got {rank}")
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.start_iteration = 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for iteration in itertools.count(self.start_iteration):
+            first = (iteration * self.world_size + self.rank) * self.batch_size
+            yield list(range(first, first + self.batch_size))
+
+    def __len__(self) -> int:
+        raise TypeError("a ResumableSampler is endless and has no length; give `epoch_length` to the trainer")

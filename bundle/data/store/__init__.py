@@ -1,0 +1,1 @@
+"""The patch store: int16 HU in compressed, checksummed cubes."""

@@ -1,0 +1,93 @@
+"""One volume of the patch store, as its file tells it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bundle.data.patches.body import BodyMap
+from bundle.data.store.file import CUBE, UNREADABLE, StoreError, read_box, read_layout, read_section
+from bundle.data.store.window_counts import read_counts, window_key, write_counts
+from bundle.run.names import volume_name
+
+
+@dataclass(frozen=True)
+class StoredVolume:
+    """One volume of the store.
+
+    Attributes:
+        path: its file.
+        shape: (X, Y, Z) in voxels.
+        spacing_mm: edges of a voxel along X, Y, Z.
+        case: the item of the datalist that it was made from.
+        minimum: lowest value, in HU if the file is what it should be.
+    """
+
+    path: Path
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    case: Mapping[str, Any]
+    minimum: int
+
+    @property
+    def name(self) -> str:
+        """File name of the source without its suffix."""
+        return volume_name(self.case["image"])
+
+    def read(self) -> np.ndarray:
+        """The whole volume, (X, Y, Z) int16 in HU, every checksum compared.
+
+        Raises:
+            StoreError: if the file is damaged.
+        """
+        return read_box(self.path, read_layout(self.path), (0, 0, 0), self.shape, self._source())
+
+    def read_box(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+        """A box inside the volume, see `bundle.data.store.file.read_box`."""
+        return read_box(self.path, read_layout(self.path), start, stop, self._source())
+
+    def body_map(self) -> BodyMap:
+        """Where the body and where contrast agent is; some kB.
+
+        Raises:
+            StoreError: if the file is damaged.
+        """
+        layout = read_layout(self.path)
+        body, contrast = (read_section(self.path, layout, name) for name in BodyMap._fields)
+        if body.ndim != 3 or contrast.ndim != 2 or contrast.shape[1] != 3:
+            raise StoreError(f"{self.path}: its maps are damaged; delete it and prepare again")
+        return BodyMap(body, contrast)
+
+    def outside_window(self, hu_min: float, hu_max: float) -> tuple[int, int]:
+        """Numbers of voxels below `hu_min` and above `hu_max`; counted once, then kept beside the file."""
+        counts = read_counts(self.path)
+        key = window_key(hu_min, hu_max)
+        if key not in counts:
+            n_below = n_above = 0
+            for z in range(0, self.shape[2], CUBE):
+                stop = (*self.shape[:2], min(z + CUBE, self.shape[2]))
+                slab = self.read_box((0, 0, z), stop)
+                n_below += int(np.count_nonzero(slab < hu_min))
+                n_above += int(np.count_nonzero(slab > hu_max))
+            counts[key] = (n_below, n_above)
+            write_counts(self.path, counts)
+        return counts[key]
+
+    def _source(self) -> str:
+        return str(self.case["image"])
+
+
+def stored_volume(path: Path, case: Mapping[str, Any]) -> StoredVolume:
+    """What the file says of its volume; StoreError if it is missing or damaged."""
+    layout = read_layout(path)
+    try:
+        x_mm, y_mm, z_mm = map(float, layout.record["spacing_mm"])
+        minimum = int(layout.record["minimum"])
+        if not all(0 < length < math.inf for length in (x_mm, y_mm, z_mm)):
+            raise ValueError("its spacing is wrong")
+    except UNREADABLE as error:
+        raise StoreError(f"{path}: is damaged ({error}); delete it and prepare again") from error
+    return StoredVolume(path, layout.shape, (x_mm, y_mm, z_mm), dict(case), minimum)

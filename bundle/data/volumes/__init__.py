@@ -1,0 +1,1 @@
+"""One CT volume: formats, headers, reading and writing."""

@@ -1,0 +1,1 @@
+"""Drawing of CT: planes, pictures of reconstructions, videos."""

@@ -1,0 +1,114 @@
+"""Pictures of reconstructions: original, reconstruction, signed difference; three planes, two windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bundle.drawing.planes import (
+    LUNG,
+    MEDIASTINUM,
+    PLANES,
+    HUWindow,
+    Row,
+    Sheet,
+    Volume,
+    cut,
+    difference_panel,
+    grey_panel,
+    mark,
+    number,
+    panel_size,
+)
+
+WINDOWS = (LUNG, MEDIASTINUM)
+DIFFERENCE_HU = 200.0
+
+
+def render_triptych(
+    image: Volume,
+    recon: Volume,
+    spacing_mm: Sequence[float],
+    windows: Sequence[HUWindow] = WINDOWS,
+    *,
+    hu_min: float = -1000,
+    hu_max: float = 1000,
+    centre: Sequence[int] | None = None,
+    difference_hu: float = DIFFERENCE_HU,
+    panel_px: int = 384,
+    caption: str = "",
+) -> np.ndarray:
+    """Draws a reconstruction beside its original.
+
+    Rows are the axial, coronal and sagittal plane; columns are original and reconstruction in each display
+    window, then the signed difference in HU on a fixed scale, so that pictures of different runs compare. The
+    display is radiological: the patient's right on the left, head or front up, millimetres true to scale.
+
+    Args:
+        image: original, (X, Y, Z) in HU with RAS axes, array or tensor on any device.
+        recon: reconstruction, same shape.
+        spacing_mm: of a voxel along X, Y, Z.
+        windows: display windows, a pair of columns each.
+        hu_min: lower end of the network's window; what lies below is drawn at the end, as in the figures.
+        hu_max: upper end of the network's window in HU.
+        centre: voxel through which the planes are laid; None is the middle of the volume.
+        difference_hu: difference at the ends of the colour bar.
+        panel_px: pixels along the longest side of the volume.
+        caption: what the picture shows, e.g. name and iteration; written below it.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        ValueError: if the volumes are not 3D and of one shape, or `centre` lies outside.
+    """
+    shape = tuple(image.shape)
+    if len(shape) != 3 or shape != tuple(recon.shape):
+        raise ValueError(
+            f"`image` and `recon` must be volumes (X, Y, Z) of one shape, got {shape} and "
+            f"{tuple(recon.shape)}; drop batch and channel axes first"
+        )
+    centre = [size // 2 for size in shape] if centre is None else list(centre)
+    if any(not 0 <= at < size for at, size in zip(centre, shape, strict=True)):
+        raise ValueError(f"`centre` must lie inside the volume {shape}, got {centre}; give voxels, not mm")
+    px_per_mm = panel_px / max(n * mm for n, mm in zip(shape, spacing_mm, strict=True))
+    sizes = [panel_size(shape, spacing_mm, plane, px_per_mm) for plane in PLANES.values()]
+    sheet = Sheet(
+        _rows(centre, shape, sizes, windows),
+        n_columns=2 * len(windows) + 1,
+        column_width=max(width for width, _ in sizes),
+    )
+    for row, (plane, size) in enumerate(zip(PLANES.values(), sizes, strict=True)):
+        real, fake = (cut(volume, plane, centre[plane.axis], hu_min, hu_max) for volume in (image, recon))
+        for n, window in enumerate(windows):
+            sheet.place(mark(grey_panel(real, size, window), plane, None if n else px_per_mm), row, 2 * n)
+            sheet.place(mark(grey_panel(fake, size, window), plane), row, 2 * n + 1)
+        sheet.place(mark(difference_panel(fake - real, size, difference_hu), plane), row, 2 * len(windows))
+    sheet.colour_bar(difference_hu, row=0)
+    sheet.footer(_footer(shape, spacing_mm, hu_min, hu_max, caption))
+    return sheet.to_array()
+
+
+def _rows(
+    centre: Sequence[int], shape: Sequence[int], sizes: Sequence[tuple[int, int]], windows: Sequence[HUWindow]
+) -> list[Row]:
+    titles = [f"{role}\n{window}" for window in windows for role in ("Original", "Reconstruction")]
+    titles.append("Difference\nreconstruction \N{MINUS SIGN} original")
+    return [
+        Row(
+            f"{plane.name.capitalize()}, slice {centre[plane.axis] + 1} of {shape[plane.axis]}",
+            height,
+            () if n else titles,
+        )
+        for n, (plane, (_, height)) in enumerate(zip(PLANES.values(), sizes, strict=True))
+    ]
+
+
+def _footer(
+    shape: Sequence[int], spacing_mm: Sequence[float], hu_min: float, hu_max: float, caption: str
+) -> str:
+    times = " \N{MULTIPLICATION SIGN} "
+    geometry = f"{times.join(map(str, shape))} voxels of {times.join(f'{mm:.3g}' for mm in spacing_mm)} mm"
+    clipped = f"values clipped to {number(hu_min)} to {number(hu_max)} HU"
+    return ", ".join(filter(None, (caption, geometry, clipped)))

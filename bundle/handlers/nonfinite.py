@@ -1,0 +1,195 @@
+"""Keeps a run from being spoilt by numbers that are not finite."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from torch import Tensor
+
+from bundle.checkpoints.file import read_checkpoint
+from bundle.checkpoints.folder import newest_sound_checkpoint
+from bundle.checkpoints.handler import TrainingState
+from bundle.engines.advice import ADVICE
+from bundle.engines.events import AdversarialEvents
+from bundle.engines.settings import SettingsError
+from bundle.engines.trainer import AdversarialTrainer
+from bundle.networks.distributed import all_reduce
+
+logger = logging.getLogger(__name__)
+
+POLICIES = ("rollback", "stop")
+MAX_ROLLBACKS = 3
+
+
+class DivergenceError(ValueError):
+    """A run whose losses or gradients stay infinite or undefined; the message says what to do."""
+
+
+class HealthGuard:
+    """Skips iterations whose losses or gradients are not finite; rolls back or stops after too many in a row.
+
+    A skipped iteration moves neither weights nor moments nor codes nor learning rates; it counts as an
+    iteration. Rolling back restores networks, optimizers and codebook from the newest sound checkpoint and
+    lowers the learning rates; counter and data go on. All ranks decide alike. Per iteration the answer is one
+    number that leaves the device: the GPU then waits for the host to launch the optimizer steps.
+
+    Args:
+        state: what rolling back restores; the guard adds itself to what checkpoints hold.
+        output_dir: of the run, with its checkpoints.
+        policy: `rollback` or `stop`.
+        patience: iterations in a row that may be skipped before that.
+        learning_rate_ratio: share of the learning rates that is left after rolling back, at most 3 times.
+        note_event: called with `kind` and details of what happens, for `run.json`.
+    """
+
+    def __init__(
+        self,
+        state: TrainingState,
+        output_dir: str | Path,
+        policy: str = "rollback",
+        patience: int = 10,
+        learning_rate_ratio: float = 0.5,
+        note_event: Callable[..., None] | None = None,
+    ) -> None:
+        _require(
+            policy in POLICIES, f"`nonfinite_policy` must be one of {', '.join(POLICIES)}, got {policy!r}"
+        )
+        _require(patience >= 1, f"`nonfinite_patience` must be at least 1 iteration, got {patience}")
+        _require(
+            0 < learning_rate_ratio <= 1,
+            f"`rollback_learning_rate_ratio` must lie above 0 and up to 1, got {learning_rate_ratio}",
+        )
+        self.state = state
+        self.folder = Path(output_dir) / "checkpoints"
+        self.policy = policy
+        self.patience = patience
+        self.learning_rate_ratio = learning_rate_ratio
+        self.note_event = note_event or (lambda **_: None)
+        self.skipped = self.in_a_row = self.rollbacks = 0
+
+    def attach(self, engine: AdversarialTrainer) -> None:
+        """Joins the engine where all gradients are complete and nothing has moved yet."""
+        self.state.extras["health_guard"] = self
+        self._rates = {name: _base_rates(self.state, name) for name in self.state.optimizers}
+        engine.add_event_handler(Events.STARTED, lambda: self._set_learning_rates())
+        engine.add_event_handler(AdversarialEvents.GRADIENTS_COMPLETED, self)
+
+    def state_dict(self) -> dict[str, int]:
+        """Counts, for checkpoints."""
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row, "rollbacks": self.rollbacks}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.skipped, self.in_a_row = int(state["skipped"]), int(state["in_a_row"])
+        self.rollbacks = int(state["rollbacks"])
+
+    def __call__(self, engine: AdversarialTrainer) -> None:
+        """Lets the iteration's steps be taken, or not."""
+        values = _watched(engine)
+        if _all_finite(list(values.values())):
+            self.in_a_row = 0
+            return
+        engine.state.skip_steps = True
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        ill = _names_of_ill(engine, values)
+        logger.warning(
+            "Iteration %d is skipped, %d in a row: %s not finite", engine.state.iteration, self.in_a_row, ill
+        )
+        if self.in_a_row == 1:
+            self._note(engine, "non_finite", what=ill, skipped_so_far=self.skipped)
+        if self.in_a_row >= self.patience:
+            self._act(engine, ill)
+
+    def _act(self, engine: AdversarialTrainer, ill: str) -> None:
+        diagnosis = (
+            f"iteration {engine.state.iteration}: {ill} not finite for {self.in_a_row} iterations in a row"
+            f"{_after(self.rollbacks)}; {ADVICE['non_finite'].change}"
+        )
+        path = newest_sound_checkpoint(self.folder) if self.policy == "rollback" else None
+        if path is None or self.rollbacks >= MAX_ROLLBACKS:
+            raise DivergenceError(diagnosis)
+        iteration = restore_weights(self.state, path)
+        self.rollbacks, self.in_a_row = self.rollbacks + 1, 0
+        self._set_learning_rates()
+        logger.warning(
+            "%s. Weights, optimizers and codebook are back at iteration %d (%s), learning rates at %g of the "
+            "config's", diagnosis, iteration, path.name, self.learning_rate_factor,
+        )  # fmt: skip
+        self._note(engine, "rollback", back_to=iteration, learning_rate_factor=self.learning_rate_factor)
+
+    @property
+    def learning_rate_factor(self) -> float:
+        """What is left of the config's learning rates."""
+        return self.learning_rate_ratio**self.rollbacks
+
+    def _set_learning_rates(self) -> None:
+        """Those of the config and its schedules, times the factor; nothing before the first rollback."""
+        if self.rollbacks == 0:
+            return
+        for name, optimizer in self.state.optimizers.items():
+            rates = [rate * self.learning_rate_factor for rate in self._rates[name]]
+            schedule = self.state.schedules.get(name)
+            if schedule is not None:
+                schedule.base_lrs = list(rates)
+                factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+                rates = [rate * factor for rate, factor in zip(rates, factors, strict=True)]
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+    def _note(self, engine: AdversarialTrainer, kind: str, **details: Any) -> None:
+        self.note_event(
+            kind=kind, iteration=engine.state.iteration, **details, advice=ADVICE["non_finite"].change
+        )
+
+
+def restore_weights(state: TrainingState, path: Path) -> int:
+    """Loads networks with their codebook, and optimizers; counters, schedules and random states stay.
+
+    Returns:
+        The iteration that they are from.
+    """
+    content = read_checkpoint(path)
+    state.network.load_state_dict(content["model"])
+    state.discriminators.load_state_dict(content["discriminators"])
+    for name, optimizer in state.optimizers.items():
+        optimizer.load_state_dict(content["optimizers"][name])
+    return int(content["trainer"]["iteration"])
+
+
+def _watched(engine: AdversarialTrainer) -> dict[str, Tensor]:
+    """What turns infinite or undefined when anything does: one scalar per loss and per gradient."""
+    losses = {
+        name: engine.state.losses[name] for name in ("loss", "disc_loss") if name in engine.state.losses
+    }
+    return losses | {f"gradient of the {step.name}": step.norm for step in engine.state.steps}
+
+
+def _all_finite(values: list[Tensor]) -> bool:
+    ill = torch.stack([value.detach().float().reshape(()) for value in values]).isfinite().logical_not().sum()
+    all_reduce(ill)
+    return int(ill) == 0
+
+
+def _names_of_ill(engine: AdversarialTrainer, values: dict[str, Tensor]) -> str:
+    image = {"the batch itself": engine.state.batch["image"]}
+    names = [name for name, value in (image | values).items() if not bool(value.isfinite().all())]
+    return ", ".join(names) or "another rank's losses"
+
+
+def _base_rates(state: TrainingState, name: str) -> list[float]:
+    schedule = state.schedules.get(name)
+    groups = state.optimizers[name].param_groups
+    rates = schedule.base_lrs if schedule is not None else [group["lr"] for group in groups]
+    return [float(rate) for rate in rates]
+
+
+def _after(rollbacks: int) -> str:
+    return f", after {rollbacks} rollbacks" if rollbacks else ""
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise SettingsError(message)

@@ -1,0 +1,227 @@
+"""Reads a command line of `monai.bundle run` and compares its overrides with the config files it lists."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import fire
+import monai.bundle
+import yaml
+from monai.bundle import DEFAULT_EXP_MGMT_SETTINGS, ConfigParser, ConfigWorkflow, ReferenceResolver
+
+BUNDLE_ROOT = Path(__file__).resolve().parents[2]
+_NOT_FOR_USERS = (
+    "initialize",
+    "run",
+    "finalize",
+)  # MONAI's own lists of steps: valid ids, but nobody means them
+
+
+class UnknownOverrideError(ValueError):
+    """An override on the command line that MONAI would ignore in silence."""
+
+
+class ConfigFileError(FileNotFoundError):
+    """A command line that lists no config file, or one that does not exist or cannot be read."""
+
+
+class Command:
+    """A command line of `monai.bundle run`, read the way MONAI reads it.
+
+    Args:
+        arguments: the words behind `run`, e.g. `["--config_file", "configs/train.yaml", "--seed", "1"]`.
+
+    Attributes:
+        settings: arguments of `run` and overrides, those of `--args_file` included.
+        nothing: ids that were given as `None`, which MONAI drops.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        given: dict[str, Any] = {}
+
+        @functools.wraps(monai.bundle.run)
+        def capture(*args: Any, **kwargs: Any) -> None:
+            given.update(inspect.signature(monai.bundle.run).bind(*args, **kwargs).arguments)
+
+        # fire itself reads the words, with the signature of the real `run`: quoting, flags, `-` for `_`.
+        fire.Fire({"run": capture}, command=["run", *arguments])
+        overrides = given.pop("override", {})
+        self.nothing = [name for name, value in overrides.items() if value is None]
+        self.settings = monai.bundle.update_kwargs(args=given.pop("args_file", None), **given, **overrides)
+
+    @property
+    def config_files(self) -> list[str]:
+        """Paths of the listed config files, in the order in which they are merged."""
+        files = self.settings.get("config_file") or []
+        return [str(file) for file in ([files] if isinstance(files, str) else files)]
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Id and value of every override, without the arguments of `run` and of the workflow."""
+        return {name: value for name, value in self.settings.items() if name not in _run_arguments()}
+
+    def merged_config(self) -> ConfigParser:
+        """The listed files merged as MONAI merges them; overrides are not applied."""
+        return merge_configs(self.config_files)
+
+
+def merge_configs(files: Sequence[str]) -> ConfigParser:
+    """Merges config files as MONAI does: a later file replaces ids of an earlier one or adds to them.
+
+    Raises:
+        ConfigFileError: if a file is missing or is no map of ids and values.
+    """
+    parser = ConfigParser()
+    try:
+        parser.read_config(files)
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        for file in files:  # people edit configs: MONAI's error does not always name the file
+            _require_config(file)
+        raise ConfigFileError(f"{', '.join(map(str, files))}: cannot be merged ({error})") from error
+    return parser
+
+
+def _require_config(file: str) -> None:
+    try:
+        content = ConfigParser.load_config_file(file)
+    except FileNotFoundError as error:
+        raise ConfigFileError(f"{file}: no such config file; check `config_file`") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigFileError(f"{file}: is no sound YAML or JSON ({reason}); correct it") from error
+    if not isinstance(content, dict):
+        raise ConfigFileError(f"{file}: must hold lines `id: value`, got {content!r:.60}; correct it")
+
+
+def _run_arguments() -> set[str]:
+    callables = (monai.bundle.run, monai.bundle.create_workflow, ConfigWorkflow)
+    names = {name for call in callables for name in inspect.signature(call).parameters}
+    return names - {"override", "kwargs"}
+
+
+def current_command() -> Command | None:
+    """The command line of this process, or None if neither `monai.bundle run` nor `scripts.run` is at work.
+
+    MONAI Label and `ConfigWorkflow` in a test start a workflow without a command line.
+    """
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    name = spec.name if spec else ""
+    if name == "monai.bundle.__main__" and sys.argv[1:2] == ["run"]:
+        return Command(sys.argv[2:])
+    is_front_door = getattr(main, "__file__", None) == str(BUNDLE_ROOT / "scripts" / "run.py")
+    return Command(sys.argv[1:]) if name == "scripts.run" or is_front_door else None
+
+
+def arguments_from_anywhere(command: Command) -> list[str]:
+    """Finds the bundle's own files for a command that was typed in another folder.
+
+    Returns:
+        arguments to add to the command line: config files that are not found in the working folder but below
+        the bundle, and `bundle_root`; nothing in the bundle itself.
+
+    Raises:
+        ConfigFileError: if a config file is neither here nor below the bundle, or none is given.
+    """
+    if not command.config_files:
+        raise ConfigFileError("`config_file` must be given, e.g. --config_file configs/train.yaml")
+    found = [file if Path(file).is_file() else str(BUNDLE_ROOT / file) for file in command.config_files]
+    for given, file in zip(command.config_files, found, strict=True):
+        if not Path(file).is_file():
+            raise ConfigFileError(f"{given}: no such config file, neither here nor below {BUNDLE_ROOT}")
+    if Path.cwd().resolve() == BUNDLE_ROOT:
+        return []
+    added = [] if found == command.config_files else ["--config_file", repr(found)]
+    has_root = "bundle_root" in command.overrides or "bundle_root" not in merge_configs(found)
+    return added if has_root else [*added, "--bundle_root", str(BUNDLE_ROOT)]
+
+
+def check_overrides(command: Command) -> None:
+    """Compares the overrides with the ids of the merged config.
+
+    A nested id (`a::b` or `a#b`) must exist, or its parent must be a component (`_target_`) that it adds an
+    argument to. The ids of an experiment tracker count as known if `--tracking` is given.
+
+    Raises:
+        UnknownOverrideError: naming each unknown id with the nearest known ones.
+    """
+    parser = command.merged_config()
+    known = [name for name in _ids(parser.get()) if name.split("::")[0] not in _NOT_FOR_USERS]
+    tracking_ids = _tracking_ids(command.settings.get("tracking"))
+    problems = []
+    for name, value in command.overrides.items():
+        if name in tracking_ids or _is_known(name, parser):
+            parser.set(value, name)
+        else:
+            problems.append(_describe_unknown(name, known))
+    for name in command.nothing:
+        if not _is_known(name, parser):
+            problems.append(_describe_unknown(name, known))
+        elif parser[name] is not None:
+            problems.append(f"`{name}` (MONAI drops `None`; write --{name} '$None')")
+    if problems:
+        files = ", ".join(command.config_files)
+        raise UnknownOverrideError(f"override must name an id of {files}, got {'; '.join(problems)}")
+
+
+def is_alike(default: Any, value: Any) -> bool:
+    """Numbers for numbers, true or false for such, lists for lists; expressions and null can be anything."""
+    is_expression = any(isinstance(each, str) and each.startswith(("$", "@")) for each in (default, value))
+    if default is None or value is None or is_expression:
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, int):
+        return isinstance(value, int)
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    if isinstance(default, str):
+        return isinstance(value, str | int)
+    return isinstance(value, type(default)) or (isinstance(default, list) and isinstance(value, tuple))
+
+
+def _is_known(name: str, parser: ConfigParser) -> bool:
+    parent, _ = ReferenceResolver.split_id(name, last=True)
+    if name in parser or name == "_meta_" or parent.startswith("_meta_"):
+        return True
+    component = parser.get(parent) if parent else None
+    return isinstance(component, dict) and "_target_" in component
+
+
+def _ids(config: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(config, dict | list):
+        for _, name, value in ReferenceResolver.iter_subconfigs(prefix, config):
+            if not str(name).rsplit("::", 1)[-1].startswith("_"):
+                yield name
+            yield from _ids(value, name)
+
+
+def _tracking_ids(tracking: Any) -> set[str]:
+    if not tracking:
+        return set()
+    is_known = isinstance(tracking, str) and tracking in DEFAULT_EXP_MGMT_SETTINGS
+    settings: dict = (
+        DEFAULT_EXP_MGMT_SETTINGS[tracking] if is_known else ConfigParser.load_config_files(tracking)
+    )
+    return set(settings.get("configs", {}))
+
+
+def _describe_unknown(name: str, known: Sequence[str]) -> str:
+    name = ReferenceResolver.normalize_id(name)
+    parent, leaf = ReferenceResolver.split_id(name, last=True)
+    top_level = [other for other in known if "::" not in other]
+    near = [other for other in top_level if leaf == "".join(word[:1] for word in other.split("_"))]
+    near = (difflib.get_close_matches(name, known) if parent else []) + near
+    near += difflib.get_close_matches(leaf, top_level)
+    if not near:
+        near = [other for other in known if other.endswith(f"::{leaf}")] or difflib.get_close_matches(
+            name, known
+        )
+    names = " or ".join(f"`{other}`" for other in list(dict.fromkeys(near))[:3])
+    return f"`{name}` ({f'did you mean {names}?' if names else 'nothing like it there'})"

@@ -1,0 +1,1 @@
+"""Tools for developers of this project: benchmarks, kill tests, the embedded example data."""

@@ -1,0 +1,73 @@
+"""Measures what this project promises on this machine: `make bench`.
+
+    python -m scripts.developer.benchmark [--only SECTION ...] [--output outputs/benchmark]
+
+Prints tables and writes `benchmark.json`. The two sides of a comparison alternate in one run; figures are
+medians. On a GPU the training section runs the default preset on 128^3 patches, on a CPU `lite` on 64^3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bundle.run.record import write_atomically
+from scripts.developer.data_benchmark import measure_data
+from scripts.developer.measuring import describe_machine
+from scripts.developer.memory_benchmark import measure_memory
+from scripts.developer.network_benchmark import measure_halo, measure_presets, measure_volume
+from scripts.developer.quantizer_benchmark import measure_codebook, measure_quantizer
+from scripts.developer.training_benchmark import measure_training
+
+BUNDLE_ROOT = Path(__file__).resolve().parents[2]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line of this module."""
+    sections: dict[str, Callable[[Path], Any]] = {
+        "quantizer": measure_quantizer,
+        "codebook": measure_codebook,
+        "presets": measure_presets,
+        "halo": measure_halo,
+        "training": measure_training,
+        "volume": measure_volume,
+        "data": measure_data,
+        "memory": measure_memory,
+    }
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=sections, default=list(sections))
+    parser.add_argument("--output", type=Path, default=BUNDLE_ROOT / "outputs" / "benchmark")
+    given = parser.parse_args(arguments)
+    given.output.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {"machine": describe_machine()}
+    print(json.dumps(results["machine"]))
+    for name in given.only:
+        results[name] = sections[name](given.output)
+        print(f"\n{name}\n{as_table(results[name])}", flush=True)
+        write_atomically(given.output / "benchmark.json", json.dumps(results, indent=2) + "\n")
+    print(f"\nwrote {given.output / 'benchmark.json'}")
+
+
+def as_table(rows: list[dict[str, Any]]) -> str:
+    """Rows with the same keys as a Markdown table."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    for row in rows:
+        cells = [
+            f"{value:,.3g}"
+            if isinstance(value, float)
+            else f"{value:,}"
+            if isinstance(value, int)
+            else value or ""
+            for value in row.values()
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

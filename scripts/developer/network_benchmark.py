@@ -1,0 +1,111 @@
+"""Speed, memory and exactness of tiled reconstruction."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bundle.checkpoints.file import network_settings, write_checkpoint
+from bundle.data.volumes.phantom import make_phantom, write_phantom
+from bundle.inferers.halo import HaloInferer
+from bundle.networks.vqgan import PRESETS, VQGAN, build_vqgan, to_device
+from scripts.developer.measuring import DEVICE, timed, watch_resident
+
+BUNDLE_ROOT = Path(__file__).resolve().parents[2]
+VOLUME = (512, 512, 604)
+
+
+def measure_presets(output: Path) -> list[dict[str, Any]]:
+    """Parameters, operations and voxels per second of each preset when reconstructing by tiles."""
+    rows = []
+    for preset in PRESETS:
+        side = 128 if DEVICE.type == "cuda" or preset == "lite" else 64
+        image = torch.randn(1, 1, side, side, side)
+        network = to_device(build_vqgan(preset), DEVICE).eval()
+        operations = count_operations(network)
+        inferer = HaloInferer("auto")
+
+        def run(image: Tensor = image, network: VQGAN = network, inferer: HaloInferer = inferer) -> None:
+            with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda"):
+                inferer(image, network)
+
+        seconds, _ = timed(run)
+        rows.append(
+            {
+                "preset": preset,
+                "parameters": sum(parameter.numel() for parameter in network.parameters()),
+                "MFLOP per voxel": operations / 1e6,
+                "TFLOP per 512x512x604": operations * VOLUME[0] * VOLUME[1] * VOLUME[2] / 1e12,
+                "voxels per second": image.numel() / seconds,
+            }
+        )
+    return rows
+
+
+def measure_volume(output: Path) -> list[dict[str, Any]]:
+    """Time and peak resident memory of `configs/inference.yaml` on 512 x 512 x 302 and x 604 voxels."""
+    network = build_vqgan("lite", "ema", 1024)
+    checkpoint = output / "lite.pt"
+    write_checkpoint(
+        checkpoint,
+        {"model": network.state_dict(), "network": network_settings("lite", "ema", 1024, -1000, 1000)},
+    )
+    rows = []
+    for slices in (302, 604):
+        volume = output / f"phantom_{slices}.nii.gz"
+        if not volume.exists():
+            write_phantom(
+                volume, (512, 512, slices), torch.diag(torch.tensor([0.7, 0.7, 0.55, 1])).numpy(), 0
+            )
+        command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.yaml"]
+        command += ["--dataset_dir", str(volume), "--ckpt_path", str(checkpoint), "--preset", "lite"]
+        command += ["--num_embeddings", "1024", "--output_dir", str(output / "reconstruction")]
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            command, cwd=BUNDLE_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        peak = watch_resident(process.pid, lambda process=process: process.poll() is None)  # type: ignore[misc]
+        if process.returncode:
+            raise RuntimeError(f"`{' '.join(command)}` failed; run it by hand to see why")
+        rows.append({"slices": slices, "seconds": time.perf_counter() - start, "peak resident MiB": peak})
+    voxels = VOLUME[0] * VOLUME[1] * 302
+    growth = (rows[1]["peak resident MiB"] - rows[0]["peak resident MiB"]) * 2**20 / voxels
+    return [*rows, {"slices": "bytes per further voxel", "seconds": None, "peak resident MiB": growth}]
+
+
+def measure_halo(output: Path) -> list[dict[str, Any]]:
+    """What a smaller halo costs: tiles of 64 voxels against one pass, random weights, a chest phantom.
+
+    Errors are relative to the standard deviation of the reconstruction.
+    """
+    volume = torch.from_numpy(make_phantom((128, 48, 48), (3.0, 6.0, 6.0), 0)).float()
+    image = volume.div(1000).clamp(-1, 1)[None, None].to(DEVICE)
+    rows = []
+    for preset in ("lite", "default"):
+        torch.manual_seed(0)
+        network = to_device(build_vqgan(preset, "ema", 1024), DEVICE)
+        with torch.no_grad():
+            network.train().reconstruct(image)  # starts the codebook from data
+            network.eval()
+            whole = HaloInferer(128)(image, network)
+            for halo in sorted({0, 8, 16, network.halo - 12, network.halo}):
+                error = (HaloInferer(64, halo)(image, network) - whole).abs() / whole.std()
+                largest, mean = error.max().item(), error.mean().item()
+                rows.append({"preset": preset, "halo": halo, "largest error": largest, "mean error": mean})
+    return rows
+
+
+def count_operations(network: VQGAN) -> float:
+    """Operations (2 per multiply-add) per voxel of encoder and decoder."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    image = torch.zeros(1, 1, 16, 16, 16, device=DEVICE)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.decode_codes(network.encode_latent(image))
+    return counter.get_total_flops() / image.numel()

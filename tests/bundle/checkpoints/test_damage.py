@@ -1,0 +1,132 @@
+"""What can happen to the bytes of a checkpoint, and on a full disk."""
+
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bundle.checkpoints.file import (
+    FORMAT_VERSION,
+    CheckpointError,
+    network_settings,
+    read_checkpoint,
+    write_checkpoint,
+)
+
+ROOT = Path(__file__).resolve().parents[3]
+SETTINGS = network_settings("default", "ema", 1024, -1000, 1000)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A complete file of a small network."""
+    path = tmp_path / "model.pt"
+    write_checkpoint(path, {"model": nn.Linear(30, 40).state_dict(), "network": SETTINGS})
+    return path
+
+
+def saved(content):
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def test_a_flipped_bit_is_found_wherever_it_is(checkpoint):
+    content = checkpoint.read_bytes()
+    places = {*range(0, len(content), 97), *range(len(content) - 110, len(content))}
+    unnoticed = []
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        checkpoint.write_bytes(damaged)
+        try:
+            read_checkpoint(checkpoint)
+            unnoticed.append(place)
+        except CheckpointError as error:
+            assert str(error).startswith(f"{checkpoint}: not a readable checkpoint")
+    assert unnoticed == []
+    checkpoint.write_bytes(content)
+    assert read_checkpoint(checkpoint)["format_version"] == FORMAT_VERSION
+
+
+@pytest.mark.parametrize("change", [lambda content: content + b"x", lambda content: content[:-64]])
+def test_bytes_too_many_or_too_few_at_the_end_are_found(checkpoint, change):
+    checkpoint.write_bytes(change(checkpoint.read_bytes()))
+    with pytest.raises(CheckpointError, match=r"model\.pt: not a readable checkpoint .*checksum is missing"):
+        read_checkpoint(checkpoint)
+
+
+def test_the_checksum_is_a_proper_comment_of_the_archive(checkpoint):
+    content = checkpoint.read_bytes()
+    with zipfile.ZipFile(checkpoint) as archive:
+        assert archive.testzip() is None
+        mark, digest = archive.comment.rsplit(b" ", 1)
+    assert mark == b"ctpa_vqgan sha256"
+    assert digest.decode() == hashlib.sha256(content[:-64]).hexdigest()
+
+
+def test_a_checkpoint_of_format_1_which_had_no_checksum_is_still_read(tmp_path):
+    path = tmp_path / "old.pt"
+    content = {"format_version": 1, "model": nn.Linear(3, 4).state_dict(), "network": SETTINGS}
+    path.write_bytes(saved(content))
+    assert read_checkpoint(path)["network"] == SETTINGS
+    torch.testing.assert_close(read_checkpoint(path)["model"], dict(content["model"]), rtol=0, atol=0)
+
+
+class Touch:
+    """An object whose unpickling runs code."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("sealed", [True, False], ids=["with a checksum", "without"])
+def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path, sealed):
+    trap, path = tmp_path / "trap", tmp_path / "evil.pt"
+    content = {"model": {}, "network": SETTINGS, "extra": Touch(trap)}
+    if sealed:
+        write_checkpoint(path, content)
+    else:
+        path.write_bytes(saved(content))
+    with pytest.raises(CheckpointError, match=r"evil\.pt: not a readable checkpoint"):
+        read_checkpoint(path)
+    assert not trap.exists()
+    torch.load(path, weights_only=False)
+    assert trap.exists(), "the file would have done it"
+
+
+FULL_DISK = """
+import resource, sys, torch
+from pathlib import Path
+from bundle.checkpoints.file import CheckpointWriteError, write_checkpoint
+for room in (0, 5000, 11_500):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+    try:
+        write_checkpoint(Path(sys.argv[1]), {"model": torch.zeros(50, 50), "network": {"preset": "lite"}})
+    except CheckpointWriteError as error:
+        print(error)
+"""
+
+
+def test_without_room_the_old_file_stays_and_the_error_says_so(checkpoint):
+    before = checkpoint.read_bytes()
+    command = [sys.executable, "-c", FULL_DISK, str(checkpoint)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=120)
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.splitlines()
+    assert len(told) == 3
+    assert all(line.startswith(f"{checkpoint}: cannot be written (File too large)") for line in told)
+    assert all(line.endswith("go on with --resume_from_checkpoint auto") for line in told)
+    assert checkpoint.read_bytes() == before
+    assert list(checkpoint.parent.iterdir()) == [checkpoint]

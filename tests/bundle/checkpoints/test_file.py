@@ -1,0 +1,171 @@
+import io
+import re
+import zipfile
+
+import pytest
+import torch
+from torch import nn
+
+from bundle.checkpoints.file import (
+    FORMAT_VERSION,
+    CheckpointError,
+    check_network,
+    load_generator,
+    network_settings,
+    read_checkpoint,
+    write_checkpoint,
+)
+
+SETTINGS = network_settings("default", "ema", 1024, -1000, 1000)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A complete file of a small network."""
+    path = tmp_path / "model.pt"
+    write_checkpoint(path, {"model": nn.Linear(30, 40).state_dict(), "network": SETTINGS})
+    return path
+
+
+def saved(content):
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def zipped(**members):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, text in members.items():
+            archive.writestr(name, text)
+    return buffer.getvalue()
+
+
+def test_a_checkpoint_comes_back_with_weights_only(checkpoint):
+    content = torch.load(checkpoint, weights_only=True)
+    assert content["format_version"] == FORMAT_VERSION
+    assert content["network"] == SETTINGS
+    torch.testing.assert_close(read_checkpoint(checkpoint)["model"], content["model"], rtol=0, atol=0)
+
+
+def test_a_failing_write_leaves_the_old_file_and_no_other(checkpoint):
+    before = checkpoint.read_bytes()
+    with pytest.raises((AttributeError, TypeError, RuntimeError), match="lambda"):
+        write_checkpoint(checkpoint, {"model": torch.zeros(10), "network": lambda: None})
+    assert checkpoint.read_bytes() == before
+    assert list(checkpoint.parent.iterdir()) == [checkpoint]
+
+
+def test_a_missing_checkpoint_is_named_with_the_ways_to_get_one(tmp_path):
+    with pytest.raises(CheckpointError, match=r"gone\.pt: no such checkpoint; .*scripts\.install"):
+        read_checkpoint(tmp_path / "gone.pt")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])
+def test_a_truncated_checkpoint_is_refused_by_name(checkpoint, share):
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match=r"model\.pt: not a readable checkpoint"):
+        read_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"a text file\n", b"\x1f\x8b" + bytes(400), bytes(range(256)), b"\x80\x02", b"\x80\x02}q\x00(X", b"(l."],
+    ids=["text", "gz", "binary", "pickle start", "torn pickle", "list pickle"],
+)
+def test_a_foreign_file_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "foreign.pt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"foreign\.pt: not a"):
+        read_checkpoint(path)
+
+
+def test_an_archive_that_is_not_torch_s_is_refused_by_name(tmp_path):
+    (tmp_path / "foreign.zip").write_bytes(zipped(a="b"))
+    with pytest.raises(CheckpointError, match=r"foreign\.zip: not a readable checkpoint"):
+        read_checkpoint(tmp_path / "foreign.zip")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        torch.zeros(3),
+        [],
+        {"weight": torch.zeros(3)},
+        {"model": {}},
+        {"network": {}},
+        {"model": {}, "network": {"conv.weight": torch.zeros(3)}},
+        {"model": {}, "network": torch.zeros(3)},
+    ],
+    ids=["tensor", "list", "state dict", "no network", "no model", "other network", "tensor network"],
+)
+def test_a_file_of_another_project_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "other.pt"
+    path.write_bytes(saved(content))
+    with pytest.raises(CheckpointError, match=r"other\.pt: not a checkpoint of this project"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {}}, {"pytorch-lightning_version": "1.5", "epoch": 3}])
+@pytest.mark.parametrize("name", ["users.ckpt", "users.pt"])
+def test_a_lightning_checkpoint_is_said_to_be_another_network(tmp_path, content, name):
+    path = tmp_path / name
+    path.write_bytes(saved(content))
+    with pytest.raises(
+        CheckpointError, match=rf"{name}: .*Lightning .*cannot be loaded.*configs/train\.yaml"
+    ):
+        read_checkpoint(path)
+
+
+def test_a_lightning_checkpoint_with_objects_in_it_is_never_run(tmp_path):
+    path = tmp_path / "users.ckpt"
+    path.write_bytes(saved({"state_dict": {}, "hyper_parameters": re.compile("object")}))
+    with pytest.raises(CheckpointError, match=r"users\.ckpt: .*Lightning"):
+        read_checkpoint(path)
+
+
+def test_a_newer_format_asks_for_an_update(tmp_path):
+    path = tmp_path / "newer.pt"
+    path.write_bytes(saved({"format_version": FORMAT_VERSION + 1, "weights": {}}))
+    with pytest.raises(CheckpointError, match=r"newer\.pt: written in format 3, .* up to 2; update"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "value"),
+    [
+        ("preset", "lite"),
+        ("quantizer", "fsq"),
+        ("num_embeddings", 4096),
+        ("hu_min", -1024.0),
+        ("hu_max", 3071.0),
+    ],
+)
+def test_another_network_or_window_is_refused_with_the_override_that_helps(changed, value):
+    content = {"network": SETTINGS | {changed: value}}
+    with pytest.raises(
+        CheckpointError, match=rf"a\.pt: was trained with `{changed}` .*use it with --{changed} {value}$"
+    ):
+        check_network("a.pt", content, SETTINGS)
+
+
+def test_all_settings_that_differ_are_told_at_once():
+    with pytest.raises(CheckpointError, match=r"--preset lite --hu_max 500\.0$"):
+        check_network("a.pt", {"network": SETTINGS | {"preset": "lite", "hu_max": 500.0}}, SETTINGS)
+
+
+def test_the_same_settings_pass_whether_whole_numbers_or_not():
+    check_network("a.pt", {"network": SETTINGS}, network_settings("default", "ema", 1024, -1000, 1000.0))
+
+
+@pytest.mark.parametrize("other", [nn.Linear(31, 40), nn.Linear(30, 40, bias=False), nn.Conv1d(1, 1, 1)])
+def test_weights_that_do_not_fit_are_refused_by_name(checkpoint, other):
+    with pytest.raises(CheckpointError, match=r"model\.pt: its weights do not fit this generator"):
+        load_generator(other, checkpoint, read_checkpoint(checkpoint))
+
+
+def test_every_tensor_of_the_generator_is_loaded(checkpoint):
+    network, content = nn.Linear(30, 40), read_checkpoint(checkpoint)
+    assert load_generator(network, checkpoint, content) == 2
+    torch.testing.assert_close(network.state_dict(), content["model"], rtol=0, atol=0)

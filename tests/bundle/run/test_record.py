@@ -1,0 +1,198 @@
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bundle.run.command import UnknownOverrideError
+from bundle.run.record import OutputFolderError, finish_run, report_error, start_run, write_atomically
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIG = """
+bundle_root: .
+output_dir: {output}
+max_epochs: 5
+seed: 3
+resuming: false
+api_token: null
+tracking_uri: null
+network: {{_target_: torch.nn.Linear, in_features: 2, out_features: 2}}
+run:
+- _target_: bundle.run.record.refuse_unknown_overrides
+- {{_target_: bundle.run.record.start_run, output_dir: '@output_dir', seed: '@seed', resuming: '@resuming'}}
+- "$@network(torch.ones(@max_epochs, 2))"
+- _target_: bundle.run.record.finish_run
+  output_dir: '@output_dir'
+  figures: {{outputs: "$@network.out_features", bad: "$float('nan')"}}
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "train.yaml"
+    path.write_text(CONFIG.format(output=tmp_path / "out"), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def output_dir(tmp_path):
+    yield str(tmp_path / "out")
+    for handler in list(logging.getLogger().handlers):
+        if str(getattr(handler, "baseFilename", "")).startswith(str(tmp_path)):
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+
+
+def run_monai(*words):
+    command = [sys.executable, "-m", "monai.bundle", "run", *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=300
+    )
+
+
+def record_of(folder):
+    return json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
+
+
+def test_plain_monai_run_refuses_an_unknown_id_and_writes_nothing(config_file, tmp_path):
+    done = run_monai("--config_file", config_file, "--maxepochs", 9)
+
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1].endswith("got `maxepochs` (did you mean `max_epochs`?)")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_plain_monai_run_leaves_a_record_without_secrets(config_file, tmp_path):
+    secrets = ["--api_token", "abc123", "--tracking_uri=https://me:abc123@host/x"]
+
+    done = run_monai("--config_file", config_file, "--max-epochs", 2, "--network#bias", "False", *secrets)
+
+    record = record_of(tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert (record["status"], record["seed"]) == ("finished", 3)
+    assert record["figures"] == {"outputs": 2, "bad": "nan"}
+    assert record["overrides"]["max_epochs"] == record["config"]["max_epochs"] == 2
+    assert record["config"]["network"]["bias"] is False
+    assert "--max-epochs" in record["command_line"]
+    assert {"torch", "monai", "pytorch-ignite", "numpy", "python", "ctpa_vqgan"} <= set(record["versions"])
+    assert "abc123" not in json.dumps(record)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run.json", "training.log"]
+
+
+def test_failed_run_says_why_in_its_last_line_in_the_log_and_in_the_record(config_file, tmp_path):
+    done = run_monai("--config_file", config_file, "--max_epochs", "$'x'")
+
+    message = done.stderr.splitlines()[-1]
+    assert done.returncode != 0
+    assert message.startswith("error: TypeError: ones()")
+    assert "Traceback" in done.stderr
+    record = record_of(tmp_path / "out")
+    assert record["status"] == "failed"
+    assert done.stderr.rstrip().endswith(record["error"])
+    assert "TypeError: ones()" in (tmp_path / "out" / "training.log").read_text(encoding="utf-8")
+
+
+def test_folder_with_checkpoints_is_refused_and_left_as_it_is(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.pt").touch()
+
+    with pytest.raises(
+        OutputFolderError, match="holds the checkpoints of another run; give another --output_dir"
+    ):
+        start_run(str(tmp_path))
+
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+
+
+def test_resumed_run_keeps_log_and_record_of_the_earlier_start(output_dir):
+    start_run(output_dir, seed=1)
+    logging.getLogger().error("first part")
+    finish_run(output_dir, {"val/psnr": 20.0})
+    (Path(output_dir) / "checkpoints").mkdir()
+    (Path(output_dir) / "checkpoints" / "last.pt").touch()
+
+    start_run(output_dir, seed=2, resuming=True)
+    logging.getLogger().error("second part")
+    finish_run(output_dir, {"val/psnr": 28.0})
+
+    log = (Path(output_dir) / "training.log").read_text(encoding="utf-8")
+    record = record_of(output_dir)
+    assert log.index("first part") < log.index("second part")
+    assert (record["seed"], record["figures"]) == (2, {"val/psnr": 28.0})
+    assert [(start["seed"], start["figures"]) for start in record["earlier_starts"]] == [
+        (1, {"val/psnr": 20.0})
+    ]
+
+
+def test_finished_run_no_longer_logs_into_its_folder(output_dir):
+    start_run(output_dir, log_file="inference.log")
+    finish_run(output_dir)
+
+    logging.getLogger().error("afterwards")
+
+    assert "afterwards" not in (Path(output_dir) / "inference.log").read_text(encoding="utf-8")
+
+
+def test_without_a_command_line_the_given_settings_are_recorded(output_dir):
+    start_run(output_dir, settings={"max_epochs": 7, "device": Path("cpu"), "db_password": "x"})
+    finish_run(output_dir)
+
+    assert record_of(output_dir)["config"] == {"max_epochs": 7, "device": "cpu", "db_password": "***"}
+
+
+def test_only_the_first_process_of_a_distributed_run_writes(output_dir, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+
+    start_run(output_dir)
+    finish_run(output_dir, {"val/psnr": 1.0})
+
+    assert not Path(output_dir).exists()
+
+
+def test_own_errors_are_reported_in_one_line(capsys):
+    try:
+        raise RuntimeError("Failed to instantiate component") from UnknownOverrideError("`x` must be known")
+    except RuntimeError as error:
+        report_error(type(error), error, error.__traceback__)
+
+    assert capsys.readouterr().err == "error: `x` must be known\n"
+
+
+def test_ctrl_c_before_training_begins_is_one_line(capsys):
+    report_error(KeyboardInterrupt, KeyboardInterrupt(), None)
+
+    assert capsys.readouterr().err == "error: stopped by Ctrl-C; what had been written is whole\n"
+
+
+def test_a_record_that_cannot_be_written_does_not_hide_the_error(output_dir, capsys, monkeypatch):
+    start_run(output_dir)
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    error = UnknownOverrideError("`x` must be known")
+    report_error(type(error), error, None)
+
+    assert capsys.readouterr().err == "error: `x` must be known\n"
+    assert record_of(output_dir)["status"] == "running"
+
+
+def test_interrupted_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
+    path = tmp_path / "run.json"
+    write_atomically(path, "old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, "new")
+
+    assert path.read_text(encoding="utf-8") == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run.json"]
