@@ -26,6 +26,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         f"bundle.{room}"
         for room in ("checkpoints", "drawing", "engines", "losses", "metrics", "inferers", "networks")
     ),
+    "bundle.evaluation": tuple(
+        f"bundle.{room}"
+        for room in ("checkpoints", "data", "drawing", "inferers", "losses", "metrics", "networks", "run")
+    ),
     "transforms": ("bundle.data",),
 }
 # Written in pieces, so that this file does not find itself.

@@ -85,7 +85,7 @@ def test_both_metadata_files_are_the_same_bytes_and_no_links():
 
 
 def test_version_is_the_same_in_metadata_changelog_and_pyproject():
-    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    newest = re.search(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
 
     assert newest is not None
     assert METADATA["version"] == newest[1] == PROJECT["version"]

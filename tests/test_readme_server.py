@@ -1,13 +1,15 @@
-"""The guide's MONAI Label commands fit the app; `make test-label` sends such requests to a real server."""
+"""The README's MONAI Label commands fit the app; `make test-label` sends such requests to a real server."""
 
 import re
 import shlex
+from pathlib import Path
 
-from tests.guide import GUIDE, ROOT
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def words_of(command: str) -> list[str]:
-    (line,) = re.findall(rf"^{command} .*$", GUIDE, re.MULTILINE)
+    (line,) = re.findall(rf"^{command} .*$", README, re.MULTILINE)
     return shlex.split(line)
 
 

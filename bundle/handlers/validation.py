@@ -9,9 +9,8 @@ from monai.engines import Evaluator
 from torch import Tensor, nn
 
 from bundle.engines.settings import SettingsError
+from bundle.metrics.perceptual import slice_lpips
 from bundle.metrics.reconstruction import reconstruction_figures
-
-LPIPS_SLICES = 16
 
 
 class ReconstructionQuality(Metric):
@@ -77,18 +76,6 @@ class ReconstructionQuality(Metric):
 
     def _to_hu(self, image: Tensor) -> Tensor:
         return (image + 1) * ((self.hu_max - self.hu_min) / 2) + self.hu_min
-
-
-@torch.no_grad()
-def slice_lpips(perceptual: nn.Module, image: Tensor, pred: Tensor) -> float:
-    """Mean distance of at most 16 axial slices of two volumes (1, X, Y, Z) in [-1, 1], evenly spread."""
-    count = min(LPIPS_SLICES, image.shape[-1])
-    slices = torch.linspace(0, image.shape[-1] - 1, count).round().long()
-    device = next(perceptual.parameters()).device
-    distances = [
-        perceptual(image[None, ..., z].to(device), pred[None, ..., z].to(device)) for z in slices.tolist()
-    ]
-    return float(torch.cat(distances).mean())
 
 
 class ValidationStopped(BaseException):

@@ -46,6 +46,8 @@ def reconstruction_figures(
 
     Both are clipped to the window first, so that scanner padding (-2048) and metal say nothing about the
     network. Works on slabs of slices in float64: a volume of any size needs some 30 MB beside the two inputs.
+    SSIM is taken after shifting the window to 0..range, as its formula expects intensities above 0; on signed
+    HU it reads about 0.006 lower.
     SSIM equals `skimage.metrics.structural_similarity` with its defaults (7 x 7 uniform window, sample
     covariance, border left out). A NaN voxel makes every figure NaN.
     Paper: Wang et al. 2004, doi:10.1109/TIP.2003.819861, eq. 13 (deviation: uniform window, not Gaussian).
@@ -71,7 +73,7 @@ def reconstruction_figures(
         error = real - fake
         absolute += error.abs().sum().item()
         squared += error.square_().sum().item()
-        similarity += _ssim_per_slice(real, fake, data_range).sum().item()
+        similarity += _ssim_per_slice(real.sub_(hu_min), fake.sub_(hu_min), data_range).sum().item()
     mean_squared = squared / n_voxels
     psnr = math.inf if mean_squared == 0 else 10 * math.log10(data_range**2 / mean_squared)
     ssim = similarity / image.shape[axis]
@@ -115,22 +117,46 @@ def _slabs(
 
 
 def _ssim_per_slice(real: torch.Tensor, fake: torch.Tensor, data_range: float) -> torch.Tensor:
-    """Mean SSIM of each slice, (N,)."""
+    """Mean SSIM of each slice, (N,); intensities run from 0 to `data_range`."""
+    return similarity_map(
+        local_mean(real),
+        local_mean(fake),
+        local_mean(real * fake),
+        local_mean(real.square() + fake.square()),
+        data_range,
+        WINDOW_SIZE**2,
+    ).mean(dim=(1, 2))
+
+
+def similarity_map(
+    mean_real: torch.Tensor,
+    mean_fake: torch.Tensor,
+    mean_product: torch.Tensor,
+    mean_squares: torch.Tensor,
+    data_range: float,
+    window_voxels: int,
+) -> torch.Tensor:
+    """SSIM of every window from the windows' means.
+
+    Args:
+        mean_real: mean of the original, any shape.
+        mean_fake: mean of the reconstruction.
+        mean_product: mean of their product.
+        mean_squares: mean of the sum of their squares.
+        data_range: highest minus lowest intensity that there can be.
+        window_voxels: voxels of a window, for the sample covariance.
+    """
     stability_mean, stability_variance = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    to_sample = WINDOW_SIZE**2 / (WINDOW_SIZE**2 - 1)
-    mean_real, mean_fake = _local_mean(real), _local_mean(fake)
-    covariance = to_sample * (_local_mean(real * fake) - mean_real * mean_fake)
-    variances = to_sample * (
-        _local_mean(real.square() + fake.square()) - mean_real.square() - mean_fake.square()
-    )
-    luminance = (2 * mean_real * mean_fake + stability_mean) / (
-        mean_real.square() + mean_fake.square() + stability_mean
-    )
+    to_sample = window_voxels / (window_voxels - 1)
+    squared_means = mean_real.square() + mean_fake.square()
+    covariance = to_sample * (mean_product - mean_real * mean_fake)
+    variances = to_sample * (mean_squares - squared_means)
+    luminance = (2 * mean_real * mean_fake + stability_mean) / (squared_means + stability_mean)
     structure = (2 * covariance + stability_variance) / (variances + stability_variance)
-    return (luminance * structure).mean(dim=(1, 2))
+    return luminance * structure
 
 
-def _local_mean(slices: torch.Tensor) -> torch.Tensor:
+def local_mean(slices: torch.Tensor) -> torch.Tensor:
     """Mean over every full 7 x 7 window: (N, H, W) to (N, H - 6, W - 6), one axis after the other."""
     rows = avg_pool2d(slices, (WINDOW_SIZE, 1), stride=1)
     return avg_pool2d(rows, (1, WINDOW_SIZE), stride=1)

@@ -57,7 +57,7 @@ def test_figures_are_those_of_the_two_nifti_files(checkpoints, tmp_path: Path, c
     main(_arguments(checkpoints[0], scan, tmp_path / "out", "--axes", "sagittal", "--fps", "4"))
     image, recon = nib.load(scan), nib.load(tmp_path / "out" / "scan_recon.nii.gz")
     assert np.array_equal(image.affine, recon.affine) and recon.get_data_dtype() == np.int16
-    real, fake = (np.asarray(file.dataobj).clip(-1000, 1000).astype(float) for file in (image, recon))
+    real, fake = (np.asarray(file.dataobj).clip(-1000, 1000).astype(float) + 1000 for file in (image, recon))
     ssim = [structural_similarity(real[..., z], fake[..., z], data_range=2000) for z in range(SHAPE[2])]
     (told,) = json.loads((tmp_path / "out" / "scan_figures.json").read_text())["reconstructions"]
     assert told["mae_hu"] == pytest.approx(abs(real - fake).mean())

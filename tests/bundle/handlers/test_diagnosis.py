@@ -1,4 +1,4 @@
-"""What is wrong with a run is told once, with the troubleshooting page's advice, and what is well is not."""
+"""What is wrong with a run is told once, with the README's advice, and what is well is not."""
 
 import re
 from pathlib import Path
@@ -13,8 +13,7 @@ from bundle.engines.settings import SettingsError
 from bundle.handlers.diagnosis import HealthWatch
 from bundle.handlers.gate import IterationGate
 
-ROOT = Path(__file__).resolve().parents[3]
-PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+README = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
 CODES = 100
 EVEN = torch.ones(CODES)
 ONE_CODE = torch.zeros(CODES).index_fill_(0, torch.tensor([0]), 1000.0)
@@ -133,12 +132,12 @@ def test_a_count_below_one_is_refused(name):
 
 
 @pytest.mark.parametrize("kind", ADVICE)
-def test_the_troubleshooting_page_gives_the_same_advice(kind):
-    assert f"| {ADVICE[kind].what} | {ADVICE[kind].change} |" in PAGE
+def test_the_readme_gives_the_same_advice(kind):
+    assert f"| {ADVICE[kind].what} | {ADVICE[kind].change} |" in README
 
 
 def test_the_advice_names_settings_that_exist():
-    train = (ROOT / "configs" / "train.yaml").read_text(encoding="utf-8")
+    train = (Path(__file__).resolve().parents[3] / "configs" / "train.yaml").read_text(encoding="utf-8")
     named = {
         word
         for advice in ADVICE.values()

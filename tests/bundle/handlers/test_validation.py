@@ -7,9 +7,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from bundle.checkpoints.file import read_checkpoint
 from bundle.checkpoints.handler import CheckpointHandler
 from bundle.handlers.curves import ScalarLog, TensorBoardLog
-from bundle.handlers.validation import ReconstructionQuality, ValidateEvery, slice_lpips
+from bundle.handlers.validation import ReconstructionQuality, ValidateEvery
 from bundle.inferers.halo import HaloInferer
 from bundle.losses.perceptual import SlicePerceptualLoss
+from bundle.metrics.perceptual import slice_lpips
 from bundle.metrics.reconstruction import reconstruction_figures
 
 WINDOW = (-1000.0, 1000.0)

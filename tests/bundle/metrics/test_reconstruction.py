@@ -26,7 +26,8 @@ def _pair(shape: tuple[int, int, int], noise_hu: float = 60.0) -> tuple[np.ndarr
 
 
 def _skimage_ssim(image: np.ndarray, recon: np.ndarray, axis: int) -> float:
-    real, fake = (np.moveaxis(v, axis, 0).clip(*WINDOW).astype(np.float64) for v in (image, recon))
+    pair = (np.moveaxis(v, axis, 0).clip(*WINDOW) for v in (image, recon))
+    real, fake = (v.astype(np.float64) - WINDOW[0] for v in pair)
     return float(
         np.mean([structural_similarity(*pair, data_range=2000) for pair in zip(real, fake, strict=True)])
     )
@@ -45,6 +46,12 @@ def test_ssim_equals_scikit_image_where_slices_are_constant() -> None:
     image[..., :3], recon[..., 1:4] = -1000, 40
     figures = reconstruction_figures(torch.from_numpy(image), torch.from_numpy(recon), *WINDOW)
     assert figures.ssim == pytest.approx(_skimage_ssim(image, recon, 2), abs=1e-6)
+
+
+def test_ssim_does_not_change_when_the_window_and_both_volumes_move_together() -> None:
+    image, recon = (torch.from_numpy(v).clamp(-1000, 1000) for v in _pair((20, 20, 8)))
+    moved = reconstruction_figures(image + 1000, recon + 1000, 0, 2000)
+    assert reconstruction_figures(image, recon, *WINDOW).ssim == pytest.approx(moved.ssim, abs=1e-12)
 
 
 def test_psnr_mae_and_rmse_equal_numpy_inside_the_window() -> None:

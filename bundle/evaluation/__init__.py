@@ -1,0 +1,1 @@
+"""Judges reconstructions the way a radiologist would: errors by tissue, noise, edges, emboli."""
