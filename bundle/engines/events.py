@@ -1,15 +1,18 @@
-"""The events of one adversarial iteration and what they work on."""
+"""The events of one adversarial iteration, and the state that its handlers share."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, field
 
 from ignite.engine import EventEnum
 from torch import Tensor
 
+from bundle.engines.optimizers import PendingStep
 from bundle.networks.vqgan import Reconstruction
 
 
 class AdversarialEvents(EventEnum):
-    """Of one iteration, in this order.
+    """The events of one iteration, in their order.
 
     The first two are fired once per micro-batch, after the generator's forward pass; the last once, when all
     gradients are complete and before any weight or code moves.
@@ -43,3 +46,23 @@ class MicroBatch:
     share: float
     is_first: bool
     is_last: bool
+
+
+@dataclass
+class IterationState:
+    """What the handlers of one iteration have gathered so far; `AdversarialTrainer.current` holds it.
+
+    Every attempt at an iteration starts with an empty one, so that an attempt that did not fit into memory
+    leaves nothing behind.
+
+    Attributes:
+        losses: mean losses of the batch by name, detached scalars; empty after a skipped iteration.
+        steps: optimizer steps whose gradients are complete; they are taken together at the end.
+        micro_batch: the share of the batch that the update events work on; None between them.
+        skip_steps: a handler sets it to keep all weights and codes as they are.
+    """
+
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    steps: list[PendingStep] = field(default_factory=list)
+    micro_batch: MicroBatch | None = None
+    skip_steps: bool = False

@@ -9,7 +9,7 @@ from monai.engines import Trainer
 from monai.engines.utils import IterationEvents, default_prepare_batch
 from torch import Tensor
 
-from bundle.engines.events import EVENT_TO_ATTR, AdversarialEvents, MicroBatch
+from bundle.engines.events import EVENT_TO_ATTR, AdversarialEvents, IterationState, MicroBatch
 from bundle.engines.optimizers import PendingStep
 from bundle.engines.out_of_memory import MemoryFallback
 from bundle.losses.views import draw_positions
@@ -23,8 +23,8 @@ class AdversarialTrainer(Trainer):
     The batch is split into micro-batches; handlers scale their losses by the micro-batch's share, accumulate,
     and on the last one hand over their step (`add_step`), which equals the full batch's. All steps and the
     codebook's update are taken together at the end of the iteration, or none if a handler has set
-    `state.skip_steps`. The losses that handlers add to `state.losses`, empty after a skipped iteration, are
-    also `state.output` in the form that MONAI's handlers read `loss` from: [{name: value}], or None.
+    `current.skip_steps`. The losses that handlers add to `current.losses` (empty after a skipped iteration)
+    are also `state.output`, in the form that MONAI's handlers read `loss` from: [{name: value}], or None.
 
     Args:
         device: where to train.
@@ -92,7 +92,6 @@ class AdversarialTrainer(Trainer):
         with self.memory_fallback.no_repeat():
             image = self.prepare_batch(batchdata, self.state.device, True)[0].as_subclass(Tensor)
         positions = draw_positions(image.shape, self.seed, self.state.iteration, self.state.rank)
-        self.state.skip_steps = False
         self.memory_fallback.run(
             lambda: self._accumulate(image, positions),
             self.state.iteration,
@@ -103,12 +102,10 @@ class AdversarialTrainer(Trainer):
         with self.memory_fallback.no_repeat():  # Adam's moments come with its first step
             self._take_steps()
         self.fire_event(IterationEvents.MODEL_COMPLETED)
-        return [dict(self.state.losses)] if self.state.losses else None
+        return [dict(self.current.losses)] if self.current.losses else None
 
     def _start_afresh(self) -> None:
-        self.state.losses = {}
-        self.state.steps = []
-        self.state.micro_batch = None  # frees the graph
+        self.current = IterationState()
         self.network.quantizer.discard()
 
     def _accumulate(self, image: Tensor, positions: Tensor) -> None:
@@ -124,7 +121,7 @@ class AdversarialTrainer(Trainer):
         ):
             with self.autocast():
                 reconstruction = self.training_pass(micro)
-            self.state.micro_batch = MicroBatch(
+            self.current.micro_batch = MicroBatch(
                 image=micro,
                 reconstruction=reconstruction,
                 positions=micro_positions,
@@ -134,27 +131,33 @@ class AdversarialTrainer(Trainer):
             )
             self.fire_event(AdversarialEvents.GENERATOR_STEP)
             self.fire_event(AdversarialEvents.DISCRIMINATOR_STEP)
-        self.state.micro_batch = None  # frees the graph
+        self.current.micro_batch = None  # frees the graph
 
     def _take_steps(self) -> None:
         """Generator, discriminators and codebook move together or not at all."""
-        if self.state.skip_steps:
+        if self.current.skip_steps:
             self._start_afresh()
             return
-        for step in self.state.steps:
+        for step in self.current.steps:
             step.take()
-        self.state.steps = []
+        self.current.steps = []
         self.network.quantizer.update(restart=self._restarts())
+
+    @property
+    def micro_batch(self) -> MicroBatch:
+        """The share of the batch that an update event works on; there is none outside of the two events."""
+        assert self.current.micro_batch is not None
+        return self.current.micro_batch
 
     def add_step(self, step: PendingStep) -> None:
         """Hands over an optimizer step that is to be taken at the end of the iteration."""
-        self.state.steps.append(step)
+        self.current.steps.append(step)
 
     def add_losses(self, terms: dict[str, Tensor]) -> None:
         """Adds this micro-batch's detached mean losses, by name, to the iteration's."""
-        share = self.state.micro_batch.share
+        share = self.micro_batch.share
         for name, value in terms.items():
-            self.state.losses[name] = self.state.losses.get(name, 0.0) + share * value.detach()
+            self.current.losses[name] = self.current.losses.get(name, 0.0) + share * value.detach()
 
     @torch.no_grad()
     def _initialize_codebook(self, codebook: EMACodebook, micro_images: tuple[Tensor, ...]) -> None:

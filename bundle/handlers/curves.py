@@ -151,7 +151,7 @@ class ScalarLog:
 
     def collect(self, engine: AdversarialTrainer) -> None:
         """Adds one iteration's losses and code counts to the interval's, without leaving the device."""
-        for name, value in engine.state.losses.items():
+        for name, value in engine.current.losses.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.detach()
             self._counts[name] = self._counts.get(name, 0) + 1
         self.codebook.add(engine.network.quantizer)

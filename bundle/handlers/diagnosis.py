@@ -91,8 +91,8 @@ class HealthWatch:
     def collect(self, engine: AdversarialTrainer) -> None:
         """Adds one iteration without leaving the device."""
         for name in ("recon_loss", "gen_loss", "disc_loss"):
-            if name in engine.state.losses:
-                self._sums[name] = self._sums.get(name, 0.0) + engine.state.losses[name]
+            if name in engine.current.losses:
+                self._sums[name] = self._sums.get(name, 0.0) + engine.current.losses[name]
                 self._counts[name] = self._counts.get(name, 0) + 1
         self._codebook.add(engine.network.quantizer)
 

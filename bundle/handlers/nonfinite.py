@@ -92,7 +92,7 @@ class HealthGuard:
         if _all_finite(list(values.values())):
             self.in_a_row = 0
             return
-        engine.state.skip_steps = True
+        engine.current.skip_steps = True
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         ill = _names_of_ill(engine, values)
         logger.warning(
@@ -162,9 +162,9 @@ def restore_weights(state: TrainingState, path: Path) -> int:
 def _watched(engine: AdversarialTrainer) -> dict[str, Tensor]:
     """What turns infinite or undefined when anything does: one scalar per loss and per gradient."""
     losses = {
-        name: engine.state.losses[name] for name in ("loss", "disc_loss") if name in engine.state.losses
+        name: engine.current.losses[name] for name in ("loss", "disc_loss") if name in engine.current.losses
     }
-    return losses | {f"gradient of the {step.name}": step.norm for step in engine.state.steps}
+    return losses | {f"gradient of the {step.name}": step.norm for step in engine.current.steps}
 
 
 def _all_finite(values: list[Tensor]) -> bool:

@@ -49,7 +49,7 @@ class GeneratorUpdate:
 
     def __call__(self, engine: AdversarialTrainer) -> None:
         """One micro-batch."""
-        micro = engine.state.micro_batch
+        micro = engine.micro_batch
         if micro.is_first:
             self.optimizer.zero_grad(set_to_none=True)
         share_open = self.gate.generator_share(engine.state.iteration)
@@ -115,7 +115,7 @@ class DiscriminatorUpdate:
 
     def __call__(self, engine: AdversarialTrainer) -> None:
         """One micro-batch."""
-        micro = engine.state.micro_batch
+        micro = engine.micro_batch
         names = [name for name in self.discriminators if name not in engine.memory_fallback.switched_off]
         if micro.is_first:
             self.optimizer.zero_grad(set_to_none=True)

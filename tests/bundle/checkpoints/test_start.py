@@ -33,7 +33,7 @@ class History:
     def __call__(self, engine):
         iteration = engine.state.iteration
         rates = [part.param_groups[0]["lr"] for part in self.run.state.optimizers.values()]
-        losses = {name: float(value) for name, value in engine.state.losses.items()}
+        losses = {name: float(value) for name, value in engine.current.losses.items()}
         restarts = int(self.run.network.quantizer.last_restarts)
         self.seen[iteration] = (engine.state.epoch, rates, losses, restarts)
         if iteration in self.save_at:

@@ -61,7 +61,7 @@ def test_an_iteration_that_fails_halfway_is_repeated_with_the_result_of_the_undi
         gradients.append(
             [torch.cat([p.grad.flatten() for p in module.parameters()])
              for module in (run.network, run.discriminators)]
-            + [run.network.quantizer.embedding, run.trainer.state.losses["loss"]]
+            + [run.network.quantizer.embedding, run.trainer.current.losses["loss"]]
         )  # fmt: skip
         assert run.trainer.state.iteration == 2
     assert run.trainer.memory_fallback.halvings == 1
@@ -116,7 +116,7 @@ def test_without_any_discriminator_left_the_generator_trains_alone(tiny_vqgan, s
     run = run_of(small_run, tiny_vqgan(), 1, weights=(0.0, 0.5, 4.0))
     exhaust(run.discriminators["video"], 0, range(99), run.trainer)
     run.run()
-    assert set(run.trainer.state.losses) == {"loss", "recon_loss", "commitment_loss"}
+    assert set(run.trainer.current.losses) == {"loss", "recon_loss", "commitment_loss"}
 
 
 def test_a_resumed_run_stays_small(tiny_vqgan, small_run):

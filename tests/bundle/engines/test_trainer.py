@@ -113,7 +113,7 @@ def test_the_discriminators_gradient_is_that_of_their_loss_alone(tiny_vqgan, sma
     )
     micro = {}
     setup.trainer.add_event_handler(
-        AdversarialEvents.GENERATOR_STEP, lambda engine: micro.update(value=engine.state.micro_batch)
+        AdversarialEvents.GENERATOR_STEP, lambda engine: micro.update(value=engine.current.micro_batch)
     )
     setup.run()
     handler = DiscriminatorUpdate(
@@ -132,13 +132,13 @@ def test_without_gan_weights_nothing_is_built_and_training_runs(tiny_vqgan, smal
     setup = small_run(tiny_vqgan(), iterations=1, weights=(0, 0, 0)).run()
     assert len(setup.discriminators) == 0
     assert setup.discriminator_optimizer is None
-    assert set(setup.trainer.state.losses) == {"loss", "recon_loss", "commitment_loss"}
+    assert set(setup.trainer.current.losses) == {"loss", "recon_loss", "commitment_loss"}
 
 
 def test_monais_handlers_find_the_loss(tiny_vqgan, small_run):
     setup = small_run(tiny_vqgan(), iterations=1).run()
     found = from_engine(["loss"], first=True)(setup.trainer.state.output)  # as of `--tracking mlflow`
-    assert found.item() == setup.trainer.state.losses["loss"].item()
+    assert found.item() == setup.trainer.current.losses["loss"].item()
 
 
 def test_the_generator_runs_once_per_sample_and_the_codebook_once_per_iteration(tiny_vqgan, small_run):
@@ -168,7 +168,7 @@ def test_accumulated_micro_batches_give_the_full_batch_s_gradients(tiny_vqgan, s
             )
         setup.run()
         gradients[size].append(setup.network.quantizer.embedding.clone())
-        gradients[size].append(setup.trainer.state.losses["loss"])
+        gradients[size].append(setup.trainer.current.losses["loss"])
     for full, accumulated in zip(gradients[4], gradients[micro], strict=True):
         assert (full - accumulated).norm() <= 1e-5 * full.norm()
 
@@ -188,7 +188,7 @@ def test_the_codebook_starts_from_the_whole_first_batch(tiny_vqgan, small_run):
 def test_curves_appear_when_the_gate_opens(tiny_vqgan, small_run):
     setup, outputs = small_run(tiny_vqgan(), iterations=3, start=1, pretrain=1), {}
     setup.trainer.add_event_handler(
-        Events.ITERATION_COMPLETED, lambda e: outputs.update({e.state.iteration: set(e.state.losses)})
+        Events.ITERATION_COMPLETED, lambda e: outputs.update({e.state.iteration: set(e.current.losses)})
     )
     setup.run()
     base = {"loss", "recon_loss", "commitment_loss"}
@@ -216,7 +216,7 @@ def test_the_loss_falls_on_one_patch(tiny_vqgan):
         "cpu", 1, itertools.repeat(image), 60, network, TrainingPass(network), 1, train_handlers=[update]
     )
     trainer.add_event_handler(
-        Events.ITERATION_COMPLETED, lambda e: losses.append(float(e.state.losses["recon_loss"]))
+        Events.ITERATION_COMPLETED, lambda e: losses.append(float(e.current.losses["recon_loss"]))
     )
     trainer.run()
     assert losses[-1] < 0.5 * losses[0]

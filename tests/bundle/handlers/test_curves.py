@@ -53,7 +53,7 @@ def logged(tmp_path, tiny_vqgan, small_run):
 
         @run.trainer.on(Events.ITERATION_COMPLETED)
         def remember(engine):
-            for name, value in engine.state.losses.items():
+            for name, value in engine.current.losses.items():
                 losses.setdefault(f"train/{name}", {})[engine.state.iteration] = float(value)
 
         return run, losses

@@ -9,6 +9,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from bundle.engines.advice import ADVICE
+from bundle.engines.events import IterationState
 from bundle.engines.settings import SettingsError
 from bundle.handlers.diagnosis import HealthWatch
 from bundle.handlers.gate import IterationGate
@@ -23,7 +24,8 @@ def watched(curves: list[dict[str, float]], counts=EVEN, validations=(), gate=0,
     """Events of a run with these losses per iteration, and these figures after each iteration."""
     events, state = [], SimpleNamespace(extras={})
     validator = Engine(lambda *_: None)
-    trainer = Engine(lambda engine, _: setattr(engine.state, "losses", curves[engine.state.iteration - 1]))
+    trainer = Engine(lambda engine, _: engine.current.losses.update(curves[engine.state.iteration - 1]))
+    trainer.current = IterationState()
     trainer.network = SimpleNamespace(
         quantizer=SimpleNamespace(last_counts=counts, last_restarts=torch.zeros(()), num_embeddings=CODES)
     )

@@ -111,7 +111,9 @@ def test_an_undefined_first_batch_does_not_become_the_codebook(tiny_vqgan, small
 
 def test_a_skipped_iteration_leaves_no_point_in_the_curves(tiny_vqgan, small_run, tmp_path):
     run, outputs = guarded(small_run, tiny_vqgan(), tmp_path, "image", {2}, length=2, save=False), []
-    run.trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: outputs.append(dict(e.state.losses)))
+    run.trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda e: outputs.append(dict(e.current.losses))
+    )
     run.run()
 
     assert outputs[0] and not outputs[1]

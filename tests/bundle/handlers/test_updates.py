@@ -67,7 +67,7 @@ def test_the_penalties_are_those_of_the_papers_times_the_discriminator_s_weight(
 
     @run.trainer.on(AdversarialEvents.GENERATOR_STEP)
     def both(engine):
-        micro = engine.state.micro_batch
+        micro = engine.current.micro_batch
         seen["penalty"] = float(run.update.losses(micro, ["image"])[1].detach())
         (real,) = discriminator_views(micro.image, micro.positions, "image")
         (fake,) = discriminator_views(micro.reconstruction.image.detach(), micro.positions, "image")
