@@ -25,10 +25,11 @@ from bundle.data.cases.find import DatasetError, read_datalist
 from bundle.data.cases.split import dataset_root
 from bundle.data.cases.summary import VolumeSummary, summarise_volume
 from bundle.data.dicom.screening import SKIPPED
-from bundle.data.dicom.series import find_one_series, series_in, walk_files
+from bundle.data.dicom.series import find_one_series, series_in
 from bundle.data.dicom.volume import tilt_note
 from bundle.data.volumes.formats import is_series
 from bundle.data.volumes.nifti import SUFFIXES
+from bundle.run.files import walk_files
 from bundle.run.names import printable
 from bundle.run.record import report_error
 

@@ -1,7 +1,8 @@
 """What every test may use: seeds, a generator small enough for two cores, and DICOM series."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -94,3 +95,19 @@ def _write_slice(path, voxels, spacing_mm, tags, compressor):
         writer.UseCompressionOn()
         writer.SetCompressor(compressor)
     writer.Execute(image)
+
+
+@pytest.fixture
+def time_limit() -> Iterator[None]:
+    """Ends a test that waits for ever, such as for a pipe, after 30 seconds; of the main thread only."""
+
+    def give_up(signum: int, frame: object) -> None:
+        raise TimeoutError("waited for 30 seconds")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(30)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bundle.data.cases.patients import Case
-from bundle.data.dicom.series import Series, find_one_series, series_in, walk_files
+from bundle.data.dicom.series import Series, find_one_series, series_in
 from bundle.data.store.file import StoreError
 from bundle.data.volumes.formats import is_series, read_header
 from bundle.data.volumes.nifti import SUFFIXES, VolumeError
+from bundle.run.files import open_regular, walk_files
 from bundle.run.names import volume_name
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def find_volumes(source: Path) -> list[Found]:
         _warn_of_parts(volumes)
         _warn_of_results([found.case["image"] for found in volumes])
         return sorted(volumes, key=lambda found: Path(found.case["image"]))
-    if source.name.lower().endswith(SUFFIXES):
+    if os.path.isfile(source) and source.name.lower().endswith(SUFFIXES):
         return [Found(_case(source.parent, source))]
     if is_series(source):
         return [_listed_series(source.parent, source)]
@@ -103,7 +104,8 @@ def _root_of(source: Path, lists: dict[str, list[Any]]) -> Path:
 
 def _items(source: Path) -> dict[str, list[Any]]:
     try:
-        content = json.loads(source.read_text(encoding="utf-8"))
+        with open_regular(source) as file:
+            content = json.loads(file.read().decode("utf-8-sig"))  # some editors begin with a byte order mark
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{source}: cannot be read as JSON ({error}); correct it") from error
     if not isinstance(content, dict) or not any(isinstance(content.get(name), list) for name in LISTS):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from bundle.data.cases.patients import validation_patients
 from bundle.data.store.file import StoreError
+from bundle.run.files import open_regular
 
 TESTING = ("testing", "test")
 
@@ -76,7 +77,8 @@ def _earlier(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        lists = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            lists = json.load(file)
         return {item["patient"]: side for side in ("training", "validation") for item in lists.get(side, [])}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{path}: is not a datalist of this program; move it away") from error

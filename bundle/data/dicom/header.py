@@ -18,6 +18,7 @@ from bundle.data.dicom.elements import (
     Fault,
 )
 from bundle.data.volumes.nifti import VolumeError
+from bundle.run.files import open_regular
 
 
 class DicomError(VolumeError):
@@ -69,7 +70,7 @@ def is_dicom(path: Path) -> bool:
     """
     suffix = path.suffix.lower()
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             has_mark = file.read(PREAMBLE_BYTES + 4)[PREAMBLE_BYTES:] == b"DICM"
     except OSError:
         has_mark = not any(letter.isalpha() for letter in suffix)
@@ -90,7 +91,7 @@ def read_dicom_header(path: Path) -> DicomHeader:
     pixel_bytes: int | None = None
     fault: tuple[str, str] | None = None
     try:
-        with path.open("rb", buffering=1 << 14) as file:
+        with open_regular(path, buffering=1 << 14) as file:
             walker = ElementWalker(file, os.fstat(file.fileno()).st_size)
             try:
                 walker.read_prefix(prefix)
@@ -118,7 +119,7 @@ def read_raw_elements(path: Path, tags: Container[int]) -> dict[int, bytes]:
     """
     prefix: dict[int, str] = {}
     try:
-        with path.open("rb", buffering=1 << 14) as file:
+        with open_regular(path, buffering=1 << 14) as file:
             walker = ElementWalker(file, os.fstat(file.fileno()).st_size)
             walker.read_prefix(prefix)
             return walker.read_raw(prefix.get(TRANSFER_SYNTAX, ""), tags)

@@ -5,9 +5,7 @@ nothing and are not used.
 """
 
 import hashlib
-import logging
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,10 +15,11 @@ from bundle.data.dicom.geometry import Geometry
 from bundle.data.dicom.header import DicomError, DicomHeader, is_dicom, read_dicom_header
 from bundle.data.dicom.screening import SKIPPED, Refusal, screen_series
 from bundle.data.volumes.nifti import SUFFIXES
+from bundle.run.files import MAX_FOLDERS, FolderError, files_in, walk_files
 from bundle.run.names import ANY_NAME
 
-logger = logging.getLogger(__name__)
-
+# A path that stands for one series may be a folder above it, but not the root of a disk.
+MAX_FOLDERS_OF_A_SERIES = 1000
 # An index of other files; lies at the root of every CD.
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 
@@ -53,16 +52,21 @@ class Series(NamedTuple):
         return self.reason is not None and self.reason.code in SKIPPED
 
 
-def find_series(folder: PathLike) -> list[Series]:
+def find_series(folder: PathLike, max_folders: int = MAX_FOLDERS) -> list[Series]:
     """Finds the DICOM series below a folder; reads headers only.
 
     Args:
         folder: searched to its depth, hidden files left out, through links but never in circles.
+        max_folders: how many folders may be looked at.
 
     Returns:
         all series, those that cannot be used too, sorted by path.
+
+    Raises:
+        FolderError: if there are more folders than that.
     """
-    found = [series for parent, paths in walk_files(Path(folder)) for series in series_in(parent, paths)]
+    folders = walk_files(Path(folder), max_folders)
+    found = [series for parent, paths in folders for series in series_in(parent, paths)]
     return sorted(found, key=lambda series: series.path)
 
 
@@ -80,11 +84,11 @@ def find_one_series(path: PathLike) -> Series:
     """
     path = Path(path)
     if path.is_file():
-        here = series_in(path.parent, _visible_files(path.parent) if path.parent.is_dir() else [path])
+        here = series_in(path.parent, files_in(path.parent) if path.parent.is_dir() else [path])
         found = [series for series in here if str(path) in series.files]
     else:
-        here = series_in(path, _visible_files(path)) if path.is_dir() else []
-        found = here or (find_series(path) if path.is_dir() else [])
+        here = series_in(path, files_in(path)) if path.is_dir() else []
+        found = here or (_series_below(path) if path.is_dir() else [])
         found = [series for series in found if not series.is_skipped] or found
     if not found:
         raise DicomError(
@@ -99,25 +103,11 @@ def find_one_series(path: PathLike) -> Series:
     return _renamed(found[0], path)
 
 
-def walk_files(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """Each folder below `folder`, itself first, with its visible files by name."""
-    visited = set()
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_warn_of_folder):
-        real = os.path.realpath(parent)
-        folders[:] = [] if real in visited else sorted(name for name in folders if not name.startswith("."))
-        if real not in visited:
-            yield Path(parent), sorted(Path(parent) / name for name in names if not name.startswith("."))
-        visited.add(real)
-
-
-def _warn_of_folder(error: OSError) -> None:
-    logger.warning(
-        "%s: cannot be listed (%s); what it holds is left out", error.filename, error.strerror or error
-    )
-
-
-def _visible_files(folder: Path) -> list[Path]:
-    return next((paths for _, paths in walk_files(folder)), [])
+def _series_below(folder: Path) -> list[Series]:
+    try:
+        return find_series(folder, MAX_FOLDERS_OF_A_SERIES)
+    except FolderError as error:
+        raise DicomError(str(error), "several_series") from error
 
 
 def series_in(folder: Path, paths: Iterable[Path]) -> list[Series]:
@@ -125,9 +115,7 @@ def series_in(folder: Path, paths: Iterable[Path]) -> list[Series]:
     groups: dict[str, list[DicomHeader]] = {}
     strays: list[DicomHeader] = []
     for path in paths:
-        # a link to nowhere may be a slice: whoever reads it says so
-        is_file = os.path.isfile(path) or os.path.islink(path)
-        if path.name.lower().endswith(SUFFIXES) or not is_file or not is_dicom(path):
+        if path.name.lower().endswith(SUFFIXES) or not is_dicom(path):
             continue
         header = read_dicom_header(path)
         if header.fault and not header.text("series_uid"):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bundle.data.latents.file import EncodedVolume, LatentFileError, read_latent_file
 from bundle.run.atomic import complete_or_absent
+from bundle.run.files import open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,8 @@ def read_statistics(path: PathLike, source: str, model_sha256: str) -> LatentSta
         StatisticsError: if it is missing, damaged, of another model or of the other source.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            content = json.load(file)
         lists = {name: tuple(float(value) for value in _list(content[name])) for name in ("mean", "std")}
         fields = {name: content[name] for name in LatentStatistics.__dataclass_fields__} | lists
         statistics = LatentStatistics(**fields)

@@ -19,6 +19,8 @@ import blosc2
 import numpy as np
 from zlib_ng import zlib_ng
 
+from bundle.run.files import open_regular
+
 SUFFIX = ".ctpa"
 # Part of the trailer and of every key: another format makes the next run build its files anew.
 MAGIC = b"CTPA_HU4"
@@ -115,7 +117,7 @@ def read_layout(path: Path) -> Layout:
         StoreError: if the file is missing, unfinished, of another format or damaged.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return _layout(file)
     except UNREADABLE as error:
         raise StoreError(
@@ -131,7 +133,7 @@ def read_section(path: Path, layout: Layout, name: str) -> np.ndarray:
     """
     try:
         section = layout.record["sections"][name]
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = _checked(file, section["place"])
         if np.dtype(section["dtype"]).kind not in "iu":
             raise ValueError(f"numbers of type {section['dtype']}")
@@ -161,7 +163,7 @@ def read_box(
     box = np.empty([last - first for first, last in zip(start, stop, strict=True)], np.int16)
     ranges = [range(first // CUBE, -(-last // CUBE)) for first, last in zip(start, stop, strict=True)]
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_regular(path, buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             for place in _places(ranges):
                 cube = _unpack(_checked(file, layout.cubes[place].item(), size), _extent(place, layout.shape))

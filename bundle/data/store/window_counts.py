@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bundle.run.atomic import complete_or_absent
+from bundle.run.files import open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +19,8 @@ def window_key(hu_min: float, hu_max: float) -> str:
 def read_counts(path: Path) -> dict[str, tuple[int, int]]:
     """What is known about windows; nothing if the file beside the volume is missing or damaged."""
     try:
-        content = json.loads(path.with_suffix(".json").read_text())
+        with open_regular(path.with_suffix(".json")) as file:
+            content = json.load(file)
         return {str(window): (int(below), int(above)) for window, (below, above) in content.items()}
     except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return {}

@@ -1,0 +1,98 @@
+"""Finds and opens regular files only: opening a pipe waits for ever, and opening a device may do anything."""
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from monai.config import PathLike
+
+logger = logging.getLogger(__name__)
+
+# About ten times the largest public CT collection; `/` with its pseudo file systems has more.
+MAX_FOLDERS = 500_000
+
+
+class FolderError(ValueError):
+    """A folder that cannot be searched; the message names it."""
+
+
+def open_regular(path: PathLike, buffering: int = -1) -> BinaryIO:
+    """Opens a regular file, or a link to one, for reading bytes; never waits for a pipe or a device.
+
+    Args:
+        path: the file.
+        buffering: see `open`.
+
+    Raises:
+        OSError: if it is missing or cannot be opened; if it is a folder, pipe, device or socket.
+    """
+    _require_regular(os.stat(path).st_mode, path)
+    # the path may have become a pipe since then
+    return open(path, "rb", buffering=buffering, opener=_open_without_waiting)  # noqa: SIM115
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    file = os.open(path, flags | os.O_NONBLOCK)
+    try:
+        _require_regular(os.fstat(file).st_mode, path)
+    except OSError:
+        os.close(file)
+        raise
+    return file
+
+
+def _require_regular(mode: int, path: PathLike) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is a pipe, a device or a socket and not a file", str(path))
+
+
+def is_regular_or_missing(path: PathLike) -> bool:
+    """Whether a path in a folder is a regular file, a link to one, or a link to nowhere.
+
+    A link to nowhere may stand for a missing slice: whoever reads it says so.
+    """
+    return os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path))
+
+
+def walk_files(folder: Path, max_folders: int = MAX_FOLDERS) -> Iterator[tuple[Path, list[Path]]]:
+    """Yields each folder below `folder`, itself first, with its files by name.
+
+    Hidden files and folders are left out, and so is everything but regular files and links to nowhere. Links
+    to folders are followed, but never in circles.
+
+    Args:
+        folder: where to begin.
+        max_folders: how many folders may be looked at.
+
+    Raises:
+        FolderError: if there are more folders than that.
+    """
+    visited: set[str] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_warn_of_folder):
+        real = os.path.realpath(parent)
+        folders[:] = [] if real in visited else sorted(name for name in folders if not name.startswith("."))
+        if real not in visited:
+            if len(visited) == max_folders:
+                raise FolderError(
+                    f"{folder}: holds more than {max_folders:,} folders; name a folder with less in it"
+                )
+            paths = [Path(parent) / name for name in names if not name.startswith(".")]
+            yield Path(parent), sorted(path for path in paths if is_regular_or_missing(path))
+        visited.add(real)
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files of one folder, as `walk_files` gives them."""
+    return next((paths for _, paths in walk_files(folder)), [])
+
+
+def _warn_of_folder(error: OSError) -> None:
+    logger.warning(
+        "%s: cannot be listed (%s); what it holds is left out", error.filename, error.strerror or error
+    )
