@@ -18,7 +18,7 @@ from PIL import Image
 
 from bundle.data.volumes.reading import read_volume
 from bundle.drawing.planes import PLANES
-from bundle.drawing.triptych import render_triptych
+from bundle.drawing.triptych import render_comparison, render_triptych
 from bundle.drawing.video import Display, write_comparison_video
 from bundle.metrics.reconstruction import Figures, reconstruction_figures
 from bundle.run.record import write_atomically
@@ -69,10 +69,11 @@ def read_ras(path: Path) -> RASVolume:
 def report_case(
     image_path: Path, recon_paths: Mapping[str, Path], axes: Sequence[str], fps: float, display: Display
 ) -> CaseFigures:
-    """Compares a volume with its reconstructions and writes what there is to see.
+    """Compares a volume with its reconstructions; writes figures, pictures and videos.
 
     Beside the first reconstruction `<name>_recon.nii.gz` come `<name>_figures.json`, `<name>_picture.png` and
-    `<name>_<axis>.mp4`, beside the second its own picture.
+    `<name>_<axis>.mp4`, beside the second its own picture. Two reconstructions also give
+    `<name>_comparison.png`: original, first and second at one scale.
 
     Args:
         image_path: original NIfTI volume.
@@ -101,6 +102,12 @@ def report_case(
             difference_hu=display.difference_hu,
         )  # fmt: skip
         Image.fromarray(picture).save(path.with_name(f"{name}_picture.png"))
+    if len(recons) > 1:
+        still = render_comparison(
+            image, {_shortened(label): recon for label, recon in recons.items()}, spacing_mm, hu_min=hu_min,
+            hu_max=hu_max, difference_hu=display.difference_hu, caption=name,
+        )  # fmt: skip
+        Image.fromarray(still).save(first.with_name(f"{name}_comparison.png"))
     titles = [f"{n}: {_shortened(label)}" for n, label in enumerate(recons, start=1)]
     shown = dict(zip(titles if len(titles) > 1 else ["Reconstruction"], recons.values(), strict=True))
     for axis in axes:

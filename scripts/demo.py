@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from bundle.drawing.planes import MEDIASTINUM, PLANES
+from bundle.drawing.planes import EMBOLISM, PLANES
 from bundle.drawing.triptych import DIFFERENCE_HU
 from bundle.drawing.video import Display
 from bundle.run.record import report_error
@@ -102,7 +102,7 @@ def report(checkpoint: Path, output_dir: Path) -> Path:
     """Figures on the terminal and in JSON, a picture, a video per plane; returns the picture's path."""
     recon = output_dir / "reconstruction" / output_name(BUNDLE_ROOT / VALIDATION, BUNDLE_ROOT / DATA)
     hu_min, hu_max = -1000.0, 1000.0
-    display = Display(MEDIASTINUM, DIFFERENCE_HU, hu_min, hu_max)
+    display = Display(EMBOLISM, DIFFERENCE_HU, hu_min, hu_max)
     case = report_case(BUNDLE_ROOT / VALIDATION, {checkpoint.name: recon}, list(PLANES), 10, display)
     print("\n" + figures_table([case], hu_min, hu_max))
     drawn = next(recon.parent.glob("*_picture.png"))

@@ -27,8 +27,8 @@ from monai.bundle import ConfigWorkflow
 
 from bundle.checkpoints.file import NETWORK_SETTINGS, CheckpointError, read_checkpoint
 from bundle.data.cases.split import dataset_root, inference_cases
-from bundle.drawing.planes import LUNG, PLANES, HUWindow
-from bundle.drawing.triptych import DIFFERENCE_HU, WINDOWS
+from bundle.drawing.planes import PLANES, WINDOWS, HUWindow
+from bundle.drawing.triptych import DIFFERENCE_HU
 from bundle.drawing.video import Display
 from bundle.run import names
 from bundle.run.record import report_error
@@ -59,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> list[CaseFigures]:
     for path, network, folder in zip(checkpoints, settings, folders, strict=True):
         run_inference(given.input, path, folder, network | _tiling(given))
     labels = checkpoint_labels(checkpoints)
-    display = Display(_window(*given.hu_window), given.difference_hu, hu_min, hu_max)
+    window = HUWindow("Window", *given.hu_window) if given.hu_window else WINDOWS[given.window]
+    display = Display(window, given.difference_hu, hu_min, hu_max)
     root = Path(dataset_root(given.input))
     figures = []
     for image in cases:
@@ -134,15 +135,10 @@ def _tiling(given: argparse.Namespace) -> dict[str, Any]:
     return overrides
 
 
-def _window(level: float, width: float) -> HUWindow:
-    named = [window for window in WINDOWS if (window.level, window.width) == (level, width)]
-    return named[0] if named else HUWindow("Window", level, width)
-
-
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     given = parser.parse_args(arguments)
-    if not given.hu_window[1] > 0:
+    if given.hu_window and not given.hu_window[1] > 0:
         parser.error(f"the WIDTH of `hu_window` must be above 0, got {given.hu_window[1]:g}; give HU")
     if given.output_dir.resolve().is_relative_to(given.input.resolve()):
         parser.error(
@@ -168,7 +164,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--compare", type=Path, metavar="CKPT_PATH", help="second checkpoint, shown beside the first")
     add("--axes", nargs="*", choices=PLANES, default=list(PLANES), help="videos to make; default: all three")
     add("--fps", type=_positive, default=10, help="slices per second; default: 10")
-    add("--hu_window", nargs=2, type=float, metavar=("LEVEL", "WIDTH"), default=[LUNG.level, LUNG.width])
+    add("--window", choices=WINDOWS, default="pe", help="HU window of the videos; default: pe (100, 700)")
+    add("--hu_window", nargs=2, type=float, metavar=("LEVEL", "WIDTH"), help="another HU window, instead")
     add("--difference_hu", type=_positive, default=DIFFERENCE_HU, help="HU at the ends of the colour bar")
     add("--tile_size", type=int, nargs="+", help="voxels per axis of a tile, one or three numbers")
     add(

@@ -37,6 +37,7 @@ PATHS = sorted(
 )
 # The last three belong to the launcher, to scripts.reconstruct and to MONAI's command.
 NO_OVERRIDES = {"--id value", "--background", "--compare", "--args_file FILE"}
+NO_OVERRIDES |= {"--window lung", "--window mediastinum", "--window pe"}
 OVERRIDES = sorted({code for code in CODE if code.startswith("--")} - NO_OVERRIDES)
 
 

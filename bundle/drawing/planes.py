@@ -7,6 +7,7 @@ right on its left, front or head up, and in the sagittal plane the front on its 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 Volume = np.ndarray | torch.Tensor
+
+AIR_BELOW_HU, BODY_SHARE = -300, 0.005
 
 TEXT, DIM_TEXT = (235, 235, 235), (165, 165, 165)
 FONT_PX = 17
@@ -51,6 +54,8 @@ class Plane(NamedTuple):
 
 LUNG = HUWindow("Lung", -600, 1500)
 MEDIASTINUM = HUWindow("Mediastinum", 40, 400)
+EMBOLISM = HUWindow("Pulmonary embolism", 100, 700)
+WINDOWS = {"lung": LUNG, "mediastinum": MEDIASTINUM, "pe": EMBOLISM}
 PLANES = {
     "axial": Plane("axial", 2, "R", "A", "superior to inferior"),
     "coronal": Plane("coronal", 1, "R", "S", "anterior to posterior"),
@@ -66,6 +71,24 @@ def cut(volume: Volume, plane: Plane, index: int, hu_min: float, hu_max: float) 
         pixels = pixels.detach().as_subclass(torch.Tensor).float().cpu().numpy()
     hu = np.nan_to_num(pixels.astype(np.float32), nan=hu_min).clip(hu_min, hu_max)
     return hu.T[::-1, ::-1]
+
+
+def slices_with_body(volume: Volume, plane: Plane) -> range:
+    """Returns the slices across an axis from the first to the last that shows more than air.
+
+    A slice shows more than air if over 0.5 % of its voxels are above -300 HU. If none does, all are returned.
+
+    Args:
+        volume: (X, Y, Z) in HU.
+        plane: the plane whose slices are meant.
+    """
+    shown = []
+    for index in range(volume.shape[plane.axis]):
+        where = tuple(index if axis == plane.axis else slice(None) for axis in range(3))
+        above = volume[where] > AIR_BELOW_HU
+        if float(above.sum()) > BODY_SHARE * math.prod(above.shape):
+            shown.append(index)
+    return range(shown[0], shown[-1] + 1) if shown else range(volume.shape[plane.axis])
 
 
 def panel_size(

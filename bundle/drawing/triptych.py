@@ -1,16 +1,17 @@
-"""Pictures of reconstructions: original, reconstruction, signed difference; three planes, two windows."""
+"""Pictures of reconstructions beside their original: three planes, three windows, signed differences."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from bundle.drawing.planes import (
-    LUNG,
-    MEDIASTINUM,
+    EMBOLISM,
     PLANES,
+    WINDOWS,
     HUWindow,
+    Plane,
     Row,
     Sheet,
     Volume,
@@ -22,7 +23,6 @@ from bundle.drawing.planes import (
     panel_size,
 )
 
-WINDOWS = (LUNG, MEDIASTINUM)
 DIFFERENCE_HU = 200.0
 
 
@@ -30,7 +30,7 @@ def render_triptych(
     image: Volume,
     recon: Volume,
     spacing_mm: Sequence[float],
-    windows: Sequence[HUWindow] = WINDOWS,
+    windows: Sequence[HUWindow] = tuple(WINDOWS.values()),
     *,
     hu_min: float = -1000,
     hu_max: float = 1000,
@@ -63,15 +63,7 @@ def render_triptych(
     Raises:
         ValueError: if the volumes are not 3D and of one shape, or `centre` lies outside.
     """
-    shape = tuple(image.shape)
-    if len(shape) != 3 or shape != tuple(recon.shape):
-        raise ValueError(
-            f"`image` and `recon` must be volumes (X, Y, Z) of one shape, got {shape} and "
-            f"{tuple(recon.shape)}; drop batch and channel axes first"
-        )
-    centre = [size // 2 for size in shape] if centre is None else list(centre)
-    if any(not 0 <= at < size for at, size in zip(centre, shape, strict=True)):
-        raise ValueError(f"`centre` must lie inside the volume {shape}, got {centre}; give voxels, not mm")
+    shape, centre = _checked(image, [recon], centre)
     px_per_mm = panel_px / max(n * mm for n, mm in zip(shape, spacing_mm, strict=True))
     sizes = [panel_size(shape, spacing_mm, plane, px_per_mm) for plane in PLANES.values()]
     sheet = Sheet(
@@ -90,6 +82,90 @@ def render_triptych(
     return sheet.to_array()
 
 
+def render_comparison(
+    image: Volume,
+    recons: Mapping[str, Volume],
+    spacing_mm: Sequence[float],
+    *,
+    hu_min: float = -1000,
+    hu_max: float = 1000,
+    centre: Sequence[int] | None = None,
+    difference_hu: float = DIFFERENCE_HU,
+    panel_px: int = 384,
+    caption: str = "",
+) -> np.ndarray:
+    """Draws several reconstructions of one volume beside the original, all at one scale.
+
+    Columns are the original, each reconstruction, and the signed difference of each in HU. The axial plane is
+    drawn in every window, the coronal and the sagittal plane in the window for pulmonary embolism. All else
+    is as in `render_triptych`.
+
+    Args:
+        image: original, (X, Y, Z) in HU with RAS axes, array or tensor on any device.
+        recons: reconstructions of the same shape, by the name that stands over them.
+        spacing_mm: of a voxel along X, Y, Z.
+        hu_min: lower end of the network's window in HU.
+        hu_max: upper end of the network's window in HU.
+        centre: voxel through which the planes are laid; None is the middle of the volume.
+        difference_hu: difference at the ends of the colour bar.
+        panel_px: pixels along the longest side of the volume.
+        caption: what the picture shows; written below it.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        ValueError: if there is no reconstruction, the volumes are not 3D and of one shape, or `centre` lies
+            outside.
+    """
+    if not recons:
+        raise ValueError("`recons` must hold at least one reconstruction, got none")
+    shape, centre = _checked(image, list(recons.values()), centre)
+    axial, coronal, sagittal = PLANES.values()
+    views = [(axial, window) for window in WINDOWS.values()] + [(coronal, EMBOLISM), (sagittal, EMBOLISM)]
+    px_per_mm = panel_px / max(n * mm for n, mm in zip(shape, spacing_mm, strict=True))
+    sizes = [panel_size(shape, spacing_mm, plane, px_per_mm) for plane, _ in views]
+    names = [*recons, *(f"{name} \N{MINUS SIGN} original" for name in recons)]
+    rows = []
+    for n, ((plane, window), (_, height)) in enumerate(zip(views, sizes, strict=True)):
+        titles = [f"Original\n{window}", *names] if n == 0 else [f"{window}"]
+        rows.append(Row(_position(plane, centre, shape), height, titles))
+    sheet = Sheet(rows, n_columns=1 + len(names), column_width=max(width for width, _ in sizes))
+    for row, ((plane, window), size) in enumerate(zip(views, sizes, strict=True)):
+        real = cut(image, plane, centre[plane.axis], hu_min, hu_max)
+        sheet.place(mark(grey_panel(real, size, window), plane, px_per_mm), row, 0)
+        for n, recon in enumerate(recons.values(), start=1):
+            fake = cut(recon, plane, centre[plane.axis], hu_min, hu_max)
+            sheet.place(mark(grey_panel(fake, size, window), plane), row, n)
+            if row in (0, 3, 4):  # the difference is the same in every window
+                difference = difference_panel(fake - real, size, difference_hu)
+                sheet.place(mark(difference, plane), row, len(recons) + n)
+    sheet.colour_bar(difference_hu, row=0)
+    sheet.footer(_footer(shape, spacing_mm, hu_min, hu_max, caption))
+    return sheet.to_array()
+
+
+def _checked(
+    image: Volume, recons: Sequence[Volume], centre: Sequence[int] | None
+) -> tuple[tuple[int, ...], list[int]]:
+    """The common shape, and the voxel through which planes are laid."""
+    shape = tuple(image.shape)
+    for recon in recons:
+        if len(shape) != 3 or shape != tuple(recon.shape):
+            raise ValueError(
+                f"`image` and `recon` must be volumes (X, Y, Z) of one shape, got {shape} and "
+                f"{tuple(recon.shape)}; drop batch and channel axes first"
+            )
+    centre = [size // 2 for size in shape] if centre is None else list(centre)
+    if any(not 0 <= at < size for at, size in zip(centre, shape, strict=True)):
+        raise ValueError(f"`centre` must lie inside the volume {shape}, got {centre}; give voxels, not mm")
+    return shape, centre
+
+
+def _position(plane: Plane, centre: Sequence[int], shape: Sequence[int]) -> str:
+    return f"{plane.name.capitalize()}, slice {centre[plane.axis] + 1} of {shape[plane.axis]}"
+
+
 def _rows(
     centre: Sequence[int], shape: Sequence[int], sizes: Sequence[tuple[int, int]], windows: Sequence[HUWindow]
 ) -> list[Row]:
@@ -97,7 +173,7 @@ def _rows(
     titles.append("Difference\nreconstruction \N{MINUS SIGN} original")
     return [
         Row(
-            f"{plane.name.capitalize()}, slice {centre[plane.axis] + 1} of {shape[plane.axis]}",
+            _position(plane, centre, shape),
             height,
             () if n else titles,
         )

@@ -12,7 +12,7 @@ import imageio_ffmpeg
 import numpy as np
 
 from bundle.drawing.planes import (
-    LUNG,
+    EMBOLISM,
     HUWindow,
     Plane,
     Row,
@@ -24,6 +24,7 @@ from bundle.drawing.planes import (
     mark,
     number,
     panel_size,
+    slices_with_body,
 )
 
 BLOCK_PX = 16  # encoders work in blocks of this side; other sizes are rescaled or refused by some players
@@ -43,7 +44,7 @@ class Display(NamedTuple):
         panel_px: pixels along the longest side of the volume.
     """
 
-    window: HUWindow = LUNG
+    window: HUWindow = EMBOLISM
     difference_hu: float = 200.0
     hu_min: float = -1000.0
     hu_max: float = 1000.0
@@ -64,10 +65,11 @@ def write_comparison_video(
     display: Display | None = None,
     notes: Sequence[str] = (),
 ) -> None:
-    """Writes an H.264 video (yuv420p, plays everywhere) of every slice across one axis.
+    """Writes an H.264 video (yuv420p, plays everywhere) of the slices across one axis.
 
     One reconstruction: original, reconstruction and difference side by side. Two: original, first and second,
     below them their differences from the original. Millimetres are true to scale, display is radiological.
+    Slices of pure air before and behind the body are left out.
 
     Args:
         path: file to write, .mp4; it appears when it is complete.
@@ -117,7 +119,7 @@ def _frames(
     size = panel_size(image.shape, spacing_mm, plane, px_per_mm)
     page = _page(list(recons), plane, size, display, notes)
     n_slices = image.shape[plane.axis]
-    for index in reversed(range(n_slices)):
+    for index in reversed(slices_with_body(image, plane)):
         sheet = page.copy()
         real = cut(image, plane, index, display.hu_min, display.hu_max)
         sheet.place(mark(grey_panel(real, size, display.window), plane, px_per_mm), 0, 0)

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from skimage.metrics import structural_similarity
 
 from bundle.checkpoints.file import CheckpointError, network_settings, write_checkpoint
@@ -80,6 +81,8 @@ def test_two_checkpoints_of_different_codebooks_are_compared_over_a_folder(
         base, disc = record["reconstructions"]
         assert base["mae_hu"] != disc["mae_hu"]
         assert (tmp_path / "out" / "compare" / patient / "ct_recon.nii.gz").is_file()
+        with Image.open(tmp_path / "out" / patient / "ct_comparison.png") as still:
+            assert still.width > 1600  # original, two reconstructions, two differences
     assert not list((tmp_path / "out").rglob("*.mp4"))
 
 

@@ -10,7 +10,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from bundle.drawing.planes import MEDIASTINUM, PLANES
+from bundle.drawing.planes import MEDIASTINUM, PLANES, slices_with_body
 from bundle.drawing.video import Display, VideoError, write_comparison_video
 
 SHAPE, SPACING = (40, 30, 12), (1.0, 1.0, 2.0)
@@ -18,8 +18,8 @@ SMALL = Display(panel_px=96)
 
 
 def _volume() -> np.ndarray:
-    """Air, and a bright block in the right upper front eighth of the patient."""
-    volume = np.full(SHAPE, -1000, np.int16)
+    """Fat, and a bright block in the right upper front eighth of the patient."""
+    volume = np.full(SHAPE, -200, np.int16)
     volume[20:, 15:, 6:] = 150
     return volume
 
@@ -40,6 +40,20 @@ def _grey_halves(frames: np.ndarray, column: int) -> tuple[np.ndarray, np.ndarra
     return frames[:, rows, left - 30 : left - 5].mean((1, 2, 3)), frames[:, rows, left + 5 : left + 30].mean(
         (1, 2, 3)
     )
+
+
+@pytest.mark.parametrize(("name", "shown"), [("axial", 6), ("coronal", 15), ("sagittal", 20)])
+def test_slices_of_pure_air_before_and_behind_the_body_are_left_out(
+    name: str, shown: int, tmp_path: Path
+) -> None:
+    image = np.where(_volume() > 0, 150, -1000).astype(np.int16)
+    image[0, 0, 0] = 3000  # a single bright voxel is no body
+    write_comparison_video(tmp_path / "case.mp4", image, {"R": image}, SPACING, PLANES[name], 5, SMALL)
+    assert len(_decode(tmp_path / "case.mp4")[1]) == shown
+
+
+def test_a_volume_of_air_alone_is_shown_whole() -> None:
+    assert slices_with_body(np.full(SHAPE, -1000, np.int16), PLANES["axial"]) == range(SHAPE[2])
 
 
 @pytest.mark.parametrize("name", PLANES)

@@ -22,7 +22,7 @@ from bundle.drawing.planes import (
     grey_panel,
     panel_size,
 )
-from bundle.drawing.triptych import render_triptych
+from bundle.drawing.triptych import render_comparison, render_triptych
 from bundle.handlers.pictures import Pictures
 
 SHAPE, SPACING = (12, 16, 10), (0.7, 0.7, 2.5)
@@ -125,7 +125,7 @@ def test_the_planes_go_through_the_given_centre() -> None:
 @pytest.mark.parametrize("shape", [(3, 400, 5), (200, 200, 1), (1, 1, 1)])
 def test_volumes_of_extreme_shape_are_drawn(shape: tuple[int, int, int]) -> None:
     picture = render_triptych(np.full(shape, -800, np.int16), np.full(shape, -700, np.int16), (1.0, 1.0, 1.0))
-    assert picture.dtype == np.uint8 and max(picture.shape) < 2500 and picture.max() > 200
+    assert picture.dtype == np.uint8 and max(picture.shape) < 3000 and picture.max() > 200
 
 
 def test_the_handler_draws_the_volumes_in_hu_into_file_and_tensorboard(tmp_path: Path) -> None:
@@ -171,3 +171,18 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
         render_triptych(_volume(), _volume(), SPACING, centre=(6, 16, 5))
     with pytest.raises(ValueError, match="`max_volumes` must be 0 .no pictures. or more, got -1"):
         Pictures(tmp_path, -1000, 1000, max_volumes=-1)
+
+
+def test_a_comparison_shows_every_reconstruction_and_its_difference_at_one_scale() -> None:
+    image = np.full((40, 40, 40), 0, np.int16)
+    same = render_comparison(image, {"base": image, "with": image}, (1.0, 1.0, 1.0))
+    other = render_comparison(image, {"base": image, "with": image + 100}, (1.0, 1.0, 1.0))
+    changed = np.abs(same.astype(int) - other).sum((0, 2)).nonzero()[0]
+
+    column = 384 + 6
+    assert {int(at - 30) // column for at in changed} == {2, 4}  # the second reconstruction, its difference
+
+
+def test_a_comparison_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one reconstruction, got none"):
+        render_comparison(np.zeros((4, 4, 4), np.int16), {}, (1.0, 1.0, 1.0))
