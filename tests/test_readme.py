@@ -1,4 +1,4 @@
-"""Every command of the README is run or checked.
+"""Every command of the README and of the guides is run or checked.
 
 They run under their own words in a copy of the bundle: placeholders become files there, smoke.yaml and a few
 iterations are merged on top. What they write lies where the README says, below the copy.
@@ -22,11 +22,9 @@ import torch
 import torchvision
 
 from bundle.data.volumes.phantom import write_phantom
+from tests.guide import GUIDE, ROOT, TEXTS, commands_in
 
-ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line and not line.startswith("#")]
+COMMANDS = commands_in(GUIDE)
 LAUNCHER = "scripts/train_with_discriminator.sh"
 RUN = "python -m monai.bundle run"
 WORKFLOW = (
@@ -215,7 +213,7 @@ def test_set_up_and_endless_commands_are_there(prefix):
     assert any(line.startswith(prefix) for line in COMMANDS)
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE))))
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"(?:^|`)make ([a-z-]+)", GUIDE, re.MULTILINE))))
 def test_make_knows_the_target(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 
@@ -247,3 +245,7 @@ def test_tensorboard_is_pointed_at_a_folder_above_both_runs():
     (line,) = (line for line in COMMANDS if line.startswith("tensorboard"))
 
     assert {Path(run).parent for run in (BASE, DISC)} == {Path(words_of(line)[-1])}
+
+
+def test_the_readme_is_read_in_minutes():
+    assert len(TEXTS["README.md"].encode()) <= 10_000

@@ -1,4 +1,4 @@
-"""What the README states is so: paths, links, settings with their defaults, names of curves, overrides."""
+"""What the README and the guides state is so: paths, links, settings and defaults, curves, overrides."""
 
 import re
 import shlex
@@ -9,10 +9,9 @@ import yaml
 
 from bundle.handlers.curves import TAGS
 from bundle.run.command import Command, check_overrides
+from tests.guide import GUIDE, ROOT, TEXTS, prose_of
 
-ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PROSE = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+PROSE = prose_of(GUIDE)
 CODE = re.findall(r"`([^`\n]+)`", PROSE)
 CONFIGS = {
     name: yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
@@ -43,7 +42,7 @@ OVERRIDES = sorted({code for code in CODE if code.startswith("--")} - NO_OVERRID
 
 def settings_rows() -> dict[str, tuple[str, str]]:
     """Default and explanation by id, out of the table of settings."""
-    _, _, table = README.partition("| id | default | unit | what it does |\n")
+    _, _, table = TEXTS["docs/settings.md"].partition("| id | default | unit | what it does |\n")
     rows = [
         [cell.strip() for cell in line.strip("|\n").split(" | ")]
         for line in table.split("\n\n")[0].splitlines()
@@ -72,14 +71,23 @@ def test_a_file_that_is_named_exists(path):
     )
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\(([^)\s]+)\)", PROSE))
-def test_a_link_leads_somewhere(target):
-    if target.startswith("#"):
-        headings = re.findall(r"^#+ (.*)$", PROSE, re.MULTILINE)
-        anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-        assert target[1:] in anchors
-    elif not target.startswith("https://"):
-        assert (ROOT / target).is_file()
+def test_links_lead_somewhere():
+    assert [link for page in DOCS for link in dead_links(page)] == []
+
+
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def dead_links(page: Path) -> list[str]:
+    prose = prose_of(page.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    anchors = {"#" + re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", prose) if not link.startswith("https://")]
+    return [
+        f"{page.name}: {link}"
+        for link in links
+        if link not in anchors and not (page.parent / link.partition("#")[0]).is_file()
+    ]
 
 
 def test_every_setting_of_the_configs_stands_in_the_table_and_nothing_else():

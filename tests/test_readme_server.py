@@ -1,15 +1,13 @@
-"""The README's MONAI Label commands fit the app; `make test-label` sends such requests to a real server."""
+"""The guide's MONAI Label commands fit the app; `make test-label` sends such requests to a real server."""
 
 import re
 import shlex
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+from tests.guide import GUIDE, ROOT
 
 
 def words_of(command: str) -> list[str]:
-    (line,) = re.findall(rf"^{command} .*$", README, re.MULTILINE)
+    (line,) = re.findall(rf"^{command} .*$", GUIDE, re.MULTILINE)
     return shlex.split(line)
 
 

@@ -1,10 +1,10 @@
-"""What to do when a run falls ill: the one source of the advice in the log, `run.json` and the README."""
+"""Advice for runs that go wrong: the one source for the log, `run.json` and docs/troubleshooting.md."""
 
 from typing import NamedTuple
 
 
 class Advice(NamedTuple):
-    """One row of the README's troubleshooting table: what happens, and what to change."""
+    """One row of the table in docs/troubleshooting.md: what happens, and what to change."""
 
     what: str
     change: str
