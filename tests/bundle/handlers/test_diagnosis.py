@@ -1,4 +1,4 @@
-"""What is wrong with a run is told once, with the troubleshooting page's advice; nothing is told of a healthy run."""
+"""A run that goes wrong is told of once, with the troubleshooting page's advice; a healthy run is not."""
 
 import re
 from pathlib import Path
