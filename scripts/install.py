@@ -20,6 +20,7 @@ from bundle.checkpoints.file import (
     read_checkpoint,
     write_checkpoint,
 )
+from bundle.checkpoints.trained_on import without_patients
 from bundle.networks.vqgan import build_vqgan
 
 DEFAULT_OUTPUT = Path(__file__).resolve().parent.parent / "models" / "model.pt"
@@ -30,7 +31,8 @@ def install(checkpoint: Path, output: Path) -> None:
 
     Args:
         checkpoint: file that training wrote.
-        output: file to write; it holds `model` and `network` only.
+        output: file to write; it holds `model`, `network` and, of the volumes it was trained on,
+            fingerprints of their voxels: hashes of patients stay behind.
 
     Raises:
         CheckpointError: a file that is missing, damaged or foreign, or whose weights do not fit its network.
@@ -49,7 +51,8 @@ def install(checkpoint: Path, output: Path) -> None:
             f"{checkpoint}: names a network that this version does not know: {error}"
         ) from error
     load_generator(generator, checkpoint, content)
-    write_checkpoint(output, {"model": content["model"], "network": network})
+    trained_on = without_patients(content.get("trained_on", {}))
+    write_checkpoint(output, {"model": content["model"], "network": network, "trained_on": trained_on})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -28,11 +28,10 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from bundle.data.cases.find import find_volumes, read_datalist
-from bundle.data.cases.patients import Case
+from bundle.data.cases.patients import Case, patient_key
 from bundle.data.cases.prepared_list import Prepared, prepared_lists
 from bundle.data.cases.split import DatasetError
 from bundle.data.cases.summary import tilt_degrees
-from bundle.data.dicom.elements import patient_hash
 from bundle.data.dicom.screening import smaller_than_a_patch
 from bundle.data.dicom.series import find_series
 from bundle.data.dicom.volume import tilt_note
@@ -122,7 +121,7 @@ def prepare(dataset_dir: Path, output: Path, num_workers: int = 4, patch_size: i
     if not os.path.exists(dataset_dir):
         raise DatasetError(f"{dataset_dir}: no such file or folder; check DIR")
     cases, listed, lines = _find(dataset_dir)
-    names = {patient_hash(case["patient"]): case["patient"] for case in cases}
+    names = {patient_key(case["patient"]): case["patient"] for case in cases}
     try:
         (output / VOLUMES).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -164,8 +163,7 @@ def _find(dataset_dir: Path) -> tuple[list[Case], dict[str, str], list[Line]]:
 
 def _prepare_one(folder: Path, dataset_dir: Path, patch_size: int, case: Case) -> Line:
     path = _shown(Path(case["image"]), dataset_dir)
-    # also of a PatientID, which is a hash already: nobody can tell it from a folder's name
-    patient = patient_hash(case["patient"])
+    patient = patient_key(case["patient"])
     try:
         header = read_header(case["image"])
         refusal = smaller_than_a_patch(Path(case["image"]), header.shape, [patch_size] * 3)

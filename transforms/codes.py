@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import ImageMetaKey, MetaKeys, convert_to_numpy
 
+from bundle.data.cases.patients import patient_key
 from bundle.data.latents.file import (
     SUFFIX,
     EncodedVolume,
@@ -65,12 +66,12 @@ class SaveCodesd(MapTransform):
             path.parent.mkdir(parents=True, exist_ok=True)
             codes = convert_to_numpy(data[key])
             latents = codes[1:].astype(np.float16) if len(codes) > 1 else None
-            record = self._record(name.name, source, image)
+            record = self._record(name.name, source, image, str(data.get("patient", "")))
             write_latent_file(path, EncodedVolume(record, codes[0].astype(np.uint16), latents))
             _log_size(path, source, record)
         return dict(data)
 
-    def _record(self, name: str, source: Path, image: MetaTensor) -> Record:
+    def _record(self, name: str, source: Path, image: MetaTensor, patient: str) -> Record:
         original_affine = convert_to_numpy(torch.as_tensor(image.meta[MetaKeys.ORIGINAL_AFFINE])).astype(
             float
         )
@@ -86,6 +87,7 @@ class SaveCodesd(MapTransform):
             header_class=header_class,
             settings=self.settings,
             model_sha256=self.model_fingerprint(),
+            patient=patient_key(patient) if patient else "",
         )
 
 

@@ -1,6 +1,7 @@
 """Saves `last.pt`, what it was before, and the three best checkpoints by a validation figure."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from bundle.checkpoints.file import rename, write_checkpoint
 from bundle.checkpoints.folder import BEST_COUNT, best_paths, rolling_paths, sound
 from bundle.checkpoints.random_state import random_state, set_random_state
+from bundle.checkpoints.trained_on import TrainedOn, joined
 from bundle.engines.settings import SettingsError
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,11 @@ class TrainingState:
         extras: whatever else goes on where it was, by name: objects with `state_dict()`, of tensors and plain
             numbers, and `load_state_dict()`. A handler may add itself to the attribute of that name until the
             run starts. One that a checkpoint does not know is left alone.
+        trained_on: tells which patients and volumes the networks see in this run, asked when the first
+            checkpoint is written; see `TrainedOn`. None: nothing is recorded.
+
+    Attributes:
+        trained_on_before: what the networks saw before this run, out of the checkpoint it started from.
     """
 
     def __init__(
@@ -53,6 +60,7 @@ class TrainingState:
         optimizers: dict[str, torch.optim.Optimizer | None],
         schedules: dict[str, LambdaLR | None],
         extras: dict[str, Stateful] | None = None,
+        trained_on: Callable[[], TrainedOn] | None = None,
     ) -> None:
         self.network = network
         self.settings = settings
@@ -60,12 +68,22 @@ class TrainingState:
         self.optimizers = {name: part for name, part in optimizers.items() if part is not None}
         self.schedules = {name: part for name, part in schedules.items() if part is not None}
         self.extras = dict(extras or {})
+        self._trained_on = trained_on
+        self._trained_on_here: TrainedOn | None = None
+        self.trained_on_before: TrainedOn = {}
+
+    def trained_on(self) -> TrainedOn:
+        """All that the networks have seen: in this run, and before it."""
+        if self._trained_on_here is None:
+            self._trained_on_here = self._trained_on() if self._trained_on else {}
+        return joined(self.trained_on_before, self._trained_on_here)
 
     def state_dict(self, engine: Trainer) -> dict[str, Any]:
         """Tensors and plain numbers only, so that it loads with `weights_only=True`."""
         return {
             "model": self.network.state_dict(),
             "network": self.settings,
+            "trained_on": self.trained_on(),
             "discriminators": self.discriminators.state_dict(),
             "optimizers": {name: part.state_dict() for name, part in self.optimizers.items()},
             "schedules": {name: {"last_epoch": part.last_epoch} for name, part in self.schedules.items()},
@@ -84,6 +102,7 @@ class TrainingState:
         Learning rates follow from this run's own schedules, so that a resumed run may change them.
         """
         self.network.load_state_dict(content["model"])
+        self.trained_on_before = content.get("trained_on", {})
         self.discriminators.load_state_dict(content["discriminators"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(content["optimizers"][name])

@@ -84,6 +84,7 @@ class StartFrom:
                 self.sampler.start_iteration = engine.state.iteration
             logger.info("Resuming %s at iteration %d", path, engine.state.iteration)
         else:
+            self.state.trained_on_before = self.content.get("trained_on", {})
             matched = load_generator(self.state.network, path, self.content)
             parts = Counter(name.partition(".")[0] for name in self.content["model"])
             told = ", ".join(f"{part} {count}" for part, count in parts.items())

@@ -41,8 +41,9 @@ def in_root(monkeypatch):
 
 @pytest.fixture
 def parser(in_root, tmp_path):
-    """Merges config files, with a network for two cores and one phantom, and parses what is asked for."""
-    write_phantom(tmp_path / "data" / "ct.nii.gz", (28, 28, 24), np.eye(4))
+    """Merges config files, with a network for two cores and two phantoms, and parses what is asked for."""
+    for number in range(2):
+        write_phantom(tmp_path / "data" / f"ct{number}.nii.gz", (28, 28, 24), np.eye(4), seed=number)
 
     def parse(*names: str, **overrides: object) -> ConfigParser:
         parser = merge_configs([f"configs/{name}.yaml" for name in names])

@@ -17,7 +17,8 @@ def generator():
 @pytest.fixture
 def checkpoint(tmp_path, generator):
     path = tmp_path / "run" / "last.pt"
-    write_checkpoint(path, {"model": generator.state_dict(), "network": NETWORK, "trainer": {"iteration": 9}})
+    content = {"model": generator.state_dict(), "network": NETWORK, "trainer": {"iteration": 9}}
+    write_checkpoint(path, content | {"trained_on": {"patients": ["a" * 16], "voxels": ["b" * 16]}})
     return path
 
 
@@ -33,11 +34,18 @@ def test_installed_model_holds_the_generator_bit_for_bit_and_nothing_of_the_trai
 
     content = read_checkpoint(output)
     weights = generator.state_dict()
-    assert set(content) - {"format_version"} == {"model", "network"}
+    assert set(content) - {"format_version"} == {"model", "network", "trained_on"}
     assert content["network"] == NETWORK
     assert content["model"].keys() == weights.keys()
     assert all(torch.equal(content["model"][name], weights[name]) for name in weights)
     assert f"installed {checkpoint}" in capsys.readouterr().out
+
+
+def test_hashes_of_patients_stay_behind_and_fingerprints_of_voxels_are_kept(checkpoint, output):
+    main([str(checkpoint), "--output", str(output)])
+
+    assert read_checkpoint(output)["trained_on"] == {"patients": [], "voxels": ["b" * 16]}
+    assert b"a" * 16 not in output.read_bytes()
 
 
 @pytest.mark.parametrize(

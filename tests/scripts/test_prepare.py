@@ -5,8 +5,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bundle.data.cases.patients import patient_hash
 from bundle.data.cases.split import DatasetError, inference_cases, split_cases
-from bundle.data.dicom.elements import patient_hash
 from bundle.data.patches.dataset import PatchDataset
 from bundle.data.volumes.reading import read_volume
 from scripts.prepare import main, prepare

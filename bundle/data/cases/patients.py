@@ -5,9 +5,11 @@ So volumes that come later move nobody from training to validation.
 
 import hashlib
 import logging
+import os
+import re
 from collections.abc import Mapping, Sequence
 
-from bundle.run.names import ANY_NAME
+from bundle.run.names import ANY_NAME, printable
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +18,20 @@ VALIDATION_RATIO = 0.2
 SPLIT_SALT = "ctpa_vqgan/validation"
 SUBSET_SALT = "ctpa_vqgan/max_patients"
 
+# Changes every patient's name and so the split: set it once, keep it secret. With the public default somebody
+# who knows how a hospital numbers its patients can find a number again by trying all.
+SALT_VARIABLE = "CTPA_PATIENT_SALT"
+DEFAULT_SALT = "ctpa_vqgan/patient"
+# A name of digits alone could be a number that a hospital gave. One hash in 1,800 has no letter and is hashed
+# again.
+IS_HASH = re.compile("(?=.*[a-f])[0-9a-f]{16}")
+SHOWN = 5  # patients that a message names
+
 Case = dict[str, str]
+
+
+class SharedPatientsError(ValueError):
+    """A split whose validation would say nothing about other patients; the message names them."""
 
 
 def keep_patients(cases: Sequence[Case], max_patients: int | None) -> list[Case]:
@@ -42,17 +57,38 @@ def validation_patients(patients: set[str]) -> set[str]:
     return set(validation)
 
 
-def warn_of_shared_patients(split: Mapping[str, Sequence[Case]]) -> None:
-    """Says so if a patient is in training and in validation."""
-    shared = {case["patient"] for case in split["training"]} & {
-        case["patient"] for case in split["validation"]
-    }
-    if shared:
-        logger.warning(
-            "VALIDATION IS NOT INDEPENDENT: patient(s) %s are in training and in validation; "
-            "its figures say nothing about other patients",
-            ", ".join(sorted(shared)),
+def patient_hash(patient_id: str) -> str:
+    """A name for a patient that does not tell the PatientID: 16 hexadecimal digits of a salted SHA-256."""
+    salt = os.environ.get(SALT_VARIABLE) or DEFAULT_SALT
+    return hashlib.sha256(f"{salt}/{patient_id}".encode(errors=ANY_NAME)).hexdigest()[:16]
+
+
+def patient_key(patient: str) -> str:
+    """The hash by which a patient is known wherever names must not travel: codes, stores, checkpoints.
+
+    The patient of a DICOM series, and of a store, is such a hash already and stays as it is.
+    """
+    return patient if IS_HASH.fullmatch(patient) else patient_hash(patient)
+
+
+def check_independence(split: Mapping[str, Sequence[Case]], allow_shared_patients: bool = False) -> None:
+    """Refuses a split with a patient on both sides, or only warns if that was asked for.
+
+    Raises:
+        SharedPatientsError: naming the patients.
+    """
+    training, validation = ({case["patient"] for case in split[side]} for side in ("training", "validation"))
+    shared = sorted(printable(patient) for patient in training & validation)
+    if not shared:
+        return
+    listed = ", ".join(shared[:SHOWN]) + (f" and {len(shared) - SHOWN} more" if len(shared) > SHOWN else "")
+    told = f"patient(s) {listed} are in training and in validation"
+    if not allow_shared_patients:
+        raise SharedPatientsError(
+            f"`allow_shared_patients` is false, but {told}; give data of at least two patients, or train "
+            "all the same with --allow_shared_patients true: its figures say nothing about other patients"
         )
+    logger.warning("VALIDATION IS NOT INDEPENDENT: %s; its figures say nothing about other patients", told)
 
 
 def _hash(salt: str, patient: str) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bundle.data.cases.patients import validation_patients
+from bundle.data.cases.patients import patient_hash, validation_patients
 from bundle.data.store.file import StoreError
 from bundle.run.files import open_regular
 
@@ -61,6 +61,10 @@ def prepared_lists(volumes: Sequence[Prepared], path: Path) -> dict[str, list[di
 
 def _sides(volumes: Sequence[Prepared], validating: set[str], earlier: dict[str, str]) -> dict[str, str]:
     """Side by patient; where all patients of earlier runs are on one side, a fresh one goes to the other."""
+    for volume in volumes:  # version 0.1 hashed the hash of a PatientID again
+        before = patient_hash(volume.patient)
+        if volume.patient not in earlier and before in earlier:
+            earlier[volume.patient] = earlier[before]
     sides = {
         volume.patient: earlier.get(volume.patient, "validation" if volume.name in validating else "training")
         for volume in volumes

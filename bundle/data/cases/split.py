@@ -8,7 +8,7 @@ from typing import Any
 from monai.config import PathLike
 
 from bundle.data.cases.find import LISTS, DatasetError, Found, datalist_root, find_volumes, read_datalist
-from bundle.data.cases.patients import Case, keep_patients, validation_patients, warn_of_shared_patients
+from bundle.data.cases.patients import Case, check_independence, keep_patients, validation_patients
 from bundle.data.latents.file import SUFFIX as CODES_SUFFIX
 from bundle.data.latents.file import LatentFileError, read_record
 from bundle.run.names import output_name
@@ -44,20 +44,24 @@ def find_cases(dataset_dir: PathLike) -> list[Case]:
     return [found.case for found in _find(_existing(dataset_dir))]
 
 
-def split_cases(dataset_dir: PathLike, max_patients: int | None = None) -> dict[str, list[Case]]:
+def split_cases(
+    dataset_dir: PathLike, max_patients: int | None = None, allow_shared_patients: bool = False
+) -> dict[str, list[Case]]:
     """Splits a data set by patient, about 80 to 20, and checks the header of every volume it returns.
 
-    A datalist's own validation list is taken as it is. A single patient serves both sides, with a warning.
+    A datalist's own validation list is taken as it is. A single patient serves both sides if that is allowed.
 
     Args:
         dataset_dir: see `find_cases`.
         max_patients: how many patients to keep, always the same ones; of a datalist with its own validation
             list, how many of its training patients. None keeps all.
+        allow_shared_patients: whether a patient may be in training and in validation, with a warning.
 
     Returns:
         `{"training": cases, "validation": cases}`, neither empty.
 
     Raises:
+        SharedPatientsError: if a patient is on both sides and `allow_shared_patients` is false.
         DatasetError: see `find_cases`; if `max_patients` is below 1; or if volumes are unusable, naming each.
     """
     if max_patients is not None and max_patients < 1:
@@ -77,9 +81,9 @@ def split_cases(dataset_dir: PathLike, max_patients: int | None = None) -> dict[
             "training": [case for case in cases if case["patient"] not in patients] or cases,
             "validation": [case for case in cases if case["patient"] in patients],
         }
-    warn_of_shared_patients(split)
     used = {case["image"] for case in split["training"] + split["validation"]}
     _check_headers(source, [found for found in [*volumes, *own_validation] if found.case["image"] in used])
+    check_independence(split, allow_shared_patients)
     return split
 
 

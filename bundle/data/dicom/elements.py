@@ -3,13 +3,12 @@
 Every length is compared with what the file holds before anything is read or allocated.
 """
 
-import hashlib
 import os
 import struct
 from collections.abc import Callable, Container
 from typing import BinaryIO
 
-from bundle.run.names import ANY_NAME
+from bundle.data.cases.patients import patient_hash
 
 PREAMBLE_BYTES = 128
 MAX_ELEMENTS = 20_000
@@ -56,17 +55,7 @@ TAGS = {
     "rescale_type": 0x00281054,
 }
 WANTED = {tag: name for name, tag in TAGS.items()}
-# Changes every patient's name and so the split: set it once, keep it secret. With the public default somebody
-# who knows how a hospital numbers its patients can find a number again by trying all.
-SALT_VARIABLE = "CTPA_PATIENT_SALT"
-DEFAULT_SALT = "ctpa_vqgan/patient"
 BINARY = frozenset(("samples", "rows", "columns", "bits_allocated"))
-
-
-def patient_hash(patient_id: str) -> str:
-    """A name for a patient that does not tell the PatientID: 16 hexadecimal digits of a salted SHA-256."""
-    salt = os.environ.get(SALT_VARIABLE) or DEFAULT_SALT
-    return hashlib.sha256(f"{salt}/{patient_id}".encode(errors=ANY_NAME)).hexdigest()[:16]
 
 
 class Fault(Exception):

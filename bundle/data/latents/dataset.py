@@ -20,7 +20,7 @@ from monai.utils import ensure_tuple_rep
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bundle.data.cases.patients import Case, validation_patients, warn_of_shared_patients
+from bundle.data.cases.patients import Case, check_independence, patient_key, validation_patients
 from bundle.data.cases.split import dataset_root, encoded_cases, split_cases
 from bundle.data.latents.file import STRIDE, SUFFIX, LatentFileError, read_latent_file, read_record
 from bundle.data.latents.statistics import LatentStatistics
@@ -37,29 +37,35 @@ class LatentDataError(ValueError):
 
 
 def split_encoded(
-    dataset_dir: PathLike, settings: Mapping[str, Any], source_dir: PathLike | None = None
+    dataset_dir: PathLike,
+    settings: Mapping[str, Any],
+    source_dir: PathLike | None = None,
+    allow_shared_patients: bool = False,
 ) -> dict[str, list[Case]]:
     """Splits encoded volumes by patient as training split the volumes they come from.
+
+    Files know their patient by a salted hash. Files of version 0.1 do not: their patient is the first folder.
 
     Args:
         dataset_dir: folder of `_codes.npz`, or one of them.
         settings: `network_settings` of the model.
         source_dir: the `dataset_dir` that was trained on and encoded; its own split is repeated then. Needed
-            if that was a datalist with lists or patients of its own, or DICOM, whose patients are told by
-            their headers. None = the same hash of the same names: the first folder below `dataset_dir`,
-            for loose files the volume's.
+            if that was a store, or a datalist with lists of its own. None = each patient falls to the side
+            to which training on the volumes themselves lets it fall.
+        allow_shared_patients: whether a patient may be in training and in validation, with a warning.
 
     Returns:
         `{"training": cases, "validation": cases}` of items `{"image": path, "patient": name}`.
 
     Raises:
         DatasetError: see `encoded_cases` and `split_cases`.
+        SharedPatientsError: if a patient is on both sides and `allow_shared_patients` is false.
         LatentDataError: if `source_dir` names a volume for either side of which there are no codes at all.
     """
     root = Path(dataset_root(Path(dataset_dir).expanduser()))
     files = [Path(case["image"]) for case in encoded_cases(dataset_dir, settings)]
     if source_dir is not None:
-        split = _split_as(files, root, Path(source_dir).expanduser())
+        split = _split_as(files, root, Path(source_dir).expanduser(), allow_shared_patients)
     else:
         cases = [{"image": str(path), "patient": _patient(path, root)} for path in files]
         chosen = validation_patients({case["patient"] for case in cases})
@@ -67,19 +73,24 @@ def split_encoded(
             "training": [case for case in cases if case["patient"] not in chosen] or cases,
             "validation": [case for case in cases if case["patient"] in chosen],
         }
-    warn_of_shared_patients(split)
+    check_independence(split, allow_shared_patients)
     return split
 
 
 def _patient(path: Path, root: Path) -> str:
+    """The name by which training splits: a folder's where the patient is called after it, else the hash."""
     parts = path.relative_to(root).parts
-    return parts[0] if len(parts) > 1 else path.name.removesuffix(SUFFIX)
+    name = parts[0] if len(parts) > 1 else path.name.removesuffix(SUFFIX)
+    known = read_record(path).patient
+    return name if known in ("", patient_key(name)) else known
 
 
-def _split_as(files: Sequence[Path], root: Path, source_dir: Path) -> dict[str, list[Case]]:
+def _split_as(
+    files: Sequence[Path], root: Path, source_dir: Path, allow_shared_patients: bool
+) -> dict[str, list[Case]]:
     encoded = {path.relative_to(root).as_posix().removesuffix(SUFFIX): str(path) for path in files}
     split: dict[str, list[Case]] = {}
-    for side, cases in split_cases(source_dir).items():
+    for side, cases in split_cases(source_dir, None, allow_shared_patients).items():
         names = [(output_name(case["image"], dataset_root(source_dir)).as_posix(), case) for case in cases]
         split[side] = [
             {"image": encoded[name], "patient": case["patient"]} for name, case in names if name in encoded

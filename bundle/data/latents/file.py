@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from bundle.data.volumes.fingerprint import is_fingerprint
 from bundle.data.volumes.header_text import HEADER_CLASSES, header_from_text
 from bundle.run.atomic import complete_or_absent
 
@@ -54,6 +55,7 @@ class Record:
         header_class: Nifti1Header or Nifti2Header.
         settings: `network_settings` of the model: preset, quantizer, num_embeddings, hu_min, hu_max.
         model_sha256: `fingerprint` of the model.
+        patient: salted hash, see `bundle.data.cases.patients.patient_key`; empty if it is not known.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Record:
     header_class: str
     settings: dict[str, Any]
     model_sha256: str
+    patient: str = ""
 
     @property
     def cells(self) -> tuple[int, ...]:
@@ -194,7 +197,8 @@ def _record(path: Path, content: Mapping[str, Any]) -> Record:
             f"{path}: written in format {version}, this version reads up to {FORMAT_VERSION}; "
             "update this project"
         )
-    fields = {name: content[name] for name in Record.__dataclass_fields__}
+    fields = {name: content[name] for name in Record.__dataclass_fields__ if name != "patient"}
+    fields["patient"] = content.get("patient", "")
     x, y, z = (int(size) for size in fields.pop("shape"))
     affines = np.array([fields.pop("affine"), fields.pop("original_affine")], np.float64)
     is_volume = min(x, y, z) >= 1 and x * y * z <= MAX_VOXELS
@@ -212,6 +216,8 @@ def _check_words(record: Record) -> None:
         raise ValueError("its name or header is wrong")
     if not isinstance(record.settings, dict) or not isinstance(record.model_sha256, str):
         raise ValueError("what it says of its model is wrong")
+    if record.patient and not is_fingerprint(record.patient):
+        raise ValueError("what it says of its patient is wrong")
     header_from_text(record.header, record.header_class, check=False)
 
 

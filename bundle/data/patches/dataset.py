@@ -13,6 +13,7 @@ from monai.transforms import Compose
 from monai.utils import ensure_tuple_rep
 from torch.utils.data import Dataset, Sampler
 
+from bundle.data.cases.patients import patient_key
 from bundle.data.patches.placing import PatchPlacer, grid_starts, warn_of_missing_contrast
 from bundle.data.store.store import PatchStore, StoredVolume
 
@@ -84,6 +85,17 @@ class StoredDataset(Dataset):
             *(n_below, n_voxels, 100 * n_below / n_voxels, self.hu_min),
             *(n_above, 100 * n_above / n_voxels, self.hu_max),
         )
+
+    def trained_on(self) -> dict[str, list[str]]:
+        """Tells of which patients and volumes a network has seen these data, without a name.
+
+        Returns:
+            `patients`: salted hashes, see `bundle.data.cases.patients.patient_key`; `voxels`: fingerprints,
+            see `bundle.data.volumes.fingerprint.voxel_fingerprint`. Both sorted.
+        """
+        patients = {patient_key(case["patient"]) for case in self.data if case.get("patient")}
+        voxels = {volume.voxel_fingerprint() for volume in self.volumes}
+        return {"patients": sorted(patients), "voxels": sorted(voxels)}
 
     def _finish(self, item: dict[str, Any]) -> Any:
         return item if self.transform is None else self.transform(item)

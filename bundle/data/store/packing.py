@@ -14,6 +14,7 @@ from monai.config import PathLike
 
 from bundle.data.patches.body import STEP, map_body
 from bundle.data.store.file import CUBE, Writer
+from bundle.data.volumes.fingerprint import voxel_fingerprint
 from bundle.data.volumes.formats import VolumeHeader, is_series, read_header
 from bundle.data.volumes.header_text import header_as_text
 from bundle.data.volumes.reading import Volume, read_volume
@@ -58,7 +59,8 @@ def pack_volume(path: Path, image: PathLike, hu_min: float, hu_max: float) -> Pa
     # Written and not mapped: on a full disk a write raises, a map kills the process.
     with complete_or_absent(path) as unfinished, unfinished.open("xb") as file:
         writer = Writer(file, shape)
-        for number, slab in _slabs(image, header, orientation):
+        whole = np.empty((0, 0, 0), np.int16)
+        for number, slab, whole in _slabs(image, header, orientation):  # noqa: B007
             writer.write_slab(number, slab)
             samples[..., number * CUBE // STEP :][..., : -(-slab.shape[2] // STEP)] = slab[
                 ::STEP, ::STEP, ::STEP
@@ -68,6 +70,7 @@ def pack_volume(path: Path, image: PathLike, hu_min: float, hu_max: float) -> Pa
             n_below += int(np.count_nonzero(voxels < hu_min)) if minimum < hu_min else 0
             n_above += int(np.count_nonzero(voxels > hu_max)) if maximum > hu_max else 0
         record = _record(image, header, orientation, affine) | {"minimum": minimum, "maximum": maximum}
+        record["voxel_fingerprint"] = voxel_fingerprint(whole)  # the last slab came when all was read
         writer.finish(record, map_body(samples, record["spacing_mm"])._asdict())
     return Packed(n_below, n_above)
 
@@ -114,8 +117,11 @@ def _record(
 
 def _slabs(
     image: PathLike, header: VolumeHeader, orientation: np.ndarray
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Slabs of the volume in RAS axes, each with its number, as soon as the file has been read that far."""
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yields slabs of the volume in RAS axes as soon as the file has been read that far.
+
+    Each comes with its number, and with the whole volume, whose other slices may still be missing.
+    """
     done: queue.SimpleQueue[tuple[np.ndarray, int]] = queue.SimpleQueue()
     size_z = header.shape[int(np.argwhere(orientation[:, 0] == 2)[0, 0])]
     needed = {number: _slices_needed(number, header, orientation) for number in range(-(-size_z // CUBE))}
@@ -128,11 +134,12 @@ def _slabs(
                 voxels, n_read = done.get()
             if not voxels.size:
                 reading.result()  # raises what ended the reading
-            slab = nib.apply_orientation(voxels, orientation)[..., number * CUBE : (number + 1) * CUBE]
+            whole = nib.apply_orientation(voxels, orientation)
+            slab = whole[..., number * CUBE : (number + 1) * CUBE]
             if slab.dtype != np.int16:
                 with np.errstate(invalid="ignore"):  # NaN is refused by the reader, at its end
                     slab = np.clip(np.rint(slab), INT16.min, INT16.max).astype(np.int16)
-            yield number, slab
+            yield number, slab, whole
         reading.result()  # a wrong checksum shows at the end only
 
 

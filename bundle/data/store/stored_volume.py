@@ -10,7 +10,9 @@ import numpy as np
 
 from bundle.data.patches.body import BodyMap
 from bundle.data.store.file import CUBE, UNREADABLE, StoreError, read_box, read_layout, read_section
+from bundle.data.store.kept_fingerprint import kept_fingerprint
 from bundle.data.store.window_counts import read_counts, window_key, write_counts
+from bundle.data.volumes.fingerprint import is_fingerprint
 from bundle.run.names import volume_name
 
 
@@ -75,6 +77,17 @@ class StoredVolume:
             counts[key] = (n_below, n_above)
             write_counts(self.path, counts)
         return counts[key]
+
+    def voxel_fingerprint(self) -> str:
+        """Returns `bundle.data.volumes.fingerprint.voxel_fingerprint` of the volume.
+
+        Files made since version 0.2 hold it. Of an older one it is computed once, then kept beside it.
+
+        Raises:
+            StoreError: if the file is damaged.
+        """
+        known = read_layout(self.path).record.get("voxel_fingerprint")
+        return known if is_fingerprint(known) else kept_fingerprint(self.path, self.read)
 
     def _source(self) -> str:
         return str(self.case["image"])

@@ -140,6 +140,7 @@ def test_everything_of_a_run_is_in_the_checkpoint_and_loads_with_weights_only(
     ).run()
     content = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
     parts = {"model", "network", "discriminators", "optimizers", "schedules", "trainer", "random", "extras"}
+    parts |= {"trained_on"}
     assert set(content) == parts | {"format_version"}
     torch.testing.assert_close(content["model"], dict(run.network.state_dict()), rtol=0, atol=0)
     assert {"quantizer.embedding", "quantizer.initialized", "quantizer.updates"} <= set(content["model"])
@@ -222,3 +223,14 @@ def test_keeping_no_checkpoint_is_refused(tmp_path, tiny_settings):
 def test_an_interval_below_one_iteration_is_refused(tmp_path, tiny_settings):
     with pytest.raises(SettingsError, match="`checkpoint_interval` must be at least 1 iteration, got 0"):
         CheckpointHandler(new_state(tiny_settings), tmp_path, 0)
+
+
+def test_a_checkpoint_says_what_its_run_and_the_runs_before_it_were_trained_on(tmp_path, tiny_settings):
+    seen = {"patients": ["b" * 16], "voxels": ["d" * 16]}
+    state = TrainingState(nn.Linear(2, 2), tiny_settings, nn.ModuleDict(), {}, {}, trained_on=lambda: seen)
+    state.trained_on_before = {"patients": ["a" * 16, "b" * 16], "voxels": ["c" * 16]}
+
+    validated_run(state, tmp_path, [1.0])
+
+    known = read_checkpoint(tmp_path / "checkpoints" / "best_1.pt")["trained_on"]
+    assert known == {"patients": ["a" * 16, "b" * 16], "voxels": ["c" * 16, "d" * 16]}

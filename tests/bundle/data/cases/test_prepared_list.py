@@ -4,8 +4,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bundle.data.cases.patients import patient_hash
 from bundle.data.cases.prepared_list import Prepared, prepared_lists
-from bundle.data.dicom.elements import patient_hash
 from bundle.data.store.store import StoreError
 
 PATIENTS = st.sets(st.text("abcdefgh", min_size=1, max_size=4), max_size=12)
@@ -45,3 +45,12 @@ def test_what_is_no_list_of_an_earlier_run_is_named(tmp_path, content):
 
     with pytest.raises(StoreError, match="datalist.json: is not a datalist of this program; move it away"):
         prepared_lists(volumes_of({"a"}), path)
+
+
+def test_a_patient_whose_hash_an_earlier_version_hashed_again_keeps_the_side(tmp_path):
+    path, known = tmp_path / "datalist.json", patient_hash("MRN-1")
+    before = {"training": [], "validation": [{"image": "volumes/a.ctpa", "patient": patient_hash(known)}]}
+    path.write_text(json.dumps(before), encoding="utf-8")
+    volumes = [Prepared("volumes/a.ctpa", known, known), Prepared("volumes/b.ctpa", patient_hash("b"), "b")]
+
+    assert sides(prepared_lists(volumes, path)) == {known: "validation", patient_hash("b"): "training"}

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bundle.data.cases.patients import SharedPatientsError
 from bundle.data.cases.split import DatasetError, dataset_root, find_cases, inference_cases, split_cases
 
 VOXELS = np.zeros((6, 5, 4), np.int16)
@@ -135,8 +136,19 @@ def test_a_subset_of_nobody_is_refused(save_patients, max_patients):
         split_cases(save_patients(1), max_patients)
 
 
-def test_a_single_patient_serves_both_sides_with_a_loud_warning(save_patients, caplog):
-    split = split_cases(save_patients(1))
+def test_a_single_patient_is_refused(save_patients):
+    message = (
+        "^`allow_shared_patients` is false, but patient\\(s\\) patient_000 are in training and in "
+        "validation; give data of at least two patients, or train all the same with "
+        "--allow_shared_patients true"
+    )
+
+    with pytest.raises(SharedPatientsError, match=message):
+        split_cases(save_patients(1))
+
+
+def test_a_single_patient_serves_both_sides_with_a_loud_warning_if_that_is_allowed(save_patients, caplog):
+    split = split_cases(save_patients(1), allow_shared_patients=True)
 
     assert patients(split["training"]) == patients(split["validation"]) == ["patient_000"]
     assert "VALIDATION IS NOT INDEPENDENT: patient(s) patient_000" in caplog.text
@@ -144,7 +156,8 @@ def test_a_single_patient_serves_both_sides_with_a_loud_warning(save_patients, c
 
 @pytest.mark.parametrize("numbers, side", [((0, 1), "validation"), ((3, 5), "training")])
 def test_a_side_that_would_be_empty_gets_one_patient(save_patients, caplog, numbers, side):
-    split = [split_cases(save_patients(1, number)) for number in numbers][-1]
+    root = [save_patients(1, number) for number in numbers][-1]
+    split = split_cases(root)
 
     assert len(split["training"]) == len(split["validation"]) == 1
     assert f"none of 2 patients falls to {side}; {patients(split[side])[0]} is taken" in caplog.text
@@ -206,9 +219,13 @@ def test_all_lists_of_a_datalist_are_reconstructed(save_datalist, caplog):
     assert [Path(case["image"]).name for case in cases] == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
 
 
-def test_a_patient_on_both_lists_of_a_datalist_is_reported(save_datalist, caplog):
+def test_a_patient_on_both_lists_of_a_datalist_is_refused_unless_that_is_allowed(save_datalist, caplog):
+    lists = save_datalist({"training": ["images/a.nii.gz"], "validation": ["images/b.nii.gz"]})
+
+    with pytest.raises(SharedPatientsError, match="patient\\(s\\) images are in training and in validation"):
+        split_cases(lists)
     with caplog.at_level(logging.WARNING):
-        split_cases(save_datalist({"training": ["images/a.nii.gz"], "validation": ["images/b.nii.gz"]}))
+        split_cases(lists, allow_shared_patients=True)
 
     assert "VALIDATION IS NOT INDEPENDENT: patient(s) images" in caplog.text
 

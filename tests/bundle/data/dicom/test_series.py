@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from bundle.data.cases.patients import SALT_VARIABLE, patient_hash
 from bundle.data.cases.split import inference_cases, split_cases
-from bundle.data.dicom.elements import SALT_VARIABLE, patient_hash
 from bundle.data.dicom.pixels import thread_decoder
 from bundle.data.dicom.series import find_series
 from bundle.data.volumes.formats import VolumeError, read_header

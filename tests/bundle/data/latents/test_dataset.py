@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from bundle.data.cases.patients import SharedPatientsError, patient_hash, validation_patients
 from bundle.data.cases.split import DatasetError, split_cases
 from bundle.data.latents.dataset import LatentDataError, LatentDataset, split_encoded
 from bundle.data.latents.file import EncodedVolume, LatentFileError, Record, write_latent_file
@@ -26,12 +27,13 @@ CODES = torch.randn(32, 8, generator=torch.Generator().manual_seed(1)) * torch.a
 NAMES = [f"p{n}" for n in range(12)]
 
 
-def write_codes(path, cells=(7, 6, 5), seed=0, latents=True, model=MODEL):
+def write_codes(path, cells=(7, 6, 5), seed=0, latents=True, model=MODEL, patient=""):
     generator = np.random.default_rng(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     shape = tuple(4 * size - 1 for size in cells)
     affine = AFFINE.tolist()
-    record = Record("ct", shape, affine, affine, *header_as_text(nib.Nifti1Header()), SETTINGS, model)
+    header = header_as_text(nib.Nifti1Header())
+    record = Record("ct", shape, affine, affine, *header, SETTINGS, model, patient)
     kept = generator.normal(3, 2, (8, *cells)).astype(np.float16) if latents else None
     volume = EncodedVolume(record, generator.integers(0, 32, cells).astype(np.uint16), kept)
     write_latent_file(path, volume)
@@ -238,6 +240,38 @@ def test_the_lists_of_a_datalist_are_repeated(scans, tmp_path):
 
     split = split_encoded(tmp_path / "codes", SETTINGS, scans / "datalist.json")
     assert patients(split) == {"training": NAMES[:3], "validation": NAMES[3:5]}
+
+
+def test_folders_of_one_patient_are_on_one_side_whatever_they_are_called(tmp_path):
+    """As a DICOM tree by date: the first folder is not the patient."""
+    hashes = [patient_hash(f"MRN-{number}") for number in range(6)]
+    for number, patient in enumerate(hashes * 2):
+        write_codes(tmp_path / f"202401{number:02}" / "ct_codes.npz", (2, 2, 2), patient=patient)
+
+    split = split_encoded(tmp_path, SETTINGS)
+    assert {case["patient"] for side in split.values() for case in side} == set(hashes)
+    assert {side: {case["patient"] for case in cases} for side, cases in split.items()} == {
+        "validation": validation_patients(set(hashes)),
+        "training": set(hashes) - validation_patients(set(hashes)),
+    }
+    assert all(len(cases) == 2 * len({case["patient"] for case in cases}) for cases in split.values())
+
+
+def test_codes_of_one_patient_are_split_only_if_that_is_allowed(tmp_path, caplog):
+    for name in ("a", "b"):
+        write_codes(tmp_path / name / "ct_codes.npz", (2, 2, 2), patient=patient_hash("MRN-1"))
+
+    with pytest.raises(SharedPatientsError, match="`allow_shared_patients` is false, but patient"):
+        split_encoded(tmp_path, SETTINGS)
+    assert len(split_encoded(tmp_path, SETTINGS, allow_shared_patients=True)["training"]) == 2
+    assert "VALIDATION IS NOT INDEPENDENT" in caplog.text
+
+
+def test_folders_called_after_the_patient_keep_the_side_of_their_name(scans, tmp_path):
+    for name in NAMES:
+        write_codes(tmp_path / "codes" / name / "ct_codes.npz", (2, 2, 2), patient=patient_hash(name))
+
+    assert patients(split_encoded(tmp_path / "codes", SETTINGS)) == patients(split_cases(scans))
 
 
 def test_a_data_set_that_was_not_encoded_is_refused_by_name(scans, tmp_path):

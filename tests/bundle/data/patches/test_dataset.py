@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from bundle.data.cases.patients import patient_hash
 from bundle.data.patches.dataset import PatchDataset, ResumableSampler, WholeVolumeDataset
+from bundle.data.volumes.fingerprint import voxel_fingerprint
 
 SHAPE = (20, 24, 16)
 
@@ -24,6 +26,15 @@ def make(cases, tmp_path):
         return PatchDataset(**{"data": cases, "patch_size": 8, "cache_dir": tmp_path / "cache", **changes})
 
     return make_dataset
+
+
+def test_it_tells_what_a_network_trained_on_it_has_seen_without_a_name(make, cases):
+    dataset = make(data=[*cases, {"image": cases[0]["image"]}])  # MONAI Label's items need no patient
+
+    voxels = {voxel_fingerprint(volume.read()) for volume in dataset.volumes}
+    patients = {patient_hash(case["patient"]) for case in cases}
+    assert dataset.trained_on() == {"patients": sorted(patients), "voxels": sorted(voxels)}
+    assert len(voxels) == 3
 
 
 def test_construction_reads_and_writes_nothing(make, tmp_path):

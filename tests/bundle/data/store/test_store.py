@@ -11,6 +11,7 @@ import pytest
 
 from bundle.data.store.file import read_layout
 from bundle.data.store.store import PatchStore, StoreError
+from bundle.data.volumes.fingerprint import voxel_fingerprint
 from bundle.data.volumes.reading import VolumeError
 
 VOXELS = np.random.default_rng(0).integers(-2048, 3072, (20, 18, 40)).astype(np.int16)
@@ -46,6 +47,8 @@ def test_a_map_holds_the_voxels_in_ras_order(save_nifti, store, diagonal, axes):
     np.testing.assert_allclose(record["affine"], expected.affine)
     assert (record["minimum"], record["maximum"]) == (VOXELS.min(), VOXELS.max())
     assert volume.case == case_of(path) and volume.shape == expected.shape
+    assert record["voxel_fingerprint"] == volume.voxel_fingerprint() == voxel_fingerprint(volume.read())
+    assert not list(store.cache_dir.glob("*.voxels"))
 
 
 def test_fractions_are_rounded_and_values_beyond_int16_clipped(save_nifti, store):
@@ -55,6 +58,7 @@ def test_fractions_are_rounded_and_values_beyond_int16_clipped(save_nifti, store
     (volume,) = store.prepare([case_of(save_nifti(voxels))])
 
     assert volume.read()[0, 0, :4].tolist() == [-32768, 1, -1, 32767]
+    assert volume.voxel_fingerprint() == voxel_fingerprint(voxels)
 
 
 def test_nothing_of_the_sources_path_is_written(save_nifti, store):

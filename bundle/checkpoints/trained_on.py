@@ -1,0 +1,35 @@
+"""Which patients and volumes a network was trained on, as a checkpoint keeps it: hashes, no names.
+
+`{"patients": [...], "voxels": [...]}`: salted hashes of patients and fingerprints of voxels, sorted, 16
+hexadecimal digits each. An installed model keeps the fingerprints alone: with the public default salt
+somebody who knows how a hospital numbers its patients could find a PatientID by trying all.
+"""
+
+import re
+from collections.abc import Mapping
+
+TrainedOn = Mapping[str, list[str]]
+KINDS = ("patients", "voxels")
+_HASH = re.compile("[0-9a-f]{16}")
+
+
+def joined(*parts: TrainedOn) -> dict[str, list[str]]:
+    """What any of them names, sorted."""
+    return {kind: sorted({value for part in parts for value in part.get(kind, [])}) for kind in KINDS}
+
+
+def without_patients(trained_on: TrainedOn) -> dict[str, list[str]]:
+    """What a model that leaves the house may say: fingerprints of voxels."""
+    return joined({"voxels": trained_on.get("voxels", [])})
+
+
+def is_sound(trained_on: object) -> bool:
+    """Whether a value out of a file has this form."""
+    return isinstance(trained_on, dict) and all(
+        kind in KINDS and isinstance(values, list) and all(_is_hash(value) for value in values)
+        for kind, values in trained_on.items()
+    )
+
+
+def _is_hash(value: object) -> bool:
+    return isinstance(value, str) and _HASH.fullmatch(value) is not None
