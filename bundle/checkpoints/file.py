@@ -1,28 +1,46 @@
 """The checkpoint format: one dictionary of tensors and plain numbers, written whole or not at all.
 
 `model` holds the generator's state dict, which is what every MONAI consumer looks for; `network` says which
-generator and HU window it belongs to; a training checkpoint holds discriminators, optimizers, schedules,
-counters and random states besides.
+generator and HU window it belongs to, `trained_on` what it has seen; a training checkpoint also holds
+discriminators, optimizers, schedules, counters and random states.
 
-Since format 2 the comment at the end of torch's zip archive holds a SHA-256 of all bytes before it: torch
-loads a flipped bit of a weight without a word, archive checksums notwithstanding. Format 1, without one, is
-still read.
+A file is a zip archive with a CRC for every part. torch does not compare them and loads a flipped bit of a
+weight without a word, so they are compared before torch sees the file. Format 2 had a SHA-256 of its own at
+the end, which is still compared; formats 1 and 3 have none.
 """
 
 import hashlib
-import io
 import os
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-FORMAT_VERSION = 2
-CHECKSUM_SINCE = 2
+from bundle.checkpoints.trained_on import is_sound
+from bundle.run.model_settings import NETWORK_SETTINGS, network_settings, settings_fault, shown
+from bundle.run.names import printable
+
+__all__ = [
+    "NETWORK_SETTINGS",
+    "CheckpointError",
+    "CheckpointWriteError",
+    "check_network",
+    "load_generator",
+    "network_settings",
+    "read_checkpoint",
+    "read_settings",
+    "rename",
+    "write_checkpoint",
+]
+
+FORMAT_VERSION = 3
+FORMAT_WITH_CHECKSUM = 2
 CHECKSUM_MARK = b"ctpa_vqgan sha256 "
-CHECKSUM_BYTES = len(CHECKSUM_MARK) + 64
-NETWORK_SETTINGS = ("preset", "quantizer", "num_embeddings", "hu_min", "hu_max")
+# Parts whose tensors must be finite; a curve may hold infinity.
+WEIGHTS = ("model", "discriminators", "optimizers")
 
 
 class CheckpointError(ValueError):
@@ -31,19 +49,6 @@ class CheckpointError(ValueError):
 
 class CheckpointWriteError(OSError):
     """A checkpoint that cannot be written, as on a full disk; what was written before is whole."""
-
-
-def network_settings(
-    preset: str, quantizer: str, num_embeddings: int, hu_min: float, hu_max: float
-) -> dict[str, Any]:
-    """What a checkpoint says of its generator, as plain values."""
-    return {
-        "preset": str(preset),
-        "quantizer": str(quantizer),
-        "num_embeddings": int(num_embeddings),
-        "hu_min": float(hu_min),
-        "hu_max": float(hu_max),
-    }
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
@@ -57,7 +62,6 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w+b") as file:
             torch.save({"format_version": FORMAT_VERSION, **content}, file)
-            _append_checksum(file)
             file.flush()
             os.fsync(file.fileno())
         rename(temporary, path)
@@ -85,33 +89,46 @@ def rename(source: Path, target: Path) -> None:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Reads a checkpoint of this project; nothing in it is ever run.
+    """Reads a checkpoint onto the CPU and checks all that it holds; nothing in it is ever run.
 
     Raises:
-        CheckpointError: if the file is missing, damaged, foreign, or of a newer format.
+        CheckpointError: if the file is missing, damaged, foreign or of a newer format, or holds settings or
+            tensors of a wrong type, or weights that are not finite.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path}: no such checkpoint; train one (configs/train.yaml) or install one with "
-            "`python -m scripts.install CHECKPOINT`, or name another file"
-        )
-    has_checksum = _check_checksum(path)
+    _require_file(path)
+    _compare_checksums(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of foreign bytes the unpickler raises whatever it stumbles over
-        raise CheckpointError(f"{path}: {_why_unreadable(path, error)}") from error
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: written in format {version}, this version reads up to {FORMAT_VERSION}; "
-            "update this project"
-        )
-    if not _is_ours(content):
-        raise CheckpointError(f"{path}: {_why_foreign(content)}")
-    if not has_checksum and version is not None and version >= CHECKSUM_SINCE:
-        raise CheckpointError(f"{path}: {_unreadable('its checksum is missing')}")
+        raise CheckpointError(f"{shown_path(path)}: {_why_unreadable(path, error)}") from error
+    fault = _fault(content, _has_checksum(path))
+    if fault is not None:
+        raise CheckpointError(f"{shown_path(path)}: {fault}")
     return content
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """Reads what a checkpoint says of its generator, without its weights: `NETWORK_SETTINGS`, all of them.
+
+    Raises:
+        CheckpointError: see `read_checkpoint`; or if a setting is missing.
+    """
+    path = Path(path)
+    _require_file(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        fault = _fault_of_form(content)
+    except Exception:  # reading all of it says what is wrong
+        content, fault = read_checkpoint(path), None
+    if fault is not None:
+        raise CheckpointError(f"{shown_path(path)}: {fault}")
+    missing = [name for name in NETWORK_SETTINGS if name not in content["network"]]
+    if missing:
+        raise CheckpointError(
+            f"{shown_path(path)}: `network` must say {', '.join(missing)}; use a file of training"
+        )
+    return {name: content["network"][name] for name in NETWORK_SETTINGS}
 
 
 def check_network(path: str | Path, content: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -123,9 +140,10 @@ def check_network(path: str | Path, content: Mapping[str, Any], expected: Mappin
     found = content["network"]
     different = [name for name in NETWORK_SETTINGS if found.get(name) != expected[name]]
     if different:
-        told = ", ".join(f"`{name}` {found.get(name)!r} (here {expected[name]!r})" for name in different)
+        told = ", ".join(f"`{name}` {shown(found.get(name))} (here {expected[name]!r})" for name in different)
+        # safe to copy: `settings_fault` lets plain words and numbers through, and nothing else
         advice = " ".join(f"--{name} {found.get(name)}" for name in different)
-        raise CheckpointError(f"{path}: was trained with {told}; use it with {advice}")
+        raise CheckpointError(f"{shown_path(path)}: was trained with {told}; use it with {advice}")
 
 
 def load_generator(network: torch.nn.Module, path: str | Path, content: Mapping[str, Any]) -> int:
@@ -134,43 +152,142 @@ def load_generator(network: torch.nn.Module, path: str | Path, content: Mapping[
     Raises:
         CheckpointError: if a tensor is missing, left over or of another shape.
     """
+    expected, given = network.state_dict(), content["model"]
+    faults = {
+        "missing": [name for name in expected if name not in given],
+        "left over": [name for name in given if name not in expected],
+        "of another shape": [
+            name for name in expected if name in given and expected[name].shape != given[name].shape
+        ],
+    }
+    told = [f"{len(names)} {what} ({_name(names[0])})" for what, names in faults.items() if names]
+    if told:
+        raise CheckpointError(
+            f"{shown_path(path)}: its weights do not fit this generator: tensors {', '.join(told)}; use a "
+            "checkpoint of this version's network"
+        )
+    network.load_state_dict(given)
+    return len(given)
+
+
+def shown_path(path: str | Path) -> str:
+    """A file's name as a message may hold it."""
+    return printable(str(path))
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError(
+            f"{shown_path(path)}: no such checkpoint; train one (configs/train.yaml) or install one with "
+            "`python -m scripts.install CHECKPOINT`, or name another file"
+        )
+
+
+def _compare_checksums(path: Path) -> None:
+    """Compares every part of the archive with its CRC, and the file with the checksum that format 2 had."""
     try:
-        network.load_state_dict(content["model"])
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: its weights do not fit this generator: {error}") from error
-    return len(content["model"])
+        with zipfile.ZipFile(path) as archive:
+            packed = [part for part in archive.infolist() if part.compress_type != zipfile.ZIP_STORED]
+            damaged = archive.testzip() if not packed else packed[0].filename
+    except Exception as error:  # zipfile raises many kinds, for damaged names too
+        raise CheckpointError(f"{shown_path(path)}: {_why_unreadable(path, error)}") from error
+    if damaged is not None:
+        reason = f"its part {_name(damaged)} does not fit its checksum"
+        raise CheckpointError(f"{shown_path(path)}: {_unreadable(reason)}")
+    if _has_checksum(path) and not _fits_checksum(path):
+        raise CheckpointError(f"{shown_path(path)}: {_unreadable('its content does not fit its checksum')}")
 
 
-def _append_checksum(file: io.BufferedRandom) -> None:
-    """Turns the archive's comment, whose length is the last thing in a zip file, into the checksum."""
-    file.seek(-2, io.SEEK_END)
-    file.write(CHECKSUM_BYTES.to_bytes(2, "little") + CHECKSUM_MARK)
-    file.seek(0)
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
-    file.seek(0, io.SEEK_END)
-    file.write(digest.encode())
+def _has_checksum(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - 64 - len(CHECKSUM_MARK), 0))
+        return file.read(len(CHECKSUM_MARK)) == CHECKSUM_MARK
 
 
-def _check_checksum(path: Path) -> bool:
-    """Compares the file with its checksum, in pieces; returns whether it has one."""
+def _fits_checksum(path: Path) -> bool:
     left = path.stat().st_size - 64
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        file.seek(max(left - len(CHECKSUM_MARK), 0))
-        if file.read(len(CHECKSUM_MARK)) != CHECKSUM_MARK:
-            return False
-        expected = file.read()
-        file.seek(0)
-        while piece := file.read(min(left, 1 << 20)):
+        while left and (piece := file.read(min(left, 1 << 20))):
             digest.update(piece)
             left -= len(piece)
-    if digest.hexdigest().encode() != expected:
-        raise CheckpointError(f"{path}: {_unreadable('its content does not fit its checksum')}")
-    return True
+        return digest.hexdigest().encode() == file.read()
+
+
+def _fault(content: Any, has_checksum: bool) -> str | None:
+    """What is wrong with the content of a file; None if it can be used."""
+    fault = _fault_of_form(content)
+    if fault is not None:
+        return fault
+    if content.get("format_version") == FORMAT_WITH_CHECKSUM and not has_checksum:
+        return _unreadable("its checksum is missing")
+    for part in WEIGHTS:
+        for name, tensor in _tensors(content.get(part, {}), part):
+            fault = _fault_of_tensor(tensor)
+            if fault is not None:
+                return f"its tensor {_name(name)} {fault}; use another checkpoint"
+    return None
+
+
+def _fault_of_form(content: Any) -> str | None:
+    """The same for all but the values of tensors."""
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if type(version) is int and version > FORMAT_VERSION:
+        return f"written in format {version}, this version reads up to {FORMAT_VERSION}; update this project"
+    if not _is_ours(content):
+        return _why_foreign(content)
+    if version is not None and (type(version) is not int or version < 1):
+        return f"`format_version` must be a whole number from 1, got {shown(version)}; use another checkpoint"
+    model = content["model"]
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in model.items()):
+        return "`model` must hold tensors by name; use another checkpoint"
+    fault = settings_fault(content["network"])
+    if fault is not None:
+        return f"{fault}; use another checkpoint"
+    if not is_sound(content.get("trained_on", {})):
+        return "`trained_on` must hold lists of 16 hexadecimal digits; use another checkpoint"
+    return _fault_of_training(content)
+
+
+def _fault_of_training(content: Mapping[str, Any]) -> str | None:
+    """What keeps a run from going on with a training checkpoint."""
+    if "trainer" not in content:
+        return None
+    trainer = content["trainer"]
+    counts = {"iteration": 0, "epoch_length": 1}
+    if not isinstance(trainer, dict) or not all(
+        type(trainer.get(name, least)) is int and trainer.get(name, least) >= least
+        for name, least in counts.items()
+    ):
+        return "`trainer` must hold whole numbers; use another checkpoint"
+    for part in ("discriminators", "optimizers", "schedules", "random", "extras", "figures"):
+        if not isinstance(content.get(part, {}), dict):
+            return f"`{part}` must hold values by name, got {shown(content[part])}; use another checkpoint"
+    return None
+
+
+def _tensors(content: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a part with their names, however deep."""
+    if isinstance(content, Tensor):
+        yield name, content
+    elif isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _tensors(value, f"{name}.{key}")
+    elif isinstance(content, list | tuple):
+        for number, value in enumerate(content):
+            yield from _tensors(value, f"{name}.{number}")
+
+
+def _fault_of_tensor(tensor: Tensor) -> str | None:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+        return f"must hold real numbers, got {tensor.dtype} ({tensor.layout})"
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        return "must hold finite numbers, got NaN or infinite ones"
+    return None
 
 
 def _is_ours(content: Any) -> bool:
-    if not isinstance(content, dict) or "model" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         return False
     network = content.get("network")
     return isinstance(network, dict) and not network.keys().isdisjoint(NETWORK_SETTINGS)
@@ -183,6 +300,10 @@ def _why_unreadable(path: Path, error: Exception) -> str:
             "cannot be loaded; train a new one with configs/train.yaml"
         )
     return _unreadable(type(error).__name__)
+
+
+def _name(name: str) -> str:
+    return shown(name).strip("'\"")
 
 
 def _unreadable(reason: str) -> str:

@@ -1,119 +1,21 @@
-"""Saves `last.pt`, what it was before, and the three best checkpoints by a validation figure."""
+"""Saves `last.pt` and the ones before it, and the three best checkpoints by a validation figure."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ignite.distributed as idist
-import torch
 from ignite.engine import Engine, Events
 from monai.engines import Trainer
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from bundle.checkpoints.file import rename, write_checkpoint
 from bundle.checkpoints.folder import BEST_COUNT, best_paths, rolling_paths, sound
-from bundle.checkpoints.random_state import random_state, set_random_state
-from bundle.checkpoints.trained_on import TrainedOn, joined
+from bundle.checkpoints.state import TrainingState
 from bundle.engines.settings import SettingsError
 
 logger = logging.getLogger(__name__)
-
-
-class Stateful(Protocol):
-    """What a checkpoint can keep: see `TrainingState`."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain numbers."""
-        ...
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
-        """The inverse of `state_dict`."""
-        ...
-
-
-class TrainingState:
-    """Everything of a run that a checkpoint has to hold, by name.
-
-    Args:
-        network: the generator.
-        settings: `network_settings` of this run.
-        discriminators: may be empty.
-        optimizers: by name; entries of None are networks that do not exist in this run.
-        schedules: by name, likewise.
-        extras: whatever else goes on where it was, by name: objects with `state_dict()`, of tensors and plain
-            numbers, and `load_state_dict()`. A handler may add itself to the attribute of that name until the
-            run starts. One that a checkpoint does not know is left alone.
-        trained_on: tells which patients and volumes the networks see in this run, asked when the first
-            checkpoint is written; see `TrainedOn`. None: nothing is recorded.
-
-    Attributes:
-        trained_on_before: what the networks saw before this run, out of the checkpoint it started from.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        settings: dict[str, Any],
-        discriminators: nn.ModuleDict,
-        optimizers: dict[str, torch.optim.Optimizer | None],
-        schedules: dict[str, LambdaLR | None],
-        extras: dict[str, Stateful] | None = None,
-        trained_on: Callable[[], TrainedOn] | None = None,
-    ) -> None:
-        self.network = network
-        self.settings = settings
-        self.discriminators = discriminators
-        self.optimizers = {name: part for name, part in optimizers.items() if part is not None}
-        self.schedules = {name: part for name, part in schedules.items() if part is not None}
-        self.extras = dict(extras or {})
-        self._trained_on = trained_on
-        self._trained_on_here: TrainedOn | None = None
-        self.trained_on_before: TrainedOn = {}
-
-    def trained_on(self) -> TrainedOn:
-        """All that the networks have seen: in this run, and before it."""
-        if self._trained_on_here is None:
-            self._trained_on_here = self._trained_on() if self._trained_on else {}
-        return joined(self.trained_on_before, self._trained_on_here)
-
-    def state_dict(self, engine: Trainer) -> dict[str, Any]:
-        """Tensors and plain numbers only, so that it loads with `weights_only=True`."""
-        return {
-            "model": self.network.state_dict(),
-            "network": self.settings,
-            "trained_on": self.trained_on(),
-            "discriminators": self.discriminators.state_dict(),
-            "optimizers": {name: part.state_dict() for name, part in self.optimizers.items()},
-            "schedules": {name: {"last_epoch": part.last_epoch} for name, part in self.schedules.items()},
-            "trainer": {
-                "iteration": engine.state.iteration,
-                "epoch_length": engine.state.epoch_length,
-                "max_epochs": engine.state.max_epochs,
-            },
-            "random": random_state(),
-            "extras": {name: part.state_dict() for name, part in self.extras.items()},
-        }
-
-    def load_state_dict(self, content: dict[str, Any], engine: Trainer) -> None:
-        """Restores all that `state_dict` holds, but for `max_epochs`, which a resumed run may extend.
-
-        Learning rates follow from this run's own schedules, so that a resumed run may change them.
-        """
-        self.network.load_state_dict(content["model"])
-        self.trained_on_before = content.get("trained_on", {})
-        self.discriminators.load_state_dict(content["discriminators"])
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(content["optimizers"][name])
-        for name, schedule in self.schedules.items():
-            _set_step(schedule, content["schedules"][name]["last_epoch"])
-        engine.state.iteration = content["trainer"]["iteration"]
-        engine.state.epoch = engine.state.iteration // engine.state.epoch_length
-        set_random_state(content["random"])
-        known = content.get("extras", {})
-        for name in self.extras.keys() & known.keys():
-            self.extras[name].load_state_dict(known[name])
 
 
 class CheckpointHandler:
@@ -251,8 +153,26 @@ class CheckpointHandler:
         return self.folder / f"best_{rank}.pt"
 
 
-def _set_step(schedule: LambdaLR, step: int) -> None:
-    schedule.last_epoch = step
-    factors = [factor(step) for factor in schedule.lr_lambdas]
-    for group, base, factor in zip(schedule.optimizer.param_groups, schedule.base_lrs, factors, strict=True):
-        group["lr"] = base * factor
+class NetworkCheckpoint:
+    """Writes `{"model": weights, **content}`, whole or not at all; the weights alone, so nothing to resume.
+
+    Args:
+        network: to save.
+        path: of the .pt.
+        content: plain values beside the weights; `network` among them says which VQ-GAN the latents are of.
+    """
+
+    def __init__(self, network: nn.Module, path: str | Path, content: Mapping[str, Any]) -> None:
+        self.network, self.path, self.content = network, Path(path), dict(content)
+
+    def attach(self, engine: Engine) -> None:
+        """Joins the trainer."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Saves.
+
+        Raises:
+            CheckpointWriteError: if there is no room; what the file held before is still there.
+        """
+        write_checkpoint(self.path, {"model": self.network.state_dict(), **self.content})

@@ -10,7 +10,8 @@ from monai.engines import Trainer
 
 from bundle.checkpoints.file import CheckpointError, check_network, load_generator, read_checkpoint
 from bundle.checkpoints.folder import best_paths, newest_sound_checkpoint, rolling_paths
-from bundle.checkpoints.handler import TrainingState
+from bundle.checkpoints.state import TrainingState
+from bundle.run.names import printable
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class StartFrom:
         if path is None or not self.content:
             return
         if self.resuming:
-            self.state.load_state_dict(self.content, engine)
+            self._load_state(engine)
             if self.sampler is not None:
                 self.sampler.start_iteration = engine.state.iteration
             logger.info("Resuming %s at iteration %d", path, engine.state.iteration)
@@ -95,8 +96,23 @@ class StartFrom:
             )  # fmt: skip
         self.content = {}  # frees the copy
 
+    def _load_state(self, engine: Trainer) -> None:
+        try:
+            self.state.load_state_dict(self.content, engine)
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            reason = printable(" ".join(str(error).split()))
+            raise CheckpointError(
+                f"{self.path}: cannot be resumed, its state does not fit this run ({type(error).__name__}: "
+                f"{reason:.200}); to start from its weights use --init_from {self.path}"
+            ) from error
+
     def _check_same_parts(self) -> None:
         """A base checkpoint cannot continue an adversarial run, nor the other way round."""
+        if "trainer" not in self.content:
+            raise CheckpointError(
+                f"{self.path}: holds weights alone and cannot be resumed; to start from them use --init_from "
+                f"{self.path} instead of --resume_from_checkpoint"
+            )
         for part, mine in {
             "discriminators": set(self.state.discriminators.state_dict()),
             "optimizers": set(self.state.optimizers),
@@ -108,7 +124,7 @@ class StartFrom:
                 )
 
     def _check_epoch_length(self, engine: Trainer) -> None:
-        saved = self.content["trainer"]["epoch_length"]
+        saved = self.content["trainer"].get("epoch_length")
         if saved != engine.state.epoch_length:
             raise CheckpointError(
                 f"{self.path}: was trained with `epoch_length` {saved}, here {engine.state.epoch_length}; "

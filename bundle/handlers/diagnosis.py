@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from bundle.checkpoints.handler import TrainingState
+from bundle.checkpoints.state import TrainingState
 from bundle.engines.advice import ADVICE
 from bundle.engines.settings import SettingsError
 from bundle.engines.trainer import AdversarialTrainer

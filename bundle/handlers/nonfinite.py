@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bundle.checkpoints.file import read_checkpoint
 from bundle.checkpoints.folder import newest_sound_checkpoint
-from bundle.checkpoints.handler import TrainingState
+from bundle.checkpoints.state import TrainingState
 from bundle.engines.advice import ADVICE
 from bundle.engines.events import AdversarialEvents
 from bundle.engines.settings import SettingsError
@@ -69,6 +69,7 @@ class HealthGuard:
         self.learning_rate_ratio = learning_rate_ratio
         self.note_event = note_event or (lambda **_: None)
         self.skipped = self.in_a_row = self.rollbacks = 0
+        self._moved_here = self._skipped_here = 0
 
     def attach(self, engine: AdversarialTrainer) -> None:
         """Joins the engine where all gradients are complete and nothing has moved yet."""
@@ -76,6 +77,7 @@ class HealthGuard:
         self._rates = {name: _base_rates(self.state, name) for name in self.state.optimizers}
         engine.add_event_handler(Events.STARTED, lambda: self._set_learning_rates())
         engine.add_event_handler(AdversarialEvents.GRADIENTS_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self.require_progress)
 
     def state_dict(self) -> dict[str, int]:
         """Counts, for checkpoints."""
@@ -90,8 +92,9 @@ class HealthGuard:
         """Lets the iteration's steps be taken, or not."""
         values = _watched(engine)
         if _all_finite(list(values.values())):
-            self.in_a_row = 0
+            self.in_a_row, self._moved_here = 0, self._moved_here + 1
             return
+        self._skipped_here += 1
         engine.current.skip_steps = True
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         ill = _names_of_ill(engine, values)
@@ -102,6 +105,19 @@ class HealthGuard:
             self._note(engine, "non_finite", what=ill, skipped_so_far=self.skipped)
         if self.in_a_row >= self.patience:
             self._act(engine, ill)
+
+    def require_progress(self, engine: AdversarialTrainer) -> None:
+        """Fails a run that comes to its end without one sound iteration.
+
+        Raises:
+            DivergenceError: saying what to do.
+        """
+        if self._skipped_here and not self._moved_here:
+            raise DivergenceError(
+                f"iteration {engine.state.iteration}: the run is over and moved no weight, since losses or "
+                f"gradients were not finite in all of its {self._skipped_here} iterations; "
+                f"{ADVICE['non_finite'].change}"
+            )
 
     def _act(self, engine: AdversarialTrainer, ill: str) -> None:
         diagnosis = (

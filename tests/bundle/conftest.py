@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from bundle.checkpoints.file import network_settings
-from bundle.checkpoints.handler import TrainingState
+from bundle.checkpoints.state import TrainingState
 from bundle.data.patches.dataset import ResumableSampler
 from bundle.engines.optimizers import build_optimizer, build_schedule
 from bundle.engines.trainer import AdversarialTrainer

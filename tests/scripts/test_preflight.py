@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from bundle.checkpoints.file import network_settings, write_checkpoint
-from bundle.checkpoints.handler import TrainingState
+from bundle.checkpoints.state import TrainingState
 from bundle.data.volumes.phantom import write_phantom
 from bundle.engines.optimizers import build_optimizer
 from bundle.networks.vqgan import build_vqgan

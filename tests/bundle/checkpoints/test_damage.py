@@ -1,6 +1,5 @@
 """What can happen to the bytes of a checkpoint, and on a full disk."""
 
-import hashlib
 import io
 import os
 import subprocess
@@ -38,38 +37,39 @@ def saved(content):
     return buffer.getvalue()
 
 
-def test_a_flipped_bit_is_found_wherever_it_is(checkpoint):
-    content = checkpoint.read_bytes()
-    places = {*range(0, len(content), 97), *range(len(content) - 110, len(content))}
-    unnoticed = []
-    for place in places:
+def test_a_flipped_bit_never_changes_what_is_read(checkpoint):
+    content, whole = checkpoint.read_bytes(), read_checkpoint(checkpoint)
+    refused, wrong = 0, []
+    for place in range(0, len(content), 29):
         damaged = bytearray(content)
         damaged[place] ^= 1 << place % 8
         checkpoint.write_bytes(damaged)
         try:
-            read_checkpoint(checkpoint)
-            unnoticed.append(place)
+            found = read_checkpoint(checkpoint)
+            if saved(found) != saved(whole):
+                wrong.append(place)
         except CheckpointError as error:
+            refused += 1
             assert str(error).startswith(f"{checkpoint}: not a readable checkpoint")
-    assert unnoticed == []
+    assert wrong == []
+    assert refused > 4 * len(whole["model"]["weight"].flatten()) / 29  # at least every bit of the weights
     checkpoint.write_bytes(content)
     assert read_checkpoint(checkpoint)["format_version"] == FORMAT_VERSION
 
 
-@pytest.mark.parametrize("change", [lambda content: content + b"x", lambda content: content[:-64]])
-def test_bytes_too_many_or_too_few_at_the_end_are_found(checkpoint, change):
-    checkpoint.write_bytes(change(checkpoint.read_bytes()))
-    with pytest.raises(CheckpointError, match=r"model\.pt: not a readable checkpoint .*checksum is missing"):
+def test_a_file_that_lost_its_end_is_found(checkpoint):
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-64])
+    with pytest.raises(CheckpointError, match=r"model\.pt: not a readable checkpoint"):
         read_checkpoint(checkpoint)
 
 
-def test_the_checksum_is_a_proper_comment_of_the_archive(checkpoint):
-    content = checkpoint.read_bytes()
-    with zipfile.ZipFile(checkpoint) as archive:
-        assert archive.testzip() is None
-        mark, digest = archive.comment.rsplit(b" ", 1)
-    assert mark == b"ctpa_vqgan sha256"
-    assert digest.decode() == hashlib.sha256(content[:-64]).hexdigest()
+def test_a_packed_part_is_refused_before_it_is_unpacked(checkpoint):
+    packed = checkpoint.with_name("packed.pt")
+    with zipfile.ZipFile(checkpoint) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for part in source.infolist():
+            target.writestr(part.filename, source.read(part))
+    with pytest.raises(CheckpointError, match=r"packed\.pt: not a readable checkpoint"):
+        read_checkpoint(packed)
 
 
 def test_a_checkpoint_of_format_1_which_had_no_checksum_is_still_read(tmp_path):

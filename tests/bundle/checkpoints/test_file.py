@@ -1,4 +1,5 @@
 import io
+import math
 import re
 import zipfile
 
@@ -13,6 +14,7 @@ from bundle.checkpoints.file import (
     load_generator,
     network_settings,
     read_checkpoint,
+    read_settings,
     write_checkpoint,
 )
 
@@ -128,7 +130,7 @@ def test_a_lightning_checkpoint_with_objects_in_it_is_never_run(tmp_path):
 def test_a_newer_format_asks_for_an_update(tmp_path):
     path = tmp_path / "newer.pt"
     path.write_bytes(saved({"format_version": FORMAT_VERSION + 1, "weights": {}}))
-    with pytest.raises(CheckpointError, match=r"newer\.pt: written in format 3, .* up to 2; update"):
+    with pytest.raises(CheckpointError, match=r"newer\.pt: written in format 4, .* up to 3; update"):
         read_checkpoint(path)
 
 
@@ -169,3 +171,96 @@ def test_every_tensor_of_the_generator_is_loaded(checkpoint):
     network, content = nn.Linear(30, 40), read_checkpoint(checkpoint)
     assert load_generator(network, checkpoint, content) == 2
     torch.testing.assert_close(network.state_dict(), content["model"], rtol=0, atol=0)
+
+
+WEIGHTS = {"weight": torch.zeros(4, 3), "bias": torch.zeros(4)}
+
+
+def nan_at_the_end():
+    tensor = torch.zeros(4, 3)
+    tensor[-1, -1] = math.nan
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model": WEIGHTS | {"weight": nan_at_the_end()}}, "tensor model.weight must hold finite numbers"),
+        ({"model": WEIGHTS | {"bias": torch.full((4,), -math.inf)}}, "tensor model.bias must hold finite"),
+        ({"model": WEIGHTS | {"bias": torch.zeros(4, dtype=torch.complex64)}}, "must hold real numbers, got"),
+        ({"model": WEIGHTS | {"bias": torch.zeros(4).to_sparse()}}, "real numbers|not a readable"),
+        ({"model": WEIGHTS | {"bias": 3.0}}, "`model` must hold tensors by name"),
+        ({"model": {5: 6}}, "`model` must hold tensors by name"),
+        ({"model": [torch.zeros(3)]}, "not a checkpoint of this project"),
+        ({"discriminators": {"a": torch.tensor(math.nan)}}, "tensor discriminators.a must hold finite"),
+        (
+            {"optimizers": {"generator": {"state": {0: {"exp_avg": torch.tensor([math.nan])}}}}},
+            "tensor optimizers.generator.state.0.exp_avg must hold finite",
+        ),
+        ({"network": SETTINGS | {"hu_min": math.nan}}, "`hu_min` must be a number from -32768 to 32767, got"),
+        (
+            {"network": SETTINGS | {"hu_min": 2000.0}},
+            "`hu_min` must be below `hu_max`, got 2000.0 and",
+        ),
+        ({"network": SETTINGS | {"hu_max": "1000"}}, "`hu_max` must be a number .*, got '1000'"),
+        ({"network": SETTINGS | {"hu_max": True}}, "`hu_max` must be a number"),
+        ({"network": SETTINGS | {"hu_max": torch.tensor(3.0)}}, "`hu_max` must be a number .*, got Tensor"),
+        ({"network": SETTINGS | {"num_embeddings": 16.5}}, "`num_embeddings` must be a whole number from 2"),
+        ({"network": SETTINGS | {"num_embeddings": 10**9}}, "`num_embeddings` must be a whole number from 2"),
+        ({"network": SETTINGS | {"preset": ["lite"]}}, "`preset` must be a word, got list"),
+        ({"network": SETTINGS | {"preset": "\x1b]0;owned\x07"}}, r"`preset` must be a word, got .*\\x1b\]0;"),
+        ({"network": SETTINGS | {"quantizer": "$(rm x)"}}, "`quantizer` must be a word, got"),
+        ({"format_version": "2"}, "`format_version` must be a whole number from 1, got '2'"),
+        ({"format_version": True}, "`format_version` must be a whole number from 1, got True"),
+        ({"format_version": -1}, "`format_version` must be a whole number from 1, got -1"),
+        ({"trained_on": {"patients": ["John Doe"]}}, "`trained_on` must hold lists of 16 hexadecimal digits"),
+        ({"trained_on": []}, "`trained_on` must hold lists of 16 hexadecimal digits"),
+        ({"trainer": {"iteration": "7"}}, "`trainer` must hold whole numbers"),
+        ({"trainer": {"iteration": -1}}, "`trainer` must hold whole numbers"),
+        ({"trainer": {}, "optimizers": []}, "`optimizers` must hold values by name, got list"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, changed, message):
+    path = tmp_path / "wrong.pt"
+    path.write_bytes(saved({"format_version": 3, "model": WEIGHTS, "network": SETTINGS} | changed))
+
+    for read in (read_checkpoint, read_settings):
+        if read is read_settings and ("finite" in message or "real" in message):
+            continue  # it reads no weights
+        with pytest.raises(CheckpointError, match=message) as refused:
+            read(path)
+        told = str(refused.value)
+        assert told.startswith(f"{path}: ") and told.isprintable()
+
+
+def test_whole_numbers_pass_as_ends_of_the_window(tmp_path):
+    path = tmp_path / "model.pt"
+    settings = SETTINGS | {"hu_min": -1000, "hu_max": 1000}
+    path.write_bytes(saved({"model": WEIGHTS, "network": settings}))
+
+    assert read_checkpoint(path)["network"] == read_settings(path) == SETTINGS
+
+
+def test_settings_are_read_without_the_weights(checkpoint):
+    assert read_settings(checkpoint) == SETTINGS
+    with pytest.raises(CheckpointError, match=r"gone\.pt: no such checkpoint"):
+        read_settings(checkpoint.with_name("gone.pt"))
+
+
+def test_a_checkpoint_without_all_settings_names_the_missing_ones(tmp_path):
+    write_checkpoint(tmp_path / "model.pt", {"model": WEIGHTS, "network": {"preset": "lite"}})
+    with pytest.raises(CheckpointError, match="`network` must say quantizer, num_embeddings, hu_min, hu_max"):
+        read_settings(tmp_path / "model.pt")
+
+
+def test_a_checkpoint_saved_on_a_gpu_is_read_where_there_is_none(tmp_path, monkeypatch):
+    path = tmp_path / "gpu.pt"
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    path.write_bytes(saved({"model": WEIGHTS, "network": SETTINGS}))
+    monkeypatch.undo()
+    with zipfile.ZipFile(path) as archive:
+        (pickled,) = [name for name in archive.namelist() if name.endswith("data.pkl")]
+        assert b"cuda:0" in archive.read(pickled)
+
+    assert all(tensor.device.type == "cpu" for tensor in read_checkpoint(path)["model"].values())
+    assert read_settings(path) == SETTINGS

@@ -9,8 +9,8 @@ from torch import nn
 
 from bundle.checkpoints.file import read_checkpoint
 from bundle.checkpoints.folder import rolling_paths
-from bundle.checkpoints.handler import CheckpointHandler, TrainingState
-from bundle.checkpoints.random_state import random_state, set_random_state
+from bundle.checkpoints.handler import CheckpointHandler
+from bundle.checkpoints.state import TrainingState, random_state, set_random_state
 from bundle.engines.settings import SettingsError
 
 NAN, INF = math.nan, math.inf

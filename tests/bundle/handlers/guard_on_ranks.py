@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Events
 
-from bundle.checkpoints.handler import CheckpointHandler, TrainingState
+from bundle.checkpoints.handler import CheckpointHandler
+from bundle.checkpoints.state import TrainingState
 from bundle.engines.optimizers import build_optimizer
 from bundle.engines.preflight import check_ranks
 from bundle.engines.trainer import AdversarialTrainer

@@ -103,7 +103,8 @@ def test_an_undefined_first_batch_does_not_become_the_codebook(tiny_vqgan, small
     run.trainer.add_event_handler(
         Events.GET_BATCH_COMPLETED, lambda engine: engine.state.batch["image"].fill_(math.nan)
     )
-    run.run()
+    with pytest.raises(DivergenceError, match="moved no weight"):
+        run.run()
 
     assert not network.quantizer.is_initialized
     assert bool(network.quantizer.embedding.isfinite().all())
@@ -233,3 +234,20 @@ def test_only_the_first_of_connected_ranks_writes_checkpoints(ranks):
     assert [result["check"] for result in results] == ["ok", "ok"]
     assert (folder / "rank_0" / "checkpoints" / "last.pt").is_file()
     assert not (folder / "rank_1").exists()
+
+
+def test_a_run_that_moved_no_weight_fails_at_its_end(small_run, tiny_vqgan, tmp_path):
+    run = guarded(small_run, tiny_vqgan(), tmp_path, "image", range(100), length=4, patience=10)
+    before = {name: tensor.clone() for name, tensor in run.network.state_dict().items()}
+
+    with pytest.raises(
+        DivergenceError, match="^iteration 4: the run is over and moved no weight, .* all of its 4"
+    ):
+        run.run()
+    assert all(torch.equal(before[name], tensor) for name, tensor in run.network.state_dict().items())
+
+
+def test_one_sound_iteration_is_enough(small_run, tiny_vqgan, tmp_path):
+    run = guarded(small_run, tiny_vqgan(), tmp_path, "image", (1, 3, 4), length=4, patience=10)
+    run.run()
+    assert run.trainer.state.iteration == 4

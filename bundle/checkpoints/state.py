@@ -1,0 +1,153 @@
+"""What a checkpoint keeps of a run: networks, optimizers, schedules, counters, random generators."""
+
+import logging
+import random
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from monai.engines import Trainer
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from bundle.checkpoints.trained_on import TrainedOn, joined
+
+logger = logging.getLogger(__name__)
+
+
+class Stateful(Protocol):
+    """What a checkpoint can keep: see `TrainingState`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain numbers."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
+        """The inverse of `state_dict`."""
+        ...
+
+
+class TrainingState:
+    """Everything of a run that a checkpoint has to hold, by name.
+
+    Args:
+        network: the generator.
+        settings: `network_settings` of this run.
+        discriminators: may be empty.
+        optimizers: by name; entries of None are networks that do not exist in this run.
+        schedules: by name, likewise.
+        extras: whatever else goes on where it was, by name: objects with `state_dict()`, of tensors and plain
+            numbers, and `load_state_dict()`. A handler may add itself to the attribute of that name until the
+            run starts. One that a checkpoint does not know is left alone.
+        trained_on: tells which patients and volumes the networks see in this run, asked when the first
+            checkpoint is written; see `TrainedOn`. None: nothing is recorded.
+
+    Attributes:
+        trained_on_before: what the networks saw before this run, out of the checkpoint it started from.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        settings: dict[str, Any],
+        discriminators: nn.ModuleDict,
+        optimizers: dict[str, torch.optim.Optimizer | None],
+        schedules: dict[str, LambdaLR | None],
+        extras: dict[str, Stateful] | None = None,
+        trained_on: Callable[[], TrainedOn] | None = None,
+    ) -> None:
+        self.network = network
+        self.settings = settings
+        self.discriminators = discriminators
+        self.optimizers = {name: part for name, part in optimizers.items() if part is not None}
+        self.schedules = {name: part for name, part in schedules.items() if part is not None}
+        self.extras = dict(extras or {})
+        self._trained_on = trained_on
+        self._trained_on_here: TrainedOn | None = None
+        self.trained_on_before: TrainedOn = {}
+
+    def trained_on(self) -> TrainedOn:
+        """All that the networks have seen: in this run, and before it."""
+        if self._trained_on_here is None:
+            self._trained_on_here = self._trained_on() if self._trained_on else {}
+        return joined(self.trained_on_before, self._trained_on_here)
+
+    def state_dict(self, engine: Trainer) -> dict[str, Any]:
+        """Tensors and plain numbers only, so that it loads with `weights_only=True`."""
+        return {
+            "model": self.network.state_dict(),
+            "network": self.settings,
+            "trained_on": self.trained_on(),
+            "discriminators": self.discriminators.state_dict(),
+            "optimizers": {name: part.state_dict() for name, part in self.optimizers.items()},
+            "schedules": {name: {"last_epoch": part.last_epoch} for name, part in self.schedules.items()},
+            "trainer": {
+                "iteration": engine.state.iteration,
+                "epoch_length": engine.state.epoch_length,
+                "max_epochs": engine.state.max_epochs,
+            },
+            "random": random_state(),
+            "extras": {name: part.state_dict() for name, part in self.extras.items()},
+        }
+
+    def load_state_dict(self, content: dict[str, Any], engine: Trainer) -> None:
+        """Restores all that `state_dict` holds, but for `max_epochs`, which a resumed run may extend.
+
+        Learning rates follow from this run's own schedules, so that a resumed run may change them.
+        """
+        self.network.load_state_dict(content["model"])
+        self.trained_on_before = content.get("trained_on", {})
+        self.discriminators.load_state_dict(content["discriminators"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(content["optimizers"][name])
+        for name, schedule in self.schedules.items():
+            _set_step(schedule, content["schedules"][name]["last_epoch"])
+        engine.state.iteration = content["trainer"]["iteration"]
+        engine.state.epoch = engine.state.iteration // engine.state.epoch_length
+        set_random_state(content["random"])
+        known = content.get("extras", {})
+        for name in self.extras.keys() & known.keys():
+            self.extras[name].load_state_dict(known[name])
+
+
+def random_state() -> dict[str, Any]:
+    """States of the random generators of Python, NumPy, torch and CUDA, as tensors and plain numbers."""
+    version, numbers, gauss = random.getstate()
+    numpy = np.random.get_state(legacy=False)
+    return {
+        "python": {"version": version, "numbers": list(numbers), "gauss": gauss},
+        "numpy": {
+            "name": str(numpy["bit_generator"]),
+            "keys": torch.from_numpy(numpy["state"]["key"].astype(np.int64)),
+            "position": int(numpy["state"]["pos"]),
+            "has_gauss": int(numpy["has_gauss"]),
+            "cached": float(numpy["gauss"]),
+        },
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """The inverse of `random_state`; those of CUDA only if there are as many GPUs as there were."""
+    python, numpy = state["python"], state["numpy"]
+    random.setstate((python["version"], tuple(python["numbers"]), python["gauss"]))
+    keys = numpy["keys"].numpy().astype(np.uint32)
+    np.random.set_state((numpy["name"], keys, numpy["position"], numpy["has_gauss"], numpy["cached"]))
+    torch.set_rng_state(state["torch"])
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == len(state["cuda"]):
+        torch.cuda.set_rng_state_all(state["cuda"])
+    else:
+        logger.warning(
+            "The checkpoint has random numbers of %d GPUs, here are %d: theirs begin anew",
+            len(state["cuda"]), count,
+        )  # fmt: skip
+
+
+def _set_step(schedule: LambdaLR, step: int) -> None:
+    schedule.last_epoch = step
+    factors = [factor(step) for factor in schedule.lr_lambdas]
+    for group, base, factor in zip(schedule.optimizer.param_groups, schedule.base_lrs, factors, strict=True):
+        group["lr"] = base * factor
