@@ -1,4 +1,4 @@
-"""HU window to network range [-1, 1] and back; HU that are whole numbers come back exactly."""
+"""Maps an HU window to the network range [-1, 1] and back; whole HU come back exactly."""
 
 import logging
 import math
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class HUWindowd(MapTransform):
-    """What both directions share: the window.
+    """Holds the window that both directions share.
 
     Args:
         keys: items to transform.
@@ -51,7 +51,7 @@ class HUWindowd(MapTransform):
 
 
 class ScaleHUWindowd(HUWindowd):
-    """HU to [-1, 1], float32, clipped; says how many voxels of a file were clipped.
+    """Turns HU into [-1, 1], float32, clipped, and says how many voxels of a file were clipped.
 
     Tensors without a file name in their metadata (patches of the store, counted there) are not counted.
     One float32 copy, the result.
@@ -84,7 +84,7 @@ class ScaleHUWindowd(HUWindowd):
 
 
 class PrepareHUBatch(PrepareBatch):
-    """Batches of the data loader, in HU, to what networks take, on the device where they are trained.
+    """Turns batches in HU into what networks take, on the device that trains them.
 
     Readers hand over int16 HU and the device does the rest in no time: in a reading process it would take
     half of its time and twice the shared memory.
@@ -103,14 +103,14 @@ class PrepareHUBatch(PrepareBatch):
         non_blocking: bool = False,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (B, 1, X, Y, Z) float32 in [-1, 1] on `device`, as input and as target."""
+        """Returns images (B, 1, X, Y, Z) float32 in [-1, 1] on `device`, as input and as target."""
         image = _plain(batchdata[CommonKeys.IMAGE]).to(device, non_blocking=non_blocking)
         scaled = self.scale({CommonKeys.IMAGE: image})[CommonKeys.IMAGE]
         return scaled, scaled
 
 
 class InverseHUWindowd(HUWindowd):
-    """Network range to whole HU, int16, clipped to the window; metadata are kept.
+    """Turns the network range into whole HU, int16, clipped to the window; metadata are kept.
 
     Rounded here and not by the writer, since MONAI Label writes by itself.
     """
@@ -143,7 +143,7 @@ def _plain(image: torch.Tensor) -> torch.Tensor:
 
 
 def _like(voxels: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-    """`voxels` with the metadata of `image`."""
+    """Returns `voxels` with the metadata of `image`."""
     if not isinstance(image, MetaTensor):
         return voxels
     return MetaTensor(voxels, meta=image.meta, applied_operations=image.applied_operations)

@@ -50,7 +50,7 @@ class LoadImageCTPAd(LoadImaged):
 
 @contextmanager
 def _no_word_of_the_gpu_reader() -> Iterator[None]:
-    """Beside pydicom, MONAI builds a reader for GPUs, never used here, that warns if there is no GPU."""
+    """Silences the warning of a reader for GPUs that MONAI builds and this project never uses."""
     plugin = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
     level = plugin.level
     plugin.setLevel(logging.ERROR)

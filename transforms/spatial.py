@@ -1,4 +1,4 @@
-"""To axes that point right, anterior, superior, and exactly back: flips and permutations, no resampling."""
+"""Turns volumes into axes that point right, anterior, superior, and exactly back: no resampling."""
 
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -68,7 +68,7 @@ class RestoreOrientationd(MapTransform):
 
 
 def restore_orientation(pred: torch.Tensor, image: MetaTensor, name: Hashable) -> MetaTensor:
-    """A prediction (1, X, Y, Z) in the axes and with the affine of the file that `image` came from.
+    """Returns a prediction (1, X, Y, Z) in the axes and with the affine of the file that `image` came from.
 
     Args:
         pred: on the grid of `image`.
@@ -88,7 +88,7 @@ def restore_orientation(pred: torch.Tensor, image: MetaTensor, name: Hashable) -
 
 
 def _orientation_back(image: MetaTensor, original_affine: torch.Tensor, key: Hashable) -> np.ndarray:
-    """The nibabel orientation that turns the input's present axes into those of its file."""
+    """Returns the nibabel orientation that turns the input's present axes into those of its file."""
     original, present = convert_to_numpy(original_affine), convert_to_numpy(image.affine)
     back = nib.orientations.ornt_transform(RAS, nib.io_orientation(original))
     for orientation in (back, RAS):  # RAS: the input was never reoriented
@@ -100,7 +100,7 @@ def _orientation_back(image: MetaTensor, original_affine: torch.Tensor, key: Has
 
 
 def _reorient(image: torch.Tensor, orientation: np.ndarray) -> torch.Tensor:
-    """`nibabel.apply_orientation` for a tensor (1, X, Y, Z)."""
+    """Does for a tensor (1, X, Y, Z) what `nibabel.apply_orientation` does for an array."""
     flipped = [axis + 1 for axis, direction in enumerate(orientation[:, 1]) if direction < 0]
     order = np.argsort(orientation[:, 0]) + 1
     return image.flip(flipped).permute(0, *order.tolist())

@@ -1,4 +1,4 @@
-"""Drawing of CT planes: cuts in radiological convention, HU windows, signed differences, labelled sheets.
+"""Draws CT planes: cuts in radiological convention, HU windows, signed differences, labelled sheets.
 
 Volumes are RAS: (X, Y, Z) grows towards the patient's right, front and head. A picture shows the patient's
 right on its left, front or head up, and in the sagittal plane the front on its left.
@@ -32,7 +32,7 @@ SMALLEST_COLUMN_PX, SMALLEST_ROW_PX = 310, 108  # what titles and labels need
 
 
 class HUWindow(NamedTuple):
-    """Display window: grey runs from `level - width / 2` (black) to `level + width / 2` (white), in HU."""
+    """A display window: grey runs from `level - width / 2` (black) to `level + width / 2` (white), in HU."""
 
     name: str
     level: float
@@ -228,25 +228,25 @@ class Sheet:
 
 
 def _outlined(panel: Image.Image, at: tuple[float, float], text: str, anchor: str) -> None:
-    """Text that can be read on black and on white."""
+    """Writes text that can be read on black and on white."""
     ImageDraw.Draw(panel).text(
         at, text, font=_font(FONT_PX - 2), fill=TEXT, anchor=anchor, stroke_width=2, stroke_fill=(0, 0, 0)
     )
 
 
 def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear, averaging where it shrinks; sharper kernels draw dark rims around bone and contrast."""
+    """Resizes bilinearly, averaging where it shrinks: sharper kernels draw dark rims around bone."""
     return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.BILINEAR))
 
 
 def _colours(share: np.ndarray) -> np.ndarray:
-    """[-1, 1] to RGB: blue below, orange above (colour-blind eyes tell them), dark at 0: errors shine."""
+    """Turns [-1, 1] into RGB: blue below 0, orange above (colour-blind eyes see both), dark at 0."""
     return _colour_table()[((share.clip(-1, 1) + 1) * 255).round().astype(np.int16)]
 
 
 @lru_cache
 def _colour_table() -> np.ndarray:
-    """uint8 (511, 3), the middle entry for a difference of 0."""
+    """Returns the colours as uint8 (511, 3); the middle entry stands for a difference of 0."""
     stops = np.array([[190, 235, 255], [40, 125, 235], [16, 16, 18], [225, 95, 20], [255, 228, 150]])
     at, shares = np.linspace(-1, 1, len(stops)), np.linspace(-1, 1, 511)
     channels = [np.interp(shares, at, stops[:, channel]) for channel in range(3)]

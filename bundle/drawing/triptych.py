@@ -1,4 +1,4 @@
-"""Pictures of reconstructions beside their original: three planes, three windows, signed differences."""
+"""Draws reconstructions beside their original: three planes, three windows, signed differences."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def render_comparison(
 def _checked(
     image: Volume, recons: Sequence[Volume], centre: Sequence[int] | None
 ) -> tuple[tuple[int, ...], list[int]]:
-    """The common shape, and the voxel through which planes are laid."""
+    """Returns the common shape, and the voxel through which planes are laid."""
     shape = tuple(image.shape)
     for recon in recons:
         if len(shape) != 3 or shape != tuple(recon.shape):

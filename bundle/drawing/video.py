@@ -1,4 +1,4 @@
-"""Side-by-side videos of original, reconstruction and signed difference, slice by slice through a volume."""
+"""Makes videos of original, reconstruction and signed difference side by side, slice by slice."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DIFFERENCE = "reconstruction \N{MINUS SIGN} original"
 
 
 class Display(NamedTuple):
-    """How HU become pixels, the same in every frame.
+    """Says how HU become pixels; it is the same in every frame.
 
     Attributes:
         window: display window of original and reconstruction.
@@ -139,7 +139,7 @@ def _frames(
 def _page(
     names: Sequence[str], plane: Plane, size: tuple[int, int], display: Display, notes: Sequence[str]
 ) -> Sheet:
-    """What all frames share."""
+    """Draws what all frames share."""
     label = plane.name.capitalize()
     original = f"Original\n{display.window}"
     clipped = f"Values clipped to {number(display.hu_min)} to {number(display.hu_max)} HU"
@@ -160,7 +160,7 @@ def _page(
 
 
 def _padded(frame: np.ndarray) -> np.ndarray:
-    """Black at the right and at the bottom up to whole blocks."""
+    """Pads a frame with black at the right and at the bottom, up to whole blocks."""
     bottom, right = (-side % BLOCK_PX for side in frame.shape[:2])
     return np.pad(frame, ((0, bottom), (0, right), (0, 0)))
 

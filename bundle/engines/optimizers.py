@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedule of both sides."""
+"""Builds optimizers and learning-rate schedules of generator and discriminators."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def build_optimizer(network: nn.Module, learning_rate: float) -> Optimizer | None:
-    """Adam with the betas (0.5, 0.9) usual in adversarial training; None for an empty network."""
+    """Builds Adam with the betas (0.5, 0.9) usual in adversarial training; None for an empty network."""
     parameters = list(network.parameters())
     if not parameters:
         return None
@@ -21,7 +21,7 @@ def build_optimizer(network: nn.Module, learning_rate: float) -> Optimizer | Non
 def build_schedule(
     optimizer: Optimizer | None, total_iterations: int, warmup_iterations: int, final_ratio: float
 ) -> LambdaLR | None:
-    """Linear warm-up, then a cosine down to `final_ratio` of the learning rate at `total_iterations`.
+    """Builds a linear warm-up, then a cosine to `final_ratio` of the learning rate at `total_iterations`.
 
     Args:
         optimizer: None gives None.

@@ -1,4 +1,4 @@
-"""What happens when a training iteration runs out of memory: an end with advice, or smaller needs."""
+"""Handles a training iteration that runs out of memory: the run ends with advice, or needs less."""
 
 import gc
 import logging
@@ -57,15 +57,15 @@ class MemoryFallback:
         self.switched_off: list[str] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints: a resumed run stays as small as it was."""
+        """Returns the state for checkpoints: a resumed run needs no more memory than before."""
         return {"halvings": self.halvings, "switched_off": list(self.switched_off)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Restores what `state_dict` returned."""
         self.halvings, self.switched_off = int(state["halvings"]), list(state["switched_off"])
 
     def micro_batch_size(self, configured: int) -> int:
-        """Samples per forward pass after all halvings so far."""
+        """Returns the samples per forward pass after all halvings so far."""
         return max(1, configured >> self.halvings)
 
     def run(self, attempt: Callable[[], None], iteration: int, batch_size: int, configured: int) -> None:
@@ -90,7 +90,7 @@ class MemoryFallback:
 
     @contextmanager
     def no_repeat(self) -> Iterator[None]:
-        """Around what cannot be repeated, such as half of the optimizers' steps.
+        """Guards what cannot be repeated, such as half of the optimizers' steps.
 
         Raises:
             TrainingMemoryError: if it does not fit into memory.

@@ -1,4 +1,4 @@
-"""One iteration of adversarial training; everything that updates, logs or saves is a handler."""
+"""Runs one iteration of adversarial training; whatever updates, logs or saves is a handler."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -78,14 +78,14 @@ class AdversarialTrainer(Trainer):
         self.autocast_enabled = amp and self.state.device.type == "cuda"
         self.codebook_restart_until = codebook_restart_until
         self.memory_fallback = MemoryFallback() if memory_fallback is None else memory_fallback
-        self._start_afresh()
+        self._start_over()
         self.add_event_handler(Events.ITERATION_COMPLETED, self._stop_at_max_iterations)
         self._register_handlers(train_handlers or [])
         # after the handlers, one of which may resume a run that has already come this far
         self.add_event_handler(Events.STARTED, self._stop_at_max_iterations)
 
     def autocast(self) -> torch.autocast:
-        """The autocast context that all networks run in; losses and the codebook leave it."""
+        """Returns the autocast context for all networks; losses and the codebook leave it."""
         return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.autocast_enabled)
 
     def _iteration(self, engine: Engine, batchdata: dict[str, Any]) -> Any:
@@ -104,13 +104,13 @@ class AdversarialTrainer(Trainer):
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         return [dict(self.current.losses)] if self.current.losses else None
 
-    def _start_afresh(self) -> None:
+    def _start_over(self) -> None:
         self.current = IterationState()
         self.network.quantizer.discard()
 
     def _accumulate(self, image: Tensor, positions: Tensor) -> None:
-        """Gradients, losses and codes of (B, 1, X, Y, Z), micro-batch by micro-batch; nothing moves."""
-        self._start_afresh()
+        """Gathers gradients, losses and codes of a batch (B, 1, X, Y, Z) by micro-batches; no weight moves."""
+        self._start_over()
         self.training_pass.train()
         size = self.memory_fallback.micro_batch_size(min(len(image), self.micro_batch_size))
         micro_images = image.split(size)
@@ -134,9 +134,9 @@ class AdversarialTrainer(Trainer):
         self.current.micro_batch = None  # frees the graph
 
     def _take_steps(self) -> None:
-        """Generator, discriminators and codebook move together or not at all."""
+        """Moves generator, discriminators and codebook together, or none of them."""
         if self.current.skip_steps:
-            self._start_afresh()
+            self._start_over()
             return
         for step in self.current.steps:
             step.take()
@@ -161,7 +161,7 @@ class AdversarialTrainer(Trainer):
 
     @torch.no_grad()
     def _initialize_codebook(self, codebook: EMACodebook, micro_images: tuple[Tensor, ...]) -> None:
-        """The codebook's first values look at the whole first batch, not at its first micro-batch."""
+        """Starts the codebook from the whole first batch, not from its first micro-batch alone."""
         with self.autocast():
             latents = [self.network.encode_latent(micro).float() for micro in micro_images]
         codebook.initialize(torch.cat(latents))

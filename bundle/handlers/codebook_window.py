@@ -1,4 +1,4 @@
-"""Health of the codebook between two points of its curves."""
+"""Measures the health of the codebook between two points of its curves."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from bundle.networks.vqgan import Quantizer
 
 
 class CodebookWindow:
-    """Health of the codebook over a window of iterations and all ranks, not just over the last batch."""
+    """Measures the codebook over a window of iterations and all ranks, not just over the last batch."""
 
     def __init__(self) -> None:
         self.reset()
@@ -29,17 +29,17 @@ class CodebookWindow:
         self._updates += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """What was added since the last point."""
+        """Returns what was added since the last point."""
         return {"counts": self._counts, "restarts": self._restarts, "updates": self._updates}
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Restores what `state_dict` returned."""
         self._counts, self._restarts, self._updates = (
             content[name] for name in ("counts", "restarts", "updates")
         )
 
     def figures(self) -> dict[str, float]:
-        """Share of codes in use, perplexity, restarts per update; then the window starts anew."""
+        """Returns share of codes in use, perplexity and restarts per update, and starts a new window."""
         if self._counts is None:
             return {}
         shares = self._counts.double() / self._counts.sum()

@@ -1,4 +1,4 @@
-"""The table of all curves, `metrics.csv`: a row per point, a column per curve."""
+"""Keeps the table of all curves, `metrics.csv`: a row per point, a column per curve."""
 
 import csv
 from collections.abc import Mapping
@@ -35,13 +35,13 @@ def append_row(csv_path: Path, row: Mapping[str, Any]) -> None:
 
 
 def rows_of(csv_path: Path) -> list[dict[str, str]]:
-    """All rows, each by column; values are text."""
+    """Returns all rows, each as a dictionary by column; values are text."""
     with csv_path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def keep_rows_until(csv_path: Path, iteration: int, validated: bool = True) -> None:
-    """Drops the rows of a table of curves that come after `iteration`, and a last one that was torn.
+    """Drops the rows after `iteration`, and a last row that was cut off while it was written.
 
     Args:
         csv_path: the table.

@@ -1,4 +1,4 @@
-"""Tells once, with advice, when training goes wrong in one of the ways that adversarial training does."""
+"""Warns once, with advice, when adversarial training goes wrong in one of the known ways."""
 
 import logging
 import math
@@ -76,7 +76,7 @@ class HealthWatch:
             self.validator.add_event_handler(Events.COMPLETED, self.judge_validation, engine)
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been said and seen, for checkpoints."""
+        """Returns for checkpoints what has been said and seen."""
         return {
             "reported": list(self.reported),
             "best": dict(self.best),
@@ -84,7 +84,7 @@ class HealthWatch:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Restores what `state_dict` returned."""
         self.reported, self.best = list(state["reported"]), dict(state["best"])
         self.validations = int(state["validations"])
 
@@ -97,7 +97,7 @@ class HealthWatch:
         self._codebook.add(engine.network.quantizer)
 
     def judge(self, engine: AdversarialTrainer) -> None:
-        """Looks at the means of the window that ends here; one transfer from the device."""
+        """Judges the means of the window that ends here, in one transfer from the device."""
         figures = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
         figures |= self._codebook.figures()
         self._sums.clear()
@@ -138,7 +138,7 @@ class HealthWatch:
         self.best["recon_loss"] = min(self.best["recon_loss"], loss if math.isfinite(loss) else math.inf)
 
     def _report(self, engine: AdversarialTrainer, kind: str, told: str) -> None:
-        """Once in the life of a run."""
+        """Warns once in the life of a run."""
         if kind in self.reported:
             return
         self.reported.append(kind)

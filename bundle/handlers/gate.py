@@ -1,10 +1,10 @@
-"""The gate: from which iteration on the discriminators train and act on the generator."""
+"""Decides from which iteration on the discriminators train and act on the generator."""
 
 from ignite.engine import Engine
 
 
 class IterationGate:
-    """Opens by the number of the iteration, which is persisted; it never looks at anything else.
+    """Opens at a number of iterations, which checkpoints keep; it looks at nothing else.
 
     With start s and p pre-training iterations the discriminators train from s + 1 on, and the generator's
     gated terms open at s + p + 1, rising to full weight over `ramp_iterations`.
@@ -28,11 +28,11 @@ class IterationGate:
         self.ramp_iterations = ramp_iterations
 
     def __call__(self, engine: Engine, iteration: int) -> bool:
-        """Ignite's event filter: whether the discriminators train in this iteration."""
+        """Says as ignite's event filter whether the discriminators train in this iteration."""
         return iteration > self.start
 
     def generator_share(self, iteration: int) -> float:
-        """Share of the gated terms' weights in this iteration: 0 below the gate, then up to 1."""
+        """Returns the share of the gated terms' weights in this iteration: 0 below the gate, then up to 1."""
         open_for = iteration - self.start - self.pretrain_iterations
         if open_for <= 0:
             return 0.0

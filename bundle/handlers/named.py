@@ -1,4 +1,4 @@
-"""Handlers that other parts of a config refer to."""
+"""Puts handlers that other parts of a config refer to into lists."""
 
 from typing import Any
 

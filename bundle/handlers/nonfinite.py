@@ -1,4 +1,4 @@
-"""Keeps a run from being spoilt by numbers that are not finite."""
+"""Protects a run from numbers that are not finite."""
 
 import logging
 from collections.abc import Callable
@@ -80,16 +80,16 @@ class HealthGuard:
         engine.add_event_handler(Events.COMPLETED, self.require_progress)
 
     def state_dict(self) -> dict[str, int]:
-        """Counts, for checkpoints."""
+        """Returns the counts for checkpoints."""
         return {"skipped": self.skipped, "in_a_row": self.in_a_row, "rollbacks": self.rollbacks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Restores what `state_dict` returned."""
         self.skipped, self.in_a_row = int(state["skipped"]), int(state["in_a_row"])
         self.rollbacks = int(state["rollbacks"])
 
     def __call__(self, engine: AdversarialTrainer) -> None:
-        """Lets the iteration's steps be taken, or not."""
+        """Decides whether the iteration's steps are taken."""
         values = _watched(engine)
         if _all_finite(list(values.values())):
             self.in_a_row, self._moved_here = 0, self._moved_here + 1
@@ -138,11 +138,11 @@ class HealthGuard:
 
     @property
     def learning_rate_factor(self) -> float:
-        """What is left of the config's learning rates."""
+        """Returns the share of the config's learning rates that is left."""
         return self.learning_rate_ratio**self.rollbacks
 
     def _set_learning_rates(self) -> None:
-        """Those of the config and its schedules, times the factor; nothing before the first rollback."""
+        """Sets the rates of config and schedules times the factor; does nothing before the first rollback."""
         if self.rollbacks == 0:
             return
         for name, optimizer in self.state.optimizers.items():
@@ -176,7 +176,7 @@ def restore_weights(state: TrainingState, path: Path) -> int:
 
 
 def _watched(engine: AdversarialTrainer) -> dict[str, Tensor]:
-    """What turns infinite or undefined when anything does: one scalar per loss and per gradient."""
+    """Returns one scalar per loss and per gradient; any value that is not finite shows in one of them."""
     losses = {
         name: engine.current.losses[name] for name in ("loss", "disc_loss") if name in engine.current.losses
     }

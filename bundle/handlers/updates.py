@@ -1,4 +1,4 @@
-"""The updates of generator and discriminators, as two separate handlers; the gate opens the second."""
+"""Updates generator and discriminators, as two separate handlers; the gate opens the second."""
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from bundle.networks.spectral import refine_estimates
 
 
 class GeneratorUpdate:
-    """Backward pass of the generator's objective per micro-batch; hands over one step per iteration.
+    """Runs the generator's objective backward per micro-batch and hands over one step per iteration.
 
     The discriminators are frozen in it (see `build_discriminators`): gradients pass through them to the
     reconstruction, none is left in them.
@@ -48,7 +48,7 @@ class GeneratorUpdate:
         engine.add_event_handler(AdversarialEvents.GENERATOR_STEP, self)
 
     def __call__(self, engine: AdversarialTrainer) -> None:
-        """One micro-batch."""
+        """Works on one micro-batch."""
         micro = engine.micro_batch
         if micro.is_first:
             self.optimizer.zero_grad(set_to_none=True)
@@ -68,7 +68,7 @@ class GeneratorUpdate:
 
 
 class DiscriminatorUpdate:
-    """Hinge step of the discriminators on the detached reconstruction of the generator's own forward pass.
+    """Trains the discriminators by the hinge loss on the generator's reconstruction, detached.
 
     The two penalties belong to each discriminator's own loss, so its weight scales them too; they are not
     part of the curve `disc_loss`.
@@ -114,7 +114,7 @@ class DiscriminatorUpdate:
         engine.add_event_handler(AdversarialEvents.DISCRIMINATOR_STEP(event_filter=self.gate), self)
 
     def __call__(self, engine: AdversarialTrainer) -> None:
-        """One micro-batch."""
+        """Works on one micro-batch."""
         micro = engine.micro_batch
         names = [name for name in self.discriminators if name not in engine.memory_fallback.switched_off]
         if micro.is_first:
@@ -139,7 +139,7 @@ class DiscriminatorUpdate:
             )
 
     def losses(self, micro: MicroBatch, names: list[str]) -> tuple[Tensor, Tensor]:
-        """Weighted hinge losses and penalties of a micro-batch, each summed over the named discriminators."""
+        """Returns weighted hinge losses and penalties of a micro-batch, summed over the discriminators."""
         reconstruction = micro.reconstruction.image.detach()
         loss = penalty = torch.zeros((), device=reconstruction.device)
         for name in names:

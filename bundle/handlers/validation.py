@@ -1,4 +1,4 @@
-"""Validation figures of whole volumes."""
+"""Validates on whole volumes."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from bundle.metrics.reconstruction import reconstruction_figures
 
 
 class ReconstructionQuality(Metric):
-    """Mean over volumes of PSNR, SSIM, MAE and RMSE in HU, and LPIPS if a backbone is there.
+    """Averages PSNR, SSIM, MAE and RMSE in HU over volumes, and LPIPS if a backbone is there.
 
     The metric's own value is PSNR, which ranks checkpoints; all figures go to `state.metrics` as `val/...`.
 
@@ -59,11 +59,11 @@ class ReconstructionQuality(Metric):
                 self.volumes[-1]["lpips"] = slice_lpips(self.perceptual, image, pred.clamp(-1, 1))
 
     def compute(self) -> float:
-        """Mean PSNR in dB."""
+        """Returns the mean PSNR in dB."""
         return self.means()["psnr"]
 
     def means(self) -> dict[str, float]:
-        """Mean of every figure over the volumes seen."""
+        """Returns the mean of every figure over the volumes seen."""
         return {
             name: sum(float(volume[name]) for volume in self.volumes) / len(self.volumes)
             for name in self.volumes[0]
@@ -79,14 +79,14 @@ class ReconstructionQuality(Metric):
 
 
 class ValidationStopped(BaseException):
-    """Ends a validation where it is; no `Exception`, so that nothing on its way takes it for a failure."""
+    """Ends a validation where it is; it is no `Exception`, so nothing on its way takes it for a failure."""
 
 
 class ValidateEvery:
-    """Runs validation after every `interval` epochs, and when training ends before its time.
+    """Validates after every `interval` epochs, and when training ends early.
 
-    A resumed run first makes up for a validation that was due and did not come to its end. Its state goes
-    into checkpoints.
+    A resumed run first repeats a validation that was due and was not completed. The state goes into
+    checkpoints.
 
     Args:
         validator: the validation engine.
@@ -108,7 +108,7 @@ class ValidateEvery:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """One validation of the weights as they are; never twice of the same."""
+        """Validates the present weights, unless they have been validated already."""
         if self._validated_at != engine.state.iteration:
             self.validator.state.trainer_iteration = engine.state.iteration
             try:
@@ -119,17 +119,17 @@ class ValidateEvery:
                 self.validator.state.output = self.validator.state.batch = None
 
     def make_up(self, engine: Engine) -> None:
-        """The validation that was due at the iteration from which a run goes on, unless it was done then."""
+        """Repeats a validation that was due where a run resumes, unless it had been completed."""
         iteration = engine.state.iteration
         if iteration > 0 and iteration % (self.interval * int(engine.state.epoch_length or 1)) == 0:
             self(engine)
 
     def state_dict(self) -> dict[str, int]:
-        """The iteration that was validated last."""
+        """Returns the iteration that was validated last."""
         return {"validated_at": self._validated_at}
 
     def load_state_dict(self, content: dict[str, int]) -> None:
-        """The inverse of `state_dict`."""
+        """Restores what `state_dict` returned."""
         self._validated_at = content["validated_at"]
 
     def _remember(self, validator: Engine, engine: Engine) -> None:

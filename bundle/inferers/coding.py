@@ -1,4 +1,4 @@
-"""Whole volumes to codes and back, as the configs of encode and decode use them."""
+"""Turns whole volumes into codes and back, for encode.yaml and decode.yaml."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ class EncodingInferer(Inferer):
         self.keep_latents = keep_latents
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        """Volume (B, 1, X, Y, Z) in [-1, 1] to (B, C, x, y, z) float32 on the volume's device.
+        """Turns a volume (B, 1, X, Y, Z) in [-1, 1] into (B, C, x, y, z) float32 on the volume's device.
 
         Channel 0 holds the indices (exact: K is at most 65536); with `keep_latents` the E latents follow.
         """
@@ -50,7 +50,7 @@ class DecodingInferer(Inferer):
         self.tiling = tiling
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        """Indices (B, 1, x, y, z), integers, or latents (B, E, x, y, z) to a volume (B, 1, 4x, 4y, 4z)."""
+        """Turns indices (B, 1, x, y, z) or latents (B, E, x, y, z) into a volume (B, 1, 4x, 4y, 4z)."""
         codes = inputs.as_subclass(Tensor)
         if codes.is_floating_point():
             indices = network.quantizer.quantize(codes.to(_device(network)))  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Denoising diffusion on latents that know where they lie; the VQ-GAN turns a sample into a volume.
+"""Runs denoising diffusion on latents that know where they lie; the VQ-GAN turns a sample into a volume.
 
 Dimension letters: B batch, E embedding width, X Y Z voxels, x y z latent cells (X = 4 x).
 """
@@ -41,7 +41,7 @@ class PositionedDiffusion(Inferer):
         return self.diffusion(inputs, model, **kwargs, mode="concat")
 
     def sample(self, noise: Tensor, network: nn.Module, position: Tensor, progress: bool) -> Tensor:
-        """From noise (B, E, x, y, z) at positions (B, 3, x, y, z) to normalised latents."""
+        """Turns noise (B, E, x, y, z) at positions (B, 3, x, y, z) into normalised latents."""
         model: Any = network
         sampled: Any = self.diffusion.sample(
             noise, model, conditioning=position, mode="concat", verbose=progress

@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def hinge_generator_loss(fake_logits: Tensor) -> Tensor:
-    """mean(-logit) over the logits of reconstructions, any shape; float32 scalar."""
+    """Returns mean(-logit) over the logits of reconstructions, any shape; float32 scalar."""
     return -fake_logits.float().mean()
 
 
 def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """0.5 (mean relu(1 - real) + mean relu(1 + fake)), any shapes; float32 scalar."""
+    """Returns 0.5 (mean relu(1 - real) + mean relu(1 + fake)), any shapes; float32 scalar."""
     real_loss = torch.relu(1 - real_logits.float()).mean()
     fake_loss = torch.relu(1 + fake_logits.float()).mean()
     return 0.5 * (real_loss + fake_loss)

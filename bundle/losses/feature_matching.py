@@ -1,4 +1,4 @@
-"""Feature matching between a discriminator's views of images and of reconstructions."""
+"""Compares a discriminator's features of images with those of reconstructions."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def feature_matching_loss(real_features: Sequence[Tensor], fake_features: Sequence[Tensor]) -> Tensor:
-    """Sum over the feature maps but the last (the logits) of their mean absolute difference.
+    """Sums the mean absolute difference over all feature maps but the last (the logits).
 
     Paper: Wang et al. 2018, arXiv:1711.11585, eq. 4 (deviation: means in place of sums over a map).
 

@@ -1,4 +1,4 @@
-"""The generator's weighted objective."""
+"""Weighs and sums the generator's losses."""
 
 from collections.abc import Collection
 
@@ -12,7 +12,7 @@ from bundle.networks.vqgan import Reconstruction
 
 
 class GeneratorObjective(nn.Module):
-    """L1 and commitment, and behind the gate LPIPS, adversarial and feature-matching terms.
+    """Sums L1 and commitment and, behind the gate, LPIPS, adversarial and feature-matching terms.
 
     A term of weight 0 is neither computed nor is the network behind it needed.
 
@@ -60,7 +60,7 @@ class GeneratorObjective(nn.Module):
         gate: float,
         without: Collection[str] = (),
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total loss and its terms by the names of their curves.
+        """Returns the total loss and its terms by the names of their curves.
 
         Args:
             image: (B, 1, X, Y, Z) in [-1, 1].
@@ -98,7 +98,7 @@ class GeneratorObjective(nn.Module):
     def _adversarial(
         self, names: Collection[str], image: Tensor, reconstruction: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Weighted hinge terms and unweighted feature matching, each summed over the discriminators."""
+        """Returns weighted hinge terms and unweighted feature matching, summed over the discriminators."""
         adversarial = feature = torch.zeros((), device=image.device)
         for name in names:
             discriminator = self.discriminators[name]

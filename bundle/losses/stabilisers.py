@@ -1,4 +1,4 @@
-"""Penalties that keep discriminators from winning, off by default: R1 and LeCam."""
+"""Computes penalties that keep discriminators from winning, off by default: R1 and LeCam."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ _TINY = 1e-12
 
 
 def r1_penalty(image: Tensor, logits: Tensor) -> Tensor:
-    """Mean over samples of the squared 2-norm of the discriminator's gradient at real images.
+    """Returns the mean over samples of the squared 2-norm of the discriminator's gradient at real images.
 
     Paper: Mescheder et al. 2018, arXiv:1801.04406, eq. 9 without its gamma / 2 (deviation: a PatchGAN's D(x)
     is the mean of its logit map).
@@ -27,7 +27,7 @@ def r1_penalty(image: Tensor, logits: Tensor) -> Tensor:
 
 
 class LeCamAnchors(nn.Module):
-    """Moving averages of each discriminator's logits, which LeCam regularisation pulls the logits towards.
+    """Keeps moving averages of each discriminator's logits; LeCam pulls the logits towards them.
 
     They move once per iteration, after the discriminators' step, by the mean logits of all its micro-batches
     and ranks, and are bias-corrected; before the first step there is nothing to pull to. They are buffers,
@@ -51,7 +51,7 @@ class LeCamAnchors(nn.Module):
         self._means: dict[str, Tensor] = {}
 
     def penalty(self, name: str, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        """Mean (D(real) - anchor of fake)^2 + mean (D(fake) - anchor of real)^2; float32 scalar."""
+        """Returns mean (D(real) - anchor of fake)^2 + mean (D(fake) - anchor of real)^2; float32 scalar."""
         correction = 1 - self.decay**self.updates
         real_anchor, fake_anchor = self.anchors[self.NAMES.index(name)] / correction.clamp_min(_TINY)
         to_fake = (real_logits.float() - fake_anchor).square().mean()
@@ -59,7 +59,7 @@ class LeCamAnchors(nn.Module):
         return (to_fake + to_real) * (self.updates > 0)
 
     def start(self) -> None:
-        """Forgets what `collect` got: an iteration begins, perhaps again."""
+        """Forgets what `collect` gathered, when an iteration begins or is repeated."""
         self._means.clear()
 
     @torch.no_grad()
@@ -70,7 +70,7 @@ class LeCamAnchors(nn.Module):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Moves the averages by what was collected; a discriminator that was not asked keeps its own."""
+        """Moves the averages by what was collected; those of a discriminator that did not run stay."""
         if not self._means:
             return
         for name, means in self._means.items():

@@ -1,11 +1,11 @@
-"""What the discriminators and LPIPS see of a patch: the volume itself, and one slice of each axis."""
+"""Cuts what the discriminators and LPIPS see of a patch: the volume itself, and one slice of each axis."""
 
 import torch
 from torch import Tensor
 
 
 def draw_positions(shape: torch.Size, seed: int, iteration: int, rank: int = 0) -> Tensor:
-    """One slice position per sample and axis for a batch of `shape` (B, 1, X, Y, Z): (B, 3) int64, CPU.
+    """Draws one slice position per sample and axis for a batch (B, 1, X, Y, Z): (B, 3) int64, CPU.
 
     Drawn from seed, iteration and rank alone: micro-batches share one draw and a resumed run repeats it.
     """
@@ -15,7 +15,7 @@ def draw_positions(shape: torch.Size, seed: int, iteration: int, rank: int = 0) 
 
 
 def take_slices(volume: Tensor, positions: Tensor) -> list[Tensor]:
-    """The slices of `volume` (B, 1, X, Y, Z) at `positions` (B, 3), one per sample and axis.
+    """Returns the slices of `volume` (B, 1, X, Y, Z) at `positions` (B, 3), one per sample and axis.
 
     Returns:
         One tensor (B, 1, H, W) per axis; for cubic patches one (3 B, 1, H, W) of all three.
@@ -29,5 +29,5 @@ def take_slices(volume: Tensor, positions: Tensor) -> list[Tensor]:
 
 
 def discriminator_views(volume: Tensor, positions: Tensor, name: str) -> list[Tensor]:
-    """What the discriminator `name` sees of `volume`: `image` its slices, `video` the whole patch."""
+    """Returns what the discriminator `name` sees of `volume`: `image` its slices, `video` the whole patch."""
     return take_slices(volume, positions) if name == "image" else [volume]
