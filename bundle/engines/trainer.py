@@ -109,7 +109,7 @@ class AdversarialTrainer(Trainer):
         self.network.quantizer.discard()
 
     def _accumulate(self, image: Tensor, positions: Tensor) -> None:
-        """Gathers gradients, losses and codes of a batch (B, 1, X, Y, Z) by micro-batches; no weight moves."""
+        """Gathers gradients, losses and codes of a batch (B, 1, X, Y, Z); no weight moves."""
         self._start_over()
         self.training_pass.train()
         size = self.memory_fallback.micro_batch_size(min(len(image), self.micro_batch_size))

@@ -185,7 +185,7 @@ class HaloInferer(Inferer):
         )
 
     def _run(self, sweep: _Pass, source: Tensor, target: Tensor) -> None:
-        """Fills `target` (B, 1, ...) from `source` (B, 1, ...); repeats with half the tile if memory runs out."""
+        """Fills `target` (B, 1, ...) from `source` (B, 1, ...); halves tiles if memory runs out."""
         shape = [size // sweep.source_step * sweep.stride for size in source.shape[2:]]
         tile_size = self.tile_size
         if tile_size is None:
