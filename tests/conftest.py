@@ -11,7 +11,7 @@ import SimpleITK as sitk
 import torch
 
 from bundle.networks.quantizer import EMACodebook
-from bundle.networks.vqgan import VQGAN
+from bundle.networks.vqgan import VQGAN, Preset
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def tiny_vqgan():
     """Makes a generator of 2 levels with a codebook that has seen data; eval mode."""
 
     def make(num_embeddings: int = 32, num_res_layers: int = 1) -> VQGAN:
-        network = VQGAN((8, 16), num_res_layers, EMACodebook(num_embeddings, 8))
+        network = VQGAN(Preset((8, 16), num_res_layers, tail_channels=4), EMACodebook(num_embeddings, 8))
         with torch.no_grad():
             network.quantizer.initialize(network.encode_latent(torch.rand(1, 1, 32, 32, 32) * 2 - 1))
         return network.eval()

@@ -142,11 +142,11 @@ def continues_run(output_dir: str | Path, resume_from_checkpoint: str | Path | N
 
 def _newest_of_run(folder: Path) -> Path | None:
     newest = newest_sound_checkpoint(folder)
-    damaged = [] if newest else [path.name for path in (*rolling_paths(folder), *best_paths(folder))]
-    if damaged:
+    unreadable = [] if newest else [path.name for path in (*rolling_paths(folder), *best_paths(folder))]
+    if unreadable:
         raise CheckpointError(
-            f"{folder}: no checkpoint to resume, all are damaged ({', '.join(damaged)}); start anew with "
-            "another --output_dir, or bring back a copy of one"
+            f"{folder}: no checkpoint to resume, none can be read here ({', '.join(unreadable)}), the log "
+            "says why; start a new run with another --output_dir, or bring back a copy of one"
         )
     return newest
 

@@ -13,7 +13,6 @@ from bundle.engines.events import EVENT_TO_ATTR, AdversarialEvents, IterationSta
 from bundle.engines.optimizers import PendingStep
 from bundle.engines.out_of_memory import MemoryFallback
 from bundle.losses.views import draw_positions
-from bundle.networks.quantizer import EMACodebook
 from bundle.networks.vqgan import VQGAN, TrainingPass
 
 
@@ -114,8 +113,7 @@ class AdversarialTrainer(Trainer):
         self.training_pass.train()
         size = self.memory_fallback.micro_batch_size(min(len(image), self.micro_batch_size))
         micro_images = image.split(size)
-        if isinstance(self.network.quantizer, EMACodebook) and not self.network.quantizer.is_initialized:
-            self._initialize_codebook(self.network.quantizer, micro_images)
+        self.network.quantizer.prepare(lambda: self._latent(micro_images))
         for number, (micro, micro_positions) in enumerate(
             zip(micro_images, positions.split(size), strict=True)
         ):
@@ -160,11 +158,10 @@ class AdversarialTrainer(Trainer):
             self.current.losses[name] = self.current.losses.get(name, 0.0) + share * value.detach()
 
     @torch.no_grad()
-    def _initialize_codebook(self, codebook: EMACodebook, micro_images: tuple[Tensor, ...]) -> None:
-        """Starts the codebook from the whole first batch, not from its first micro-batch alone."""
+    def _latent(self, micro_images: tuple[Tensor, ...]) -> Tensor:
+        """Encodes the whole batch: (B, E, x, y, z) float32."""
         with self.autocast():
-            latents = [self.network.encode_latent(micro).float() for micro in micro_images]
-        codebook.initialize(torch.cat(latents))
+            return torch.cat([self.network.encode_latent(micro).float() for micro in micro_images])
 
     def _restarts(self) -> bool:
         return self.codebook_restart_until is None or self.state.iteration <= self.codebook_restart_until

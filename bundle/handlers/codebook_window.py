@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from bundle.networks.vqgan import Quantizer
+from bundle.networks.quantizer import Quantizer
 
 
 class CodebookWindow:

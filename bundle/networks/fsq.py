@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from bundle.networks.distributed import all_reduce
-from bundle.networks.quantizer import NetworkSettingError, Quantized
+from bundle.networks.quantizer import NetworkSettingError, Quantized, Quantizer
 
 LEVELS = 4
 
 
-class FSQ(nn.Module):
-    """Rounds a projection of the latent to a grid of 4 levels per axis; the same interface as `EMACodebook`.
+class FSQ(Quantizer):
+    """Rounds a projection of the latent to a grid of 4 levels per axis.
 
     A 1x1 convolution brings the latent to D = log4(K) channels, tanh bounds them, rounding with
     straight-through gradient quantizes them, and another 1x1 convolution brings them back. Nothing is learned

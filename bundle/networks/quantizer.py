@@ -3,6 +3,8 @@
 Dimension letters: B batch, E embedding width, K codes, N latent vectors, x y z latent cells.
 """
 
+import abc
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -26,7 +28,57 @@ class Quantized(NamedTuple):
     indices: Tensor
 
 
-class EMACodebook(nn.Module):
+class Quantizer(nn.Module, abc.ABC):
+    """What the generator, its training and its users ask of a quantizer.
+
+    `forward` collects, micro-batch by micro-batch; `update` ends the iteration, `discard` drops it.
+
+    Attributes:
+        num_embeddings: number of codes K.
+        embedding_dim: width E of the latent and of the codes.
+        last_counts: how often the last update saw each code, over all micro-batches and ranks, (K,) float32;
+            None before the first update and after `discard`.
+        last_restarts: how many codes the last update restarted, a scalar.
+    """
+
+    num_embeddings: int
+    embedding_dim: int
+    last_counts: Tensor | None
+    last_restarts: Tensor | None
+
+    def prepare(self, first_latent: Callable[[], Tensor]) -> None:
+        """Makes the quantizer ready for training; called before every iteration.
+
+        Args:
+            first_latent: gives the latent (B, E, x, y, z) of the whole batch; called only if it is needed.
+        """
+
+    @abc.abstractmethod
+    def forward(self, latent: Tensor) -> Quantized:
+        """Quantizes `latent` (B, E, x, y, z); in training mode also collects for `update`."""
+
+    @abc.abstractmethod
+    def update(self, restart: bool = True) -> None:
+        """Ends an iteration: learns from what `forward` collected on all ranks, and counts the codes.
+
+        Args:
+            restart: whether dead codes may restart.
+        """
+
+    @abc.abstractmethod
+    def discard(self) -> None:
+        """Forgets what `forward` collected since the last update: the iteration is skipped or repeated."""
+
+    @abc.abstractmethod
+    def quantize(self, latent: Tensor) -> Tensor:
+        """Latent (B, E, x, y, z) of any float type to indices (B, x, y, z), int64 in [0, K)."""
+
+    @abc.abstractmethod
+    def indices_to_codes(self, indices: Tensor) -> Tensor:
+        """Indices (B, x, y, z) to the vectors that the decoder sees, (B, E, x, y, z) float32."""
+
+
+class EMACodebook(Quantizer):
     """Codebook that follows the encoder by exponential moving averages; dead codes restart from data.
 
     `forward` only collects: counts, sums and vectors of all micro-batches (and ranks) make one `update()` per
@@ -124,6 +176,11 @@ class EMACodebook(nn.Module):
             commitment_loss = nn.functional.mse_loss(latent, codes)
             codes = latent + (codes - latent).detach()
         return Quantized(codes, commitment_loss, indices)
+
+    def prepare(self, first_latent: Callable[[], Tensor]) -> None:
+        """Takes the first codes from the whole first batch, not from its first micro-batch."""
+        if not self.is_initialized:
+            self.initialize(first_latent())
 
     @torch.no_grad()
     def initialize(self, latent: Tensor) -> None:

@@ -1,28 +1,49 @@
-"""The generator: MONAI's VQ-VAE encoder and decoder without norm layers around a quantizer.
+"""The generator: MONAI's VQ-VAE encoder and a decoder that draws no grid around a quantizer.
 
 Dimension letters: B batch, E embedding width, X Y Z voxels, x y z latent cells (X = 4 x).
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from monai.networks.nets.vqvae import Decoder, Encoder
+from monai.networks.nets.vqvae import Encoder
 from torch import Tensor, nn
 
+from bundle.networks.decoder import BlurredUpsample, Decoder
 from bundle.networks.fsq import FSQ
-from bundle.networks.quantizer import EMACodebook, NetworkSettingError
+from bundle.networks.quantizer import EMACodebook, NetworkSettingError, Quantizer
 from bundle.networks.receptive_field import halo_radius
 
 EMBEDDING_DIM = 8
-Quantizer = EMACodebook | FSQ
 Network = TypeVar("Network", bound=nn.Module)
-# channels per level (each level halves the resolution) and residual units per level
-PRESETS: dict[str, tuple[tuple[int, ...], int]] = {
-    "default": ((64, 256), 3),
-    "large": ((256, 256), 3),
-    "lite": ((48, 96), 1),
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """The sizes of a generator."""
+
+    channels: tuple[int, ...]
+    """Width of each level, finest first; each level halves the resolution."""
+    num_res_layers: int
+    """Residual units per level."""
+    tail_channels: int
+    """Width of the decoder at full resolution."""
+
+    @property
+    def stride(self) -> int:
+        """Voxels per latent cell and axis."""
+        return 2 ** len(self.channels)
+
+
+PRESETS = {
+    "default": Preset(channels=(64, 256), num_res_layers=3, tail_channels=16),
+    "large": Preset(channels=(256, 256), num_res_layers=3, tail_channels=16),
+    "lite": Preset(channels=(48, 96), num_res_layers=1, tail_channels=16),
 }
+STRIDE = PRESETS["default"].stride
+"""Voxels per latent cell and axis of every preset."""
 
 
 class Reconstruction(NamedTuple):
@@ -41,9 +62,8 @@ class VQGAN(nn.Module):
     Papers: van den Oord et al. 2017, arXiv:1711.00937; Esser et al. 2021, arXiv:2012.09841.
 
     Args:
-        channels: width of each level; each level halves the resolution.
-        num_res_layers: residual units per level.
-        quantizer: `EMACodebook` or `FSQ`.
+        preset: the sizes.
+        quantizer: see `build_quantizer`.
 
     Attributes:
         stride: voxels per latent cell and axis.
@@ -51,38 +71,30 @@ class VQGAN(nn.Module):
         bytes_per_voxel: roughly, of the activations when encoding or decoding without gradients.
     """
 
-    def __init__(self, channels: Sequence[int], num_res_layers: int, quantizer: Quantizer) -> None:
+    def __init__(self, preset: Preset, quantizer: Quantizer) -> None:
         super().__init__()
-        levels = len(channels)
-        shared: dict[str, Any] = {
-            "spatial_dims": 3,
-            "channels": tuple(channels),
-            "num_res_layers": num_res_layers,
-            "num_res_channels": tuple(channels),
-            "dropout": 0.0,
-            "act": "RELU",
-        }
+        channels = preset.channels
         self.encoder = Encoder(
+            spatial_dims=3,
             in_channels=1,
             out_channels=EMBEDDING_DIM,
-            downsample_parameters=((2, 4, 1, 1),) * levels,
-            **shared,
+            channels=channels,
+            num_res_layers=preset.num_res_layers,
+            num_res_channels=channels,
+            downsample_parameters=((2, 4, 1, 1),) * len(channels),
+            dropout=0.0,
+            act="RELU",
         )
-        self.decoder = Decoder(
-            in_channels=EMBEDDING_DIM,
-            out_channels=1,
-            upsample_parameters=((2, 4, 1, 1, 0),) * levels,
-            output_act=None,
-            **shared,
-        )
+        self.decoder = Decoder(EMBEDDING_DIM, channels, preset.num_res_layers, preset.tail_channels)
         self.quantizer = quantizer
         self.register_load_state_dict_pre_hook(take_model)
-        self.stride = 2**levels
+        self.stride = preset.stride
         self.halo = halo_radius(self.encoder, self.decoder, self.stride)
-        # the widest level, float32, with input, output and two intermediates of a residual unit alive
-        self.bytes_per_voxel = (
-            4 * 4 * max(width // 8**level + 1 for level, width in enumerate(channels, start=1))
-        )
+        # float32: a residual unit's input, output and two intermediates; at full resolution the upsampled
+        # features before and after their activation, what they come from, and the image
+        units = max(4 * (width // 8**level + 1) for level, width in enumerate(channels, start=1))
+        tail = channels[0] // 8 + 2 * preset.tail_channels + 2
+        self.bytes_per_voxel = 4 * max(units, tail)
 
     def encode_latent(self, image: Tensor) -> Tensor:
         """Image (B, 1, X, Y, Z) in [-1, 1] to the continuous latent (B, E, x, y, z), before quantization."""
@@ -183,8 +195,8 @@ def build_vqgan(preset: str = "default", quantizer: str = "ema", num_embeddings:
     """The generator by its preset, as the configs name it.
 
     Args:
-        preset: `default` (24.8 M parameters, 1.07 MFLOP per voxel), `large` (51.0 M, 6.2 MFLOP per voxel) or
-            `lite` (1.9 M, 0.12 MFLOP per voxel, for CPUs).
+        preset: `default` (24.2 M parameters, 1.08 MFLOP per voxel), `large` (48.7 M, 6.3 MFLOP per voxel) or
+            `lite` (1.7 M, 0.13 MFLOP per voxel, for CPUs).
         quantizer: `ema` (codebook by moving averages) or `fsq` (fixed grid, K a power of 4).
         num_embeddings: number of codes K.
 
@@ -193,14 +205,13 @@ def build_vqgan(preset: str = "default", quantizer: str = "ema", num_embeddings:
     """
     if preset not in PRESETS:
         raise NetworkSettingError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}")
-    channels, num_res_layers = PRESETS[preset]
-    return VQGAN(channels, num_res_layers, build_quantizer(quantizer, num_embeddings))
+    return VQGAN(PRESETS[preset], build_quantizer(quantizer, num_embeddings))
 
 
 def to_device(network: Network, device: torch.device | str) -> Network:
     """The network on its device, with channels-last convolutions: faster on a GPU in bf16, and on a CPU."""
     network = network.to(device)
     for module in network.modules():
-        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d | BlurredUpsample):
             module.to(memory_format=torch.channels_last_3d)
     return network

@@ -99,7 +99,7 @@ def test_auto_passes_over_damage_without_moving_a_file(run, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out"]
     (folder / "previous_1.pt").write_bytes(b"torn")
     code, told = run(resume_from_checkpoint="auto")
-    assert code == 1 and "no checkpoint to resume, all are damaged (last.pt, previous_1.pt)" in told
+    assert code == 1 and "no checkpoint to resume, none can be read here (last.pt, previous_1.pt)" in told
 
 
 def test_an_unknown_id_is_told_with_the_nearest_one(run):

@@ -16,6 +16,7 @@ from bundle.checkpoints.file import (
     CheckpointError,
     network_settings,
     read_checkpoint,
+    read_settings,
     write_checkpoint,
 )
 
@@ -72,12 +73,15 @@ def test_a_packed_part_is_refused_before_it_is_unpacked(checkpoint):
         read_checkpoint(packed)
 
 
-def test_a_checkpoint_of_format_1_which_had_no_checksum_is_still_read(tmp_path):
+@pytest.mark.parametrize("said", [{}, {"format_version": 1}, {"format_version": 3}], ids=str)
+def test_the_generator_of_0_1_0_is_refused_with_what_to_do(tmp_path, said):
     path = tmp_path / "old.pt"
-    content = {"format_version": 1, "model": nn.Linear(3, 4).state_dict(), "network": SETTINGS}
-    path.write_bytes(saved(content))
-    assert read_checkpoint(path)["network"] == SETTINGS
-    torch.testing.assert_close(read_checkpoint(path)["model"], dict(content["model"]), rtol=0, atol=0)
+    path.write_bytes(saved({"model": nn.Linear(3, 4).state_dict(), "network": SETTINGS, **said}))
+    for read in (read_checkpoint, read_settings):
+        with pytest.raises(
+            CheckpointError, match=r"old\.pt: holds the generator of version 0\.1\.0 .*use vers"
+        ):
+            read(path)
 
 
 class Touch:

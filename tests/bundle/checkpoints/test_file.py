@@ -130,7 +130,7 @@ def test_a_lightning_checkpoint_with_objects_in_it_is_never_run(tmp_path):
 def test_a_newer_format_asks_for_an_update(tmp_path):
     path = tmp_path / "newer.pt"
     path.write_bytes(saved({"format_version": FORMAT_VERSION + 1, "weights": {}}))
-    with pytest.raises(CheckpointError, match=r"newer\.pt: written in format 4, .* up to 3; update"):
+    with pytest.raises(CheckpointError, match=r"newer\.pt: written in format 5, .* up to 4; update"):
         read_checkpoint(path)
 
 
@@ -222,7 +222,9 @@ def nan_at_the_end():
 )
 def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, changed, message):
     path = tmp_path / "wrong.pt"
-    path.write_bytes(saved({"format_version": 3, "model": WEIGHTS, "network": SETTINGS} | changed))
+    path.write_bytes(
+        saved({"format_version": FORMAT_VERSION, "model": WEIGHTS, "network": SETTINGS} | changed)
+    )
 
     for read in (read_checkpoint, read_settings):
         if read is read_settings and ("finite" in message or "real" in message):

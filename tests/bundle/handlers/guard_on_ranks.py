@@ -24,7 +24,7 @@ from bundle.handlers.nonfinite import HealthGuard
 from bundle.handlers.updates import GeneratorUpdate
 from bundle.losses.objective import GeneratorObjective
 from bundle.networks.quantizer import EMACodebook
-from bundle.networks.vqgan import VQGAN, TrainingPass
+from bundle.networks.vqgan import VQGAN, Preset, TrainingPass
 
 RANKS, LENGTH, BAD_RANK, BAD_ITERATION = 2, 3, 1, 2
 
@@ -32,7 +32,7 @@ RANKS, LENGTH, BAD_RANK, BAD_ITERATION = 2, 3, 1, 2
 def train(rank: int, folder: Path) -> dict[str, object]:
     """Weights after each of three iterations on the same batches, but for one number on one rank."""
     torch.manual_seed(0)
-    network = VQGAN((4, 8), 1, EMACodebook(8, 8))
+    network = VQGAN(Preset((4, 8), 1, tail_channels=4), EMACodebook(8, 8))
     optimizer = build_optimizer(network, 1e-3)
     batches = [{"image": torch.rand(2, 1, 16, 16, 16) * 2 - 1} for _ in range(LENGTH)]
     if rank == BAD_RANK:

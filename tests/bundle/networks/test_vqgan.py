@@ -5,7 +5,7 @@ from bundle.networks.vqgan import TrainingPass, build_vqgan
 
 
 @pytest.mark.parametrize(
-    ("preset", "parameters"), [("default", 24_781_193), ("large", 51_006_473), ("lite", 1_882_473)]
+    ("preset", "parameters"), [("default", 24_198_985), ("large", 48_676_297), ("lite", 1_730_089)]
 )
 def test_presets_have_exactly_the_documented_parameters(preset, parameters):
     with torch.device("meta"):
