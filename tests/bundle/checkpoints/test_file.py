@@ -238,7 +238,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, changed, message):
 def test_whole_numbers_pass_as_ends_of_the_window(tmp_path):
     path = tmp_path / "model.pt"
     settings = SETTINGS | {"hu_min": -1000, "hu_max": 1000}
-    path.write_bytes(saved({"model": WEIGHTS, "network": settings}))
+    path.write_bytes(saved({"format_version": FORMAT_VERSION, "model": WEIGHTS, "network": settings}))
 
     assert read_checkpoint(path)["network"] == read_settings(path) == SETTINGS
 
@@ -258,7 +258,7 @@ def test_a_checkpoint_without_all_settings_names_the_missing_ones(tmp_path):
 def test_a_checkpoint_saved_on_a_gpu_is_read_where_there_is_none(tmp_path, monkeypatch):
     path = tmp_path / "gpu.pt"
     monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
-    path.write_bytes(saved({"model": WEIGHTS, "network": SETTINGS}))
+    path.write_bytes(saved({"format_version": FORMAT_VERSION, "model": WEIGHTS, "network": SETTINGS}))
     monkeypatch.undo()
     with zipfile.ZipFile(path) as archive:
         (pickled,) = [name for name in archive.namelist() if name.endswith("data.pkl")]
