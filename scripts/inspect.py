@@ -3,9 +3,12 @@
     python -m scripts.inspect DIR
     python -m scripts.inspect DIR --patch_size 128 --csv FILE
 
-One row per NIfTI file and per DICOM series; below the table, why a volume cannot be used. The exit code is 0
-if all can be used, 1 if not; series that are no CT volume by nature, such as localizers, count as neither.
-Volumes of any number of slices work as they are: nothing is resampled, cropped or filled up.
+DIR is a folder of NIfTI files and DICOM series, one of them, a datalist .json or a prepared store. There is
+one row per NIfTI file and per DICOM series. The notes below the table say why a volume cannot be used, or why
+its values are hardly HU ("doubtful"). "contrast" says whether filled vessels are visible in the chest, and
+whether the DICOM header names a contrast agent. The exit code is 0 if all can be used, 1 if not; series that
+are no CT volume by nature, such as localizers, count as neither. Volumes of any number of slices work as they
+are: nothing is resampled, cropped or padded.
 """
 
 from __future__ import annotations
@@ -21,15 +24,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bundle.data.cases.find import DatasetError, read_datalist
-from bundle.data.cases.split import dataset_root
+from bundle.data.cases.find import DatasetError, find_volumes
+from bundle.data.cases.split import dataset_root, existing_source
 from bundle.data.cases.summary import VolumeSummary, summarise_volume
 from bundle.data.dicom.screening import SKIPPED
-from bundle.data.dicom.series import find_one_series, series_in
 from bundle.data.dicom.volume import tilt_note
-from bundle.data.volumes.formats import is_series
-from bundle.data.volumes.nifti import SUFFIXES
-from bundle.run.files import walk_files
 from bundle.run.names import printable
 from bundle.run.record import report_error
 
@@ -51,9 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     root = Path(dataset_root(given.dir))
     print(table(summaries, root))
     verdicts = [_verdict(summary) for summary in summaries]
-    n_usable, n_skipped = verdicts.count("yes"), verdicts.count("skipped")
+    n_skipped, n_doubtful = verdicts.count("skipped"), verdicts.count("doubtful")
+    n_usable = verdicts.count("yes") + n_doubtful
     print(
         f"\n{n_usable} of {len(summaries) - n_skipped} volumes can be used as they are"
+        + (f"; {n_doubtful} of them doubtful, see the notes" if n_doubtful else "")
         + (f"; skipped, since no CT volumes by nature: {n_skipped}" if n_skipped else "")
     )
     if given.csv:
@@ -62,22 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def find_paths(source: Path) -> list[str]:
-    """NIfTI files and DICOM series, refused ones too, below a folder, of a datalist or of one file.
+    """Finds NIfTI files and DICOM series, refused ones too, below a folder, of a datalist or of one file.
 
     Raises:
         DatasetError: if there is none.
     """
-    if source.is_file() and source.name.lower().endswith(SUFFIXES):
-        return [str(source)]
-    if source.is_file() and source.suffix.lower() == ".json":
-        lists = read_datalist(source).values()
-        return sorted({found.case["image"] for volumes in lists for found in volumes})
-    if source.is_file() and is_series(source):
-        return [find_one_series(source).path]
-    paths = []
-    for parent, files in walk_files(source):
-        paths += [str(path) for path in files if path.name.lower().endswith(SUFFIXES)]
-        paths += [series.path for series in series_in(parent, files)]
+    paths = {found.case["image"] for found in find_volumes(existing_source(source))}
     if not paths:
         raise DatasetError(f"{source}: holds no NIfTI file and no DICOM series; give another folder")
     return sorted(paths)
@@ -101,7 +92,9 @@ def table(summaries: Iterable[VolumeSummary], root: Path) -> str:
     lines = [
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
-    notes = [f"  {_name(summary, root)}: {note}" for summary in summaries if (note := _note(summary))]
+    notes = [
+        f"  {_name(summary, root)}: {printable(note)}" for summary in summaries if (note := _note(summary))
+    ]
     return "\n".join([*lines, *(["", "notes:", *notes] if notes else [])])
 
 
@@ -125,8 +118,8 @@ def _row(summary: VolumeSummary, root: Path) -> tuple[str, ...]:
         summary.axes,
         "{:g} to {:g}".format(*summary.hu_range),
         f"{summary.padding_share:.1%}",
-        ("seen" if summary.is_contrast_seen else "not seen")
-        + (", tagged" if summary.has_contrast_tag else ""),
+        ("visible" if summary.is_contrast_seen else "not visible")
+        + (", in header" if summary.has_contrast_tag else ""),
         verdict,
     )
 
@@ -139,7 +132,7 @@ def _name(summary: VolumeSummary, root: Path) -> str:
 
 def _verdict(summary: VolumeSummary) -> str:
     if summary.is_usable:
-        return "yes"
+        return "doubtful" if summary.doubt else "yes"
     return "skipped" if summary.code in SKIPPED else "no"
 
 
@@ -147,15 +140,17 @@ def _note(summary: VolumeSummary) -> str:
     """Why it cannot be used, or what is odd about it."""
     if not summary.is_usable:
         return f"{summary.message.removeprefix(f'{summary.path}: ')} [{summary.code}]"
-    return tilt_note(summary.tilt_degrees)
+    return "; ".join(filter(None, [summary.doubt, tilt_note(summary.tilt_degrees)]))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m scripts.inspect", description=(__doc__ or "").split("\n")[0]
+        prog="python -m scripts.inspect",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("dir", type=Path, metavar="DIR", help="folder of NIfTI and DICOM, one file, or a datalist .json")
+    add("dir", type=Path, metavar="DIR", help="folder, one volume, datalist .json or prepared store")
     add("--patch_size", type=int, nargs="+", metavar="N", help="voxels per axis, one or three numbers")
     add("--csv", type=Path, metavar="FILE", help="write the table there too, with every figure in full")
     add("--num_workers", type=int, default=min(4, os.cpu_count() or 1), help="volumes to read at a time")

@@ -21,6 +21,8 @@ import torch
 from monai.bundle import ConfigParser
 
 from bundle.checkpoints.start import StartFrom, continues_run
+from bundle.data.store.store import PatchStore
+from bundle.data.volumes.values import Judgement
 from bundle.engines.preflight import Check, check_device
 from bundle.losses.perceptual import BackboneError, cached_backbone
 from bundle.run.command import (
@@ -106,6 +108,8 @@ def checks_of(parser: ConfigParser, overrides: dict[str, Any]) -> Iterator[Check
     if data.level == "error":
         yield data
         parser["cases"] = {"training": [], "validation": []}
+    else:
+        yield check_values(parser)
     yield from check_perceptual(parser)
     yield check_folder(parser)
     device = check_device_of(parser)
@@ -145,6 +149,23 @@ def check_settings(parser: ConfigParser) -> Iterator[Check]:
             parser.set(stand_ins[name], name)
     if check.level == "error" or not all_named:
         yield check
+
+
+def check_values(parser: ConfigParser) -> Check:
+    """Whether the volumes hold HU, as far as a few slices of each tell; masks are an error."""
+    judged: list[Judgement] = []
+
+    def judge() -> None:
+        cases = parser.get_parsed_content("cases")
+        store = PatchStore(parser.get_parsed_content("cache_dir"))
+        judged.append(store.judge([*cases["training"], *cases["validation"]]))
+
+    outcome = attempt("values", judge, "look like HU")
+    if not judged:
+        return outcome
+    masks, doubts = (list(dict.fromkeys(lines)) for lines in judged[0])
+    told = "\n  ".join([f"{len(masks)} masks, {len(doubts)} doubtful volumes", *masks, *doubts])
+    return Check("values", "error" if masks else "warning", told) if masks or doubts else outcome
 
 
 def check_perceptual(parser: ConfigParser) -> Iterator[Check]:

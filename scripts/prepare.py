@@ -27,24 +27,26 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from bundle.data.cases.find import find_volumes, read_datalist
+from bundle.data.cases.find import find_volumes
 from bundle.data.cases.patients import Case, patient_key
 from bundle.data.cases.prepared_list import Prepared, prepared_lists
-from bundle.data.cases.split import DatasetError
+from bundle.data.cases.split import DatasetError, existing_source
 from bundle.data.cases.summary import tilt_degrees
 from bundle.data.dicom.screening import smaller_than_a_patch
-from bundle.data.dicom.series import find_series
 from bundle.data.dicom.volume import tilt_note
 from bundle.data.store.export import export_volume
+from bundle.data.store.file import SUFFIX
 from bundle.data.store.store import PatchStore, StoreError
 from bundle.data.volumes.formats import VolumeError, read_header
 from bundle.run.atomic import complete_or_absent, remove_leftovers
+from bundle.run.names import printable
 from bundle.run.processes import StoppedError, run_tasks
 from bundle.run.record import report_error
 
 VOLUMES = "volumes"
 DATALIST = "datalist.json"
 REPORT = "prepare_report.csv"
+MAX_SHOWN = 10
 WINDOW_HU = (-1000.0, 1000.0)  # of the configs; others are counted when a run asks for them
 
 
@@ -55,10 +57,11 @@ class Line(NamedTuple):
         path: of the volume, below the data set where it lies there.
         patient: hash, 16 hexadecimal digits.
         status: prepared, refused or skipped (no CT volume by nature, such as a localizer).
-        code: reason for a machine, empty if prepared.
+        code: reason for a machine; of a prepared volume empty, or `doubtful`: look at it before training.
         message: reason for a person; of a prepared volume, what is odd about it.
         shape: X x Y x Z in voxels, empty if refused.
-        file: name in the store.
+        file: name in the store; pictures and results are called by its first part, such as `volume_0001`.
+        made: now, or earlier, by another run; empty if refused. Not in the file.
     """
 
     path: str
@@ -68,6 +71,7 @@ class Line(NamedTuple):
     message: str = ""
     shape: str = ""
     file: str = ""
+    made: str = ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,16 +94,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StoppedError as stopped:
         print(f"\nerror: {stopped}", file=sys.stderr)  # below the progress bar
         return 128 + stopped.number
-    counts = {
-        status: sum(line.status == status for line in lines) for status in ("prepared", "refused", "skipped")
-    }
+    prepared = [line for line in lines if line.status == "prepared"]
+    n_new = sum(line.made == "now" for line in prepared)
+    n_refused, n_skipped = (sum(line.status == status for line in lines) for status in ("refused", "skipped"))
     print(
-        ", ".join(f"{count} {status}" for status, count in counts.items()) + f"; see {given.output / REPORT}"
+        f"{n_new} prepared, {len(prepared) - n_new} already there, {n_refused} refused, {n_skipped} skipped; "
+        f"see {given.output / REPORT}"
     )
-    if not counts["prepared"]:
+    doubtful = [line for line in prepared if line.code]
+    if doubtful:
+        print(f"look at these before training, {len(doubtful)} in all:")
+    for line in doubtful[:MAX_SHOWN]:
+        print(f"  {printable(line.path)}: {line.message}")
+    if not prepared:
         return 2
     print(f"train with --dataset_dir {given.output}")
-    return int(counts["refused"] > 0)
+    return int(n_refused > 0)
 
 
 def prepare(dataset_dir: Path, output: Path, num_workers: int = 4, patch_size: int = 4) -> list[Line]:
@@ -130,10 +140,10 @@ def prepare(dataset_dir: Path, output: Path, num_workers: int = 4, patch_size: i
         remove_leftovers(folder)
     work = partial(_prepare_one, output / VOLUMES, dataset_dir, patch_size)
     lines.extend(tqdm(run_tasks(work, cases, num_workers), "prepare", len(cases), unit="volume"))
-    lines.sort()
+    lines = _numbered(PatchStore(output / VOLUMES), sorted(lines))
     _write(output / REPORT, _as_csv(lines))
     volumes = [
-        Prepared(f"{VOLUMES}/{line.file}", line.patient, names[line.patient], listed.get(line.path))
+        Prepared(f"{VOLUMES}/{line.file}", line.patient, names[line.patient], listed[line.path] or None)
         for line in lines
         if line.file
     ]
@@ -144,21 +154,23 @@ def prepare(dataset_dir: Path, output: Path, num_workers: int = 4, patch_size: i
 
 def _find(dataset_dir: Path) -> tuple[list[Case], dict[str, str], list[Line]]:
     """What is to be prepared, on which list it stands by its path, and lines for what is no CT by nature."""
-    if dataset_dir.suffix.lower() == ".json" and dataset_dir.is_file():
-        found, listed = {}, {}
-        for name, volumes in read_datalist(dataset_dir).items():
-            for volume in volumes:
-                found[volume.case["image"]] = volume.case
-                listed[_shown(Path(volume.case["image"]), dataset_dir)] = name
-        return list(found.values()), listed, []
-    lines = []
-    if dataset_dir.is_dir():
-        for series in find_series(dataset_dir):
-            if series.is_skipped and series.reason:
-                reason = series.reason
-                path = _shown(Path(series.path), dataset_dir)
-                lines.append(Line(path, series.patient, "skipped", reason.code, reason.message))
-    return [volume.case for volume in find_volumes(dataset_dir)], {}, lines
+    cases: dict[str, Case] = {}
+    listed, lines = {}, []
+    for found in find_volumes(existing_source(dataset_dir)):
+        image = found.case["image"]
+        path = _shown(Path(image), dataset_dir)
+        if Path(image).suffix == SUFFIX:
+            raise DatasetError(
+                f"{dataset_dir}: holds prepared volumes, such as {path}; train with --dataset_dir, or "
+                "prepare the data set that they were made from"
+            )
+        if found.is_skipped and found.refusal and dataset_dir.is_dir():
+            patient = found.case["patient"] and patient_key(found.case["patient"])
+            lines.append(Line(path, patient, "skipped", found.refusal.code, found.refusal.message))
+        else:
+            cases[image] = found.case
+            listed[path] = found.listed
+    return list(cases.values()), listed, lines
 
 
 def _prepare_one(folder: Path, dataset_dir: Path, patch_size: int, case: Case) -> Line:
@@ -169,12 +181,25 @@ def _prepare_one(folder: Path, dataset_dir: Path, patch_size: int, case: Case) -
         refusal = smaller_than_a_patch(Path(case["image"]), header.shape, [patch_size] * 3)
         if refusal:
             raise VolumeError(refusal.message, refusal.code)
-        (volume,) = PatchStore(folder).prepare([case], WINDOW_HU, show_progress=False)
+        store = PatchStore(folder)
+        is_new = not store.path_of(case["image"]).exists()
+        (volume,) = store.prepare([case], WINDOW_HU, show_progress=False)
         volume.outside_window(*WINDOW_HU)  # counted on the way, but a kill may have lost it
     except VolumeError as error:
         return Line(path, patient, "refused", error.code, str(error))
-    note = tilt_note(tilt_degrees(header.affine))
-    return Line(path, patient, "prepared", "", note, "x".join(map(str, volume.shape)), volume.path.name)
+    notes = "; ".join(filter(None, [volume.doubt, tilt_note(tilt_degrees(header.affine))]))
+    code, made = "doubtful" if volume.doubt else "", "now" if is_new else "earlier"
+    shape = "x".join(map(str, volume.shape))
+    return Line(path, patient, "prepared", code, notes, shape, volume.path.name, made)
+
+
+def _numbered(store: PatchStore, lines: Iterable[Line]) -> list[Line]:
+    """Lines whose files have been given numbers."""
+    lines = list(lines)
+    renamed = store.number_files(store.cache_dir / line.file for line in lines if line.file)
+    return [
+        line._replace(file=renamed[store.cache_dir / line.file].name) if line.file else line for line in lines
+    ]
 
 
 def _shown(path: Path, dataset_dir: Path) -> str:
@@ -185,8 +210,9 @@ def _shown(path: Path, dataset_dir: Path) -> str:
 def _as_csv(lines: Iterable[Line]) -> str:
     text = io.StringIO()
     table = csv.writer(text)  # lines end as RFC 4180 says, so that names with line breaks are quoted
-    table.writerow(Line._fields)
-    table.writerows(lines)
+    # all but `made`: after a kill the report is what it would have been without
+    table.writerow(Line._fields[:-1])
+    table.writerows(line[:-1] for line in lines)
     return text.getvalue()
 
 

@@ -1,5 +1,6 @@
 """Names that outputs get from their inputs, files and DICOM folders alike."""
 
+import re
 from pathlib import Path
 
 from monai.config import PathLike
@@ -7,6 +8,8 @@ from monai.config import PathLike
 # Of names that are no UTF-8, which Python holds as lone surrogates: hashed as they are, never an error.
 ANY_NAME = "surrogatepass"
 ENDINGS = (".nii.gz", ".nii", ".dcm", ".dicom", ".ima")
+# What follows the number of a volume in a prepared store.
+STORED = re.compile(r"-[0-9a-f]{32}\.ctpa$")
 
 
 def printable(text: str) -> str:
@@ -18,7 +21,7 @@ def printable(text: str) -> str:
 
 def volume_name(image: PathLike) -> str:
     """Last part of a volume's path without its suffix; folders keep theirs, since UIDs are full of dots."""
-    name = Path(image).name
+    name = STORED.sub("", Path(image).name)
     return next((name[: -len(end)] for end in ENDINGS if name.lower().endswith(end)), name)
 
 

@@ -34,9 +34,9 @@ def test_the_table_has_a_row_for_every_volume_and_says_what_is_refused(dataset, 
     lines = [re.sub(" {2,}", " | ", line) for line in out.splitlines()]
     assert code == 1
     assert lines[1].startswith("p1/ct | 10 x 6 x 8 | 0.700 x 0.800 x 1.500 | LPS | -997 to 96 |")
-    assert lines[1].endswith("| 0.0% | not seen, tagged | yes")
+    assert lines[1].endswith("| 0.0% | not visible, in header | yes")
     assert lines[2] == "p2/ct | - | - | - | - | - | - | no"
-    assert lines[3].startswith("p3/ct.nii.gz | 10 x 6 x 8 | ") and "| 25.0% | not seen | yes" in lines[3]
+    assert lines[3].startswith("p3/ct.nii.gz | 10 x 6 x 8 | ") and "| 25.0% | not visible | yes" in lines[3]
     assert re.search(r"^ \| p2/ct: .* is not in HU .* \[non_hu\]$", lines[6])
     assert lines[-1] == "2 of 3 volumes can be used as they are"
     assert not any(secret in out for secret in ("DOE", "MRN"))
@@ -89,7 +89,7 @@ def test_a_name_of_any_bytes_stays_on_its_line_and_in_its_cell(tmp_path, capsys)
     names = [b"two\nlines", b"r\r", b'"quoted", and spaced', b"\xff\xfe", "häuser".encode(), b"x" * 240]
     for name in names:
         path = os.path.join(os.fsencode(tmp_path), name + b".nii")
-        nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)), os.fsdecode(path))
+        nib.save(nib.Nifti1Image(HU[:4, :4, :4], np.eye(4)), os.fsdecode(path))
 
     code = main([str(tmp_path), "--csv", str(tmp_path / "out.csv")])
 

@@ -9,6 +9,8 @@ from bundle.data.cases.patients import patient_hash
 from bundle.data.cases.split import DatasetError, inference_cases, split_cases
 from bundle.data.patches.dataset import PatchDataset
 from bundle.data.volumes.reading import read_volume
+from bundle.run.names import output_name
+from scripts.inspect import main as inspect
 from scripts.prepare import main, prepare
 
 
@@ -145,3 +147,64 @@ def test_the_lists_of_a_datalist_are_kept(add_patient, tmp_path):
 
     kept = {side: [item["patient"] for item in items] for side, items in lists_of(tmp_path / "store").items()}
     assert kept == {side: [patient_hash(paths[0][0])] for side, paths in lists.items()}
+
+
+def test_a_second_run_says_that_nothing_was_to_be_done(add_patient, tmp_path, capsys):
+    for name in ("p", "q"):
+        add_patient(name)
+    arguments = [str(tmp_path / "DIR"), "--output", str(tmp_path / "STORE"), "--num_workers", "0"]
+
+    told = [(main(arguments), capsys.readouterr().out.splitlines()[0].split("; see")[0]) for _ in range(2)]
+
+    assert told == [
+        (0, "2 prepared, 0 already there, 0 refused, 0 skipped"),
+        (0, "0 prepared, 2 already there, 0 refused, 0 skipped"),
+    ]
+
+
+def test_volumes_of_a_store_have_short_names_that_stay(add_patient, tmp_path):
+    for name in ("p", "q"):
+        add_patient(name)
+    first = prepare(tmp_path / "DIR", tmp_path / "STORE", 0)
+    add_patient("a")
+
+    second = {line.path: line.file for line in prepare(tmp_path / "DIR", tmp_path / "STORE", 0)}
+
+    names = [output_name(case["image"], tmp_path).name for case in inference_cases(tmp_path / "STORE")]
+    assert sorted(names) == ["volume_0001", "volume_0002", "volume_0003"]
+    assert {line.path: line.file for line in first}.items() <= second.items()
+    assert second["a/ct.nii.gz"].startswith("volume_0003-")
+    assert len(list((tmp_path / "STORE" / "volumes").iterdir())) == 2 * 3  # with their counts beside them
+
+
+def test_a_store_of_an_earlier_version_gets_short_names_and_is_not_packed_again(add_patient, tmp_path):
+    add_patient("p")
+    prepare(tmp_path / "DIR", tmp_path / "STORE", 0)
+    (numbered,) = (tmp_path / "STORE" / "volumes").glob("*.ctpa")
+    for path in (numbered, numbered.with_suffix(".json")):
+        path.rename(path.with_name(path.name.removeprefix("volume_0001-")))
+
+    (line,) = prepare(tmp_path / "DIR", tmp_path / "STORE", 0)
+
+    assert (line.file, line.made) == (numbered.name, "earlier")
+
+
+def test_a_store_is_inspected_and_not_prepared_again(add_patient, tmp_path, capsys):
+    add_patient("p")
+    prepare(tmp_path / "DIR", tmp_path / "STORE", 0)
+
+    assert inspect([str(tmp_path / "STORE")]) == 0
+
+    assert "volumes/volume_0001-" in capsys.readouterr().out
+    with pytest.raises(DatasetError, match="STORE: holds prepared volumes, such as .* train with --data"):
+        prepare(tmp_path / "STORE", tmp_path / "OTHER", 0)
+
+
+def test_odd_volumes_are_shown_at_the_end(add_patient, tmp_path, capsys):
+    add_patient("p")
+    add_patient("odd", np.random.default_rng(0).integers(0, 3000, (24, 20, 32)).astype(np.int16))
+
+    assert main([str(tmp_path / "DIR"), "--output", str(tmp_path / "STORE"), "--num_workers", "0"]) == 0
+
+    out = capsys.readouterr().out
+    assert "look at these before training, 1 in all:\n  odd/ct.nii.gz: its lowest value is 0, as if" in out

@@ -1,27 +1,31 @@
 """Finds the volumes of a folder, a file or a datalist: NIfTI and DICOM, alone or mixed.
 
-Patient = the hashed PatientID of a DICOM series; else the first folder below the data set, or of a loose file
-its name.
+Patient = the hashed PatientID of a DICOM series; else the folder at the first level where volumes differ, or
+of a loose file its name.
 """
 
 import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bundle.data.cases.patients import Case
+from bundle.data.cases.patients import CHANNEL, IMAGE_FOLDERS, Case, patients_by_folder
+from bundle.data.dicom.screening import SKIPPED, Refusal
 from bundle.data.dicom.series import Series, find_one_series, series_in
 from bundle.data.store.file import StoreError
 from bundle.data.volumes.formats import is_series, read_header
 from bundle.data.volumes.nifti import SUFFIXES, VolumeError
-from bundle.run.files import open_regular, walk_files
-from bundle.run.names import volume_name
+from bundle.run.files import files_in, open_regular, walk_files
+from bundle.run.names import printable
 
 logger = logging.getLogger(__name__)
 
+LABEL_FOLDERS = ("labelsTr", "labelsTs")
+MAX_NAMED = 5
 LISTS = ("training", "validation", "testing", "test")
 RESULT = re.compile(r"_recon(\.nii(\.gz)?)?$", re.IGNORECASE)  # or a folder of a derived DICOM series
 
@@ -31,62 +35,97 @@ class DatasetError(ValueError):
 
 
 class Found(NamedTuple):
-    """A volume that was found.
+    """A volume, or a series that is none, that was found.
 
     Attributes:
-        case: `{"image": path, "patient": name}`.
+        case: `{"image": path, "patient": name}`; the name is empty until all volumes are known.
         is_dicom: whether its headers were read while it was found.
-        dicom_fault: what is wrong with them.
+        refusal: what is wrong with them.
         series: hash of the SeriesInstanceUID.
+        listed: name of the list that it stands on; empty if the split decides.
     """
 
     case: Case
     is_dicom: bool = False
-    dicom_fault: str | None = None
+    refusal: Refusal | None = None
     series: str = ""
+    listed: str = ""
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether it is no CT volume by nature, such as a localizer, rather than a damaged one."""
+        return self.refusal is not None and self.refusal.code in SKIPPED
 
     def fault(self) -> str | None:
-        """What makes it unusable, by its header; None if nothing."""
+        """Says what makes it unusable, by its header; None if nothing does."""
         if not self.is_dicom:
             try:
                 read_header(self.case["image"])
             except (VolumeError, StoreError) as error:
                 return str(error)
-        return self.dicom_fault
+        return self.refusal.message if self.refusal else None
 
 
 def find_volumes(source: Path) -> list[Found]:
-    """Finds the volumes of a folder, sorted, or the one that a file stands for.
+    """Finds the volumes of a data set, and the series in it that are no CT volume by nature.
 
-    Series that are no CT volume by nature are left out with a warning each.
+    Args:
+        source: a folder, a volume, or a datalist.
+
+    Returns:
+        sorted; of a datalist in its own order. `listed` is set by a datalist, and for imagesTs beside
+        imagesTr.
 
     Raises:
-        DatasetError: if a file is no volume.
+        DatasetError: if a file is neither a volume nor a datalist.
     """
+    if is_datalist(source):
+        lists = read_datalist(source)
+        return [found for name in LISTS for found in lists.get(name, [])]
     if source.is_dir():
-        volumes = list(_volumes_below(source))
-        _join_patients(source, volumes)
+        volumes = sorted(_volumes_below(source), key=lambda found: Path(found.case["image"]))
+        volumes = _set_test_images_apart(source, volumes)
+        _name_patients(source, volumes)
         _warn_of_parts(volumes)
         _warn_of_results([found.case["image"] for found in volumes])
-        return sorted(volumes, key=lambda found: Path(found.case["image"]))
+        return volumes
     if os.path.isfile(source) and source.name.lower().endswith(SUFFIXES):
-        return [Found(_case(source.parent, source))]
-    if is_series(source):
-        return [_listed_series(source.parent, source)]
-    raise DatasetError(
-        f"{source}: must be a folder, a .nii or .nii.gz file, a DICOM file, or a datalist .json"
-    )
+        volumes = [Found(_case(source))]
+    elif is_series(source):
+        volumes = [_listed_series(source)]
+    else:
+        raise DatasetError(
+            f"{source}: must be a folder, a .nii or .nii.gz file, a DICOM file, or a datalist .json"
+        )
+    _name_patients(source.parent, volumes)
+    return volumes
+
+
+def is_datalist(source: Path) -> bool:
+    """Whether a path is a file that is called .json."""
+    return source.suffix.lower() == ".json" and source.is_file()
 
 
 def read_datalist(source: Path) -> dict[str, list[Found]]:
-    """The volumes of a Decathlon-style datalist, by list.
+    """Reads the volumes of a Decathlon-style datalist, by list.
 
     Raises:
         DatasetError: if it is malformed, or leaves its folder by a relative path.
     """
     lists = _items(source)
-    root = _root_of(source, lists)
-    return {name: [_listed(source, root, item) for item in items] for name, items in lists.items()}
+    found = {name: [_listed(source, name, item) for item in items] for name, items in lists.items()}
+    given = [_given_patient(item) for items in lists.values() for item in items]
+    volumes = [volume for volumes in found.values() for volume in volumes]
+    unnamed = [volume for volume, patient in zip(volumes, given, strict=True) if not patient]
+    _name_patients(_root_of(source, lists), unnamed)
+    for volume, patient in zip(volumes, given, strict=True):
+        volume.case["patient"] = patient or volume.case["patient"]
+    return found
+
+
+def _given_patient(item: Any) -> str:
+    patient = item.get("patient") if isinstance(item, dict) else None
+    return patient if isinstance(patient, str) else ""
 
 
 def datalist_root(source: Path) -> Path:
@@ -116,40 +155,93 @@ def _items(source: Path) -> dict[str, list[Any]]:
 
 
 def _volumes_below(folder: Path) -> Iterator[Found]:
+    masks: dict[str, int] = {}
     for parent, paths in walk_files(folder):
-        yield from (Found(_case(folder, path)) for path in paths if path.name.lower().endswith(SUFFIXES))
-        for series in series_in(parent, paths):
-            if series.is_skipped and series.reason:
-                logger.warning("%s; it is skipped", series.reason.message)
-            else:
-                yield _found_series(folder, series)
+        files = [path for path in paths if path.name.lower().endswith(SUFFIXES)]
+        if parent != folder and _holds_masks(parent):
+            masks[parent.name] = masks.get(parent.name, 0) + len(files)
+            continue
+        yield from (Found(_case(path)) for path in files)
+        yield from (_found_series(series) for series in series_in(parent, paths))
+    for name, count in masks.items():
+        logger.warning(
+            "%s: %d files in folders called %s are masks of the scans beside them and are left out",
+            *(folder, count, name),
+        )
 
 
-def _found_series(root: Path, series: Series) -> Found:
-    case = _case(root, Path(series.path))
-    case["patient"] = series.patient or case["patient"]
-    return Found(case, True, series.reason.message if series.reason else None, series.uid_hash)
+def _holds_masks(folder: Path) -> bool:
+    """Whether a folder holds the labels of its neighbours: nnU-Net's and TotalSegmentator's layouts."""
+    if folder.name in LABEL_FOLDERS:
+        return any((folder.parent / name).is_dir() for name in IMAGE_FOLDERS)
+    return folder.name == "segmentations" and any(
+        path.name.lower().endswith(SUFFIXES) for path in files_in(folder.parent)
+    )
 
 
-def _join_patients(root: Path, volumes: Sequence[Found]) -> None:
-    """Gives NIfTI files the hash of the one DICOM patient in the same patient's folder."""
+def _set_test_images_apart(root: Path, volumes: Sequence[Found]) -> list[Found]:
+    """Puts files in imagesTs on the list of the test images if imagesTr lies beside it."""
+    folders = [Path(found.case["image"]).parent for found in volumes]
+    is_test = [
+        folder.name == "imagesTs" and folder != root and (folder.parent / "imagesTr").is_dir()
+        for folder in folders
+    ]
+    if any(is_test):
+        logger.warning(
+            "%s: the %d volumes in imagesTs are kept for testing; neither training nor validation uses them",
+            *(root, sum(is_test)),
+        )
+    return [
+        found._replace(listed="testing") if apart else found
+        for found, apart in zip(volumes, is_test, strict=True)
+    ]
+
+
+def _found_series(series: Series) -> Found:
+    return Found({"image": series.path, "patient": series.patient}, True, series.reason, series.uid_hash)
+
+
+def _name_patients(root: Path, volumes: Sequence[Found]) -> None:
+    """Sets the patient of each volume: the hash of its PatientID, else the name of its folder.
+
+    NIfTI files get the hash of the one DICOM patient whose series lie in the same patient's folder.
+    """
+    volumes = [found for found in volumes if not found.is_skipped]
+    names = patients_by_folder(root, [Path(found.case["image"]) for found in volumes])
     hashes: dict[str, set[str]] = {}
-    for found in volumes:
+    examples: dict[str, str] = {}
+    for found, name in zip(volumes, names, strict=True):
         if found.is_dicom:
-            hashes.setdefault(_case(root, Path(found.case["image"]))["patient"], set()).add(
-                found.case["patient"]
-            )
-    for found in volumes:
-        known = hashes.get(found.case["patient"], set())
-        if not found.is_dicom and len(known) == 1 and Path(found.case["image"]).parent != root:
-            found.case["patient"] = next(iter(known))
+            hashes.setdefault(name, set()).add(found.case["patient"] or name)
+            examples.setdefault(name, os.path.relpath(found.case["image"], root))
+    _warn_of_one_id(root, hashes, examples)
+    for found, name in zip(volumes, names, strict=True):
+        known = hashes.get(name, set())
+        is_joined = not found.is_dicom and len(known) == 1 and Path(found.case["image"]).parent != root
+        found.case["patient"] = next(iter(known)) if is_joined else found.case["patient"] or name
+
+
+def _warn_of_one_id(root: Path, hashes: Mapping[str, set[str]], examples: Mapping[str, str]) -> None:
+    """Says so if most folders carry one PatientID, as where an anonymiser wrote the same into all files."""
+    counts = Counter(patient for found in hashes.values() for patient in found)
+    patient, n_folders = counts.most_common(1)[0] if counts else ("", 0)
+    if n_folders < 2 or 2 * n_folders <= len(hashes):
+        return
+    folders = [name for name, found in hashes.items() if patient in found]
+    item = json.dumps({"image": printable(examples[folders[0]]), "patient": printable(folders[0])})
+    logger.warning(
+        "%s: %d folders (%s) carry the same PatientID and are taken for one patient; if an anonymiser gave "
+        'all patients that ID, list the volumes with a "patient" each in a datalist .json beside them: '
+        '{"training": [%s, ...]}',
+        *(root, n_folders, ", ".join(map(printable, folders[:MAX_NAMED])), item),
+    )
 
 
 def _warn_of_parts(volumes: Sequence[Found]) -> None:
     """Some archives cut a series into folders of so many files."""
     places: dict[str, list[str]] = {}
     for found in volumes:
-        if found.is_dicom:
+        if found.is_dicom and not found.is_skipped:
             places.setdefault(found.series, []).append(found.case["image"])
     for images in places.values():
         if len(images) > 1:
@@ -193,25 +285,32 @@ def _shortened(item: Any) -> str:
         return "lists in lists"
 
 
-def _listed(source: Path, root: Path, item: Any) -> Found:
-    path = _listed_path(source, item)
+def _listed(source: Path, name: str, item: Any) -> Found:
+    path = _with_channel(_listed_path(source, item))
     try:
-        found = _listed_series(root, path) if is_series(path) else Found(_case(root, path))
+        found = _listed_series(path) if is_series(path) else Found(_case(path))
     except OSError as error:
         raise DatasetError(f"{source}: names what cannot be looked at ({error}); correct it") from error
-    if isinstance(item, dict) and isinstance(item.get("patient"), str):
-        found.case["patient"] = item["patient"]
+    return found._replace(listed=name)
+
+
+def _with_channel(path: Path) -> Path:
+    """The file that is meant: lists of nnU-Net leave out the channel that its file names carry."""
+    for suffix in SUFFIXES:
+        if path.name.endswith(suffix) and path.parent.name in IMAGE_FOLDERS and not os.path.exists(path):
+            channel = path.with_name(f"{path.name.removesuffix(suffix)}{CHANNEL}{suffix}")
+            return channel if os.path.isfile(channel) else path
+    return path
+
+
+def _listed_series(path: Path) -> Found:
+    """A series that somebody named: whatever is wrong with it is a fault."""
+    try:
+        found = _found_series(find_one_series(path))
+    except VolumeError as error:
+        return Found(_case(path), True, Refusal(error.code, str(error)))
     return found
 
 
-def _listed_series(root: Path, path: Path) -> Found:
-    """A series that somebody named: whatever is wrong with it is a fault."""
-    try:
-        return _found_series(root, find_one_series(path))
-    except VolumeError as error:
-        return Found(_case(root, path), True, str(error))
-
-
-def _case(root: Path, path: Path) -> Case:
-    parts = path.absolute().relative_to(root.absolute()).parts
-    return {"image": str(path), "patient": parts[0] if len(parts) > 1 else volume_name(path)}
+def _case(path: Path) -> Case:
+    return {"image": str(path), "patient": ""}

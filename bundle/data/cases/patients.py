@@ -1,4 +1,4 @@
-"""Which patients are kept, and which of them validate: by salted hashes of their names alone.
+"""Names patients by folders, keeps some of them, and chooses those that validate by salted hashes of names.
 
 So volumes that come later move nobody from training to validation.
 """
@@ -8,8 +8,9 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from bundle.run.names import ANY_NAME, printable
+from bundle.run.names import ANY_NAME, printable, volume_name
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +27,52 @@ DEFAULT_SALT = "ctpa_vqgan/patient"
 # again.
 IS_HASH = re.compile("(?=.*[a-f])[0-9a-f]{16}")
 SHOWN = 5  # patients that a message names
+# Folders of the Medical Segmentation Decathlon and of nnU-Net that hold one file, or channel, per patient.
+IMAGE_FOLDERS = ("imagesTr", "imagesTs")
+CHANNEL = "_0000"
 
 Case = dict[str, str]
 
 
 class SharedPatientsError(ValueError):
     """A split whose validation would say nothing about other patients; the message names them."""
+
+
+def patients_by_folder(root: Path, images: Sequence[Path]) -> list[str]:
+    """Names the patient of each volume: the folder at the first level where the volumes differ.
+
+    A file in imagesTr or imagesTs is a patient of its own, and so is a file in `root` itself. Volumes that
+    all lie in one folder are one patient's.
+
+    Args:
+        root: folder of the data set.
+        images: files, or folders of DICOM series, below it.
+
+    Returns:
+        one name per volume.
+    """
+    folders = [_folders_of(root, image) for image in images]
+    shared = os.path.commonprefix(folders)
+    if len(set(folders)) == 1:
+        shared = ()
+    names = []
+    for image, parts in zip(images, folders, strict=True):
+        if not parts or parts[-1] in IMAGE_FOLDERS:
+            names.append(volume_name(image).removesuffix(CHANNEL))
+        else:
+            names.append(parts[min(len(shared), len(parts) - 1)])
+    if shared and shared[-1] not in IMAGE_FOLDERS and len(set(names)) > 1:
+        logger.warning(
+            "%s: all %d volumes lie in %s, so the folders inside it are taken for the patients (%d); if they "
+            'are not, give each volume a "patient" in a datalist .json',
+            *(root, len(images), "/".join(shared), len(set(names))),
+        )
+    return names
+
+
+def _folders_of(root: Path, image: Path) -> tuple[str, ...]:
+    parts = image.absolute().relative_to(root.absolute()).parts
+    return parts if os.path.isdir(image) else parts[:-1]
 
 
 def keep_patients(cases: Sequence[Case], max_patients: int | None) -> list[Case]:

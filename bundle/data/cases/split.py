@@ -1,5 +1,6 @@
 """Lists the volumes of a data set and splits them by patient; reads headers only and writes nothing."""
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -7,17 +8,20 @@ from typing import Any
 
 from monai.config import PathLike
 
-from bundle.data.cases.find import LISTS, DatasetError, Found, datalist_root, find_volumes, read_datalist
+from bundle.data.cases.find import DatasetError, Found, datalist_root, find_volumes, is_datalist
 from bundle.data.cases.patients import Case, check_independence, keep_patients, validation_patients
 from bundle.data.latents.file import SUFFIX as CODES_SUFFIX
 from bundle.data.latents.file import LatentFileError, read_record
 from bundle.run.names import output_name
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "Case",
     "DatasetError",
     "dataset_root",
     "encoded_cases",
+    "existing_source",
     "find_cases",
     "inference_cases",
     "split_cases",
@@ -41,7 +45,7 @@ def find_cases(dataset_dir: PathLike) -> list[Case]:
     Raises:
         DatasetError: if it is missing or empty, or if a datalist is malformed or points outside its folder.
     """
-    return [found.case for found in _find(_existing(dataset_dir))]
+    return [found.case for found in _find(existing_source(dataset_dir))]
 
 
 def split_cases(
@@ -66,13 +70,13 @@ def split_cases(
     """
     if max_patients is not None and max_patients < 1:
         raise DatasetError(f"`max_patients` must be at least 1, got {max_patients}; leave it out to use all")
-    source = _existing(dataset_dir)
-    lists = read_datalist(source) if _is_datalist(source) else {}
-    volumes = lists.get("training", []) if lists else _find(source)
+    source = existing_source(dataset_dir)
+    everything = _find(source)
+    volumes = [found for found in everything if found.listed in ("training", "")]
     cases = keep_patients([found.case for found in volumes], max_patients)
     if not cases:
         raise DatasetError(f"{source}: its list `training` is empty; name at least one volume there")
-    own_validation = lists.get("validation", [])
+    own_validation = [found for found in everything if found.listed == "validation"]
     if own_validation:
         split = {"training": cases, "validation": [found.case for found in own_validation]}
     else:
@@ -100,7 +104,7 @@ def inference_cases(dataset_dir: PathLike) -> list[Case]:
         DatasetError: see `find_cases`; if volumes are unusable, naming each; or if two would get the same
             output name.
     """
-    source = _existing(dataset_dir)
+    source = existing_source(dataset_dir)
     volumes = _find(source)
     _check_headers(source, volumes)
     root = dataset_root(source)
@@ -127,6 +131,8 @@ def encoded_cases(dataset_dir: PathLike, settings: Mapping[str, Any]) -> list[di
         DatasetError: if there are none, or naming every unusable one.
     """
     source = Path(dataset_dir).expanduser()
+    if not os.path.exists(source):
+        raise DatasetError(f"{source}: no such file or folder; check `dataset_dir`")
     # hidden ones are unfinished, of an encoding that was killed
     found = (path for path in source.rglob(f"*{CODES_SUFFIX}") if not path.name.startswith("."))
     files = [source] if source.is_file() else sorted(found)
@@ -152,14 +158,19 @@ def _fault_of_codes(path: Path, settings: Mapping[str, Any]) -> str | None:
 
 
 def dataset_root(dataset_dir: PathLike) -> str:
-    """The folder that the volumes lie below: `dataset_dir` itself, or that of the file or list it names."""
+    """Returns the folder that the volumes lie below: `dataset_dir`, or that of the file or list it names."""
     source = Path(dataset_dir)
-    if _is_datalist(source):
+    if is_datalist(source):
         return str(datalist_root(source))
     return str(source if source.is_dir() else source.parent)
 
 
-def _existing(dataset_dir: PathLike) -> Path:
+def existing_source(dataset_dir: PathLike) -> Path:
+    """Returns the path of a data set: of a prepared store that of its datalist.
+
+    Raises:
+        DatasetError: if it is not given, or missing.
+    """
     if not str(dataset_dir or ""):
         raise DatasetError(
             "`dataset_dir` must be given; name a folder, a NIfTI file, a DICOM file or a datalist .json"
@@ -171,16 +182,15 @@ def _existing(dataset_dir: PathLike) -> Path:
     return source / "datalist.json" if is_store else source
 
 
-def _is_datalist(source: Path) -> bool:
-    return source.suffix.lower() == ".json" and source.is_file()
-
-
 def _find(source: Path) -> list[Found]:
-    if _is_datalist(source):
-        lists = read_datalist(source)
-        volumes = [found for name in LISTS for found in lists.get(name, [])]
-    else:
-        volumes = find_volumes(source)
+    volumes = []
+    for found in find_volumes(source):
+        if found.is_skipped and found.refusal and source.is_dir():
+            logger.warning("%s; it is skipped", found.refusal.message)
+        else:
+            volumes.append(found)
+    if not volumes and is_datalist(source):
+        raise DatasetError(f"{source}: its list `training` is empty; name at least one volume there")
     if not volumes:
         raise DatasetError(
             f"{source}: holds no .nii or .nii.gz volume and no DICOM CT; give another `dataset_dir`"

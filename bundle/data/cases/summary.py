@@ -8,13 +8,14 @@ import nibabel as nib
 import numpy as np
 from monai.config import PathLike
 
-from bundle.data.dicom.screening import smaller_than_a_patch
+from bundle.data.dicom.screening import Refusal, smaller_than_a_patch
 from bundle.data.dicom.series import find_one_series
 from bundle.data.patches.body import STEP, find_body
 from bundle.data.patches.vessels import Vessels, find_vessels
 from bundle.data.volumes.formats import is_series
 from bundle.data.volumes.nifti import VolumeError
 from bundle.data.volumes.reading import Volume, read_volume
+from bundle.data.volumes.values import Values
 
 PADDING_HU = -1024
 
@@ -37,6 +38,7 @@ class VolumeSummary:
         is_contrast_seen: whether filled vessels were found, as for `vessel_ratio`.
         has_contrast_tag: whether the DICOM header names a contrast agent.
         tilt_degrees: angle between the axes' third and the normal of the other two, as a gantry's.
+        doubt: why its values are hardly HU, in words; empty if they may be.
     """
 
     path: str
@@ -52,6 +54,7 @@ class VolumeSummary:
     is_contrast_seen: bool = False
     has_contrast_tag: bool = False
     tilt_degrees: float = 0.0
+    doubt: str = ""
 
 
 def summarise_volume(path: PathLike, patch_size: Sequence[int] | None = None) -> VolumeSummary:
@@ -67,7 +70,12 @@ def summarise_volume(path: PathLike, patch_size: Sequence[int] | None = None) ->
     except VolumeError as error:
         return VolumeSummary(str(path), False, error.code, str(error))
     voxels = volume.voxels
+    values = Values()
+    for slab in np.moveaxis(voxels, -1, 0):
+        values.add(slab)
     refusal = smaller_than_a_patch(Path(path), voxels.shape, patch_size) if patch_size else None
+    if values.is_mask:
+        refusal = Refusal("mask", values.refusal(path))
     vessels = _vessels(volume)
     return VolumeSummary(
         path=str(path),
@@ -77,12 +85,13 @@ def summarise_volume(path: PathLike, patch_size: Sequence[int] | None = None) ->
         shape=voxels.shape,
         spacing_mm=tuple(np.linalg.norm(volume.affine[:3, :3], axis=0).tolist()),
         axes="".join(nib.aff2axcodes(volume.affine)),
-        hu_range=(float(voxels.min()), float(voxels.max())),
+        hu_range=(values.minimum, values.maximum),
         padding_share=_share(voxels, -np.inf, np.nextafter(np.float32(PADDING_HU), np.float32(-np.inf))),
         contrast_share=vessels.lumen_share,
         is_contrast_seen=bool(vessels.is_filled.any()),
         has_contrast_tag=has_tag,
         tilt_degrees=tilt_degrees(volume.affine),
+        doubt="" if values.is_mask else values.doubt,
     )
 
 

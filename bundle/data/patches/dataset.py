@@ -19,8 +19,6 @@ from bundle.data.store.store import PatchStore, StoredVolume
 
 logger = logging.getLogger(__name__)
 
-NO_AIR_ABOVE_HU = -300
-
 Transform = Callable[[dict[str, Any]], Any]
 
 
@@ -71,12 +69,8 @@ class StoredDataset(Dataset):
             raise ValueError("`data` must hold at least one volume, got none; check `dataset_dir`")
         self._volumes = self.store.prepare(self.data, window=(self.hu_min, self.hu_max))
         for volume in self._volumes:
-            if volume.minimum > NO_AIR_ABOVE_HU:
-                logger.warning(
-                    "%s: its lowest value is %d, but a CT of the chest holds air near -1000 HU; leave it out "
-                    "if it is a mask or not in HU",
-                    *(volume.case["image"], volume.minimum),
-                )
+            if volume.doubt:
+                logger.warning("%s: %s", volume.case["image"], volume.doubt)
         counts = np.array([volume.outside_window(self.hu_min, self.hu_max) for volume in self._volumes])
         n_voxels = sum(math.prod(volume.shape) for volume in self._volumes)
         n_below, n_above = counts.sum(axis=0).tolist()

@@ -18,6 +18,7 @@ from bundle.data.volumes.fingerprint import voxel_fingerprint
 from bundle.data.volumes.formats import VolumeHeader, is_series, read_header
 from bundle.data.volumes.header_text import header_as_text
 from bundle.data.volumes.reading import Volume, read_volume
+from bundle.data.volumes.values import Values
 from bundle.run.atomic import complete_or_absent
 from bundle.run.names import ANY_NAME
 
@@ -48,7 +49,7 @@ def pack_volume(path: Path, image: PathLike, hu_min: float, hu_max: float) -> Pa
         hu_max: upper end.
 
     Raises:
-        VolumeError: see `bundle.data.volumes.reading.read_volume`.
+        VolumeError: see `bundle.data.volumes.reading.read_volume`; if it is a mask.
     """
     header = read_header(image)
     orientation = nib.io_orientation(header.affine)
@@ -56,11 +57,12 @@ def pack_volume(path: Path, image: PathLike, hu_min: float, hu_max: float) -> Pa
     shape = tuple(header.shape[axis] for axis in np.argsort(orientation[:, 0]))
     samples = np.empty([-(-length // STEP) for length in shape], np.int16)
     minimum, maximum, n_below, n_above = INT16.max, INT16.min, 0, 0
+    values = Values()
     # Written and not mapped: on a full disk a write raises, a map kills the process.
     with complete_or_absent(path) as unfinished, unfinished.open("xb") as file:
         writer = Writer(file, shape)
         whole = np.empty((0, 0, 0), np.int16)
-        for number, slab, whole in _slabs(image, header, orientation):  # noqa: B007
+        for number, slab, whole in _slabs(image, header, orientation, values):  # noqa: B007
             writer.write_slab(number, slab)
             samples[..., number * CUBE // STEP :][..., : -(-slab.shape[2] // STEP)] = slab[
                 ::STEP, ::STEP, ::STEP
@@ -69,7 +71,9 @@ def pack_volume(path: Path, image: PathLike, hu_min: float, hu_max: float) -> Pa
             minimum, maximum = min(minimum, int(voxels.min())), max(maximum, int(voxels.max()))
             n_below += int(np.count_nonzero(voxels < hu_min)) if minimum < hu_min else 0
             n_above += int(np.count_nonzero(voxels > hu_max)) if maximum > hu_max else 0
-        record = _record(image, header, orientation, affine) | {"minimum": minimum, "maximum": maximum}
+        values.require_scan(image)
+        figures = {"minimum": minimum, "maximum": maximum, "doubt": values.doubt}
+        record = _record(image, header, orientation, affine) | figures
         record["voxel_fingerprint"] = voxel_fingerprint(whole)  # the last slab came when all was read
         writer.finish(record, map_body(samples, record["spacing_mm"])._asdict())
     return Packed(n_below, n_above)
@@ -116,7 +120,7 @@ def _record(
 
 
 def _slabs(
-    image: PathLike, header: VolumeHeader, orientation: np.ndarray
+    image: PathLike, header: VolumeHeader, orientation: np.ndarray, values: Values
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Yields slabs of the volume in RAS axes as soon as the file has been read that far.
 
@@ -136,6 +140,7 @@ def _slabs(
                 reading.result()  # raises what ended the reading
             whole = nib.apply_orientation(voxels, orientation)
             slab = whole[..., number * CUBE : (number + 1) * CUBE]
+            values.add(_in_memory_order(slab))  # before rounding, which would make a mask of [0, 1]
             if slab.dtype != np.int16:
                 with np.errstate(invalid="ignore"):  # NaN is refused by the reader, at its end
                     slab = np.clip(np.rint(slab), INT16.min, INT16.max).astype(np.int16)

@@ -8,8 +8,10 @@ import hashlib
 import logging
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from bundle.data.store.packing import pack_volume, source_state
 from bundle.data.store.stored_volume import StoredVolume, stored_volume
 from bundle.data.store.window_counts import window_key, write_counts
 from bundle.data.volumes.formats import VolumeError, read_header
+from bundle.data.volumes.values import Judgement, judge_volumes
 from bundle.run.atomic import remove_leftovers
 
 __all__ = ["PatchStore", "StoreError", "StoredVolume"]
@@ -30,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 # Of the raw int16 size: real CT takes 0.42 to 0.52, noise that cannot be packed a little more than 1.
 EXPECTED_RATIO = 0.6
+NUMBERED = re.compile(rf"volume_(\d+)-([0-9a-f]{{32}}{re.escape(SUFFIX)})")
 
 
 class PatchStore:
@@ -69,7 +73,8 @@ class PatchStore:
             StoreError: if the folder cannot be written or is too small, or if a given file is damaged.
         """
         cases = list(cases)
-        paths = [self.path_of(case["image"]) for case in cases]
+        numbered = self._numbered()
+        paths = [self._path_of(case["image"], numbered) for case in cases]
         missing = {
             path: case["image"]
             for path, case in zip(paths, cases, strict=True)
@@ -88,6 +93,28 @@ class PatchStore:
             len(missing),
         )
         return [stored_volume(path, case) for path, case in zip(paths, cases, strict=True)]
+
+    def judge(self, cases: Iterable[Mapping[str, Any]]) -> Judgement:
+        """Judges volumes by their values without making a file; those that are not NIfTI only if packed.
+
+        Args:
+            cases: see `prepare`.
+
+        Raises:
+            VolumeError: if there is no such volume.
+            StoreError: if a given file of a store is damaged.
+        """
+        numbered = self._numbered()
+        packed, other = [], []
+        for case in cases:
+            path = self._path_of(case["image"], numbered)
+            if is_sound(path, case["image"]):
+                packed.append(stored_volume(path, case))
+            else:
+                other.append(case["image"])
+        judgement = judge_volumes(other)
+        doubts = [f"{volume.case['image']}: {volume.doubt}" for volume in packed if volume.doubt]
+        return judgement._replace(doubts=[*judgement.doubts, *doubts])
 
     def read_patch(
         self, case: StoredVolume, start: Sequence[int], size: Sequence[int], pad_value: int = -1024
@@ -115,11 +142,43 @@ class PatchStore:
         return np.pad(patch, padding, constant_values=pad_value) if any(map(any, padding)) else patch
 
     def path_of(self, image: PathLike) -> Path:
-        """The file of a volume, whether it exists yet or not.
+        """Returns the file of a volume, whether it exists yet or not.
 
         Raises:
             VolumeError: if there is no such volume.
         """
+        return self._path_of(image, self._numbered())
+
+    def number_files(self, paths: Iterable[Path]) -> dict[Path, Path]:
+        """Renames files of the store to `volume_0001-<hash>.ctpa` and so on, short names for people.
+
+        Args:
+            paths: files of the store, in the order of their numbers; those that have one keep it.
+
+        Returns:
+            the new path of each.
+        """
+        known = [NUMBERED.fullmatch(path.name) for path in self._numbered().values()]
+        number = max((int(found[1]) for found in known if found), default=0)
+        renamed = {}
+        for path in paths:
+            renamed[path] = path
+            if not NUMBERED.fullmatch(path.name):
+                number += 1
+                renamed[path] = path.with_name(f"volume_{number:04d}-{path.name}")
+                for suffix in (".json", ".voxels", SUFFIX):  # what lies beside it first
+                    with suppress(FileNotFoundError):
+                        os.replace(path.with_suffix(suffix), renamed[path].with_suffix(suffix))
+        return renamed
+
+    def _numbered(self) -> dict[str, Path]:
+        """The files that have a number, by the rest of their names."""
+        if not self.cache_dir.is_dir():
+            return {}
+        found = ((NUMBERED.fullmatch(name), name) for name in os.listdir(self.cache_dir))
+        return {match[2]: self.cache_dir / name for match, name in found if match}
+
+    def _path_of(self, image: PathLike, numbered: Mapping[str, Path]) -> Path:
         source = Path(image)
         if source.suffix == SUFFIX:
             return source
@@ -132,11 +191,20 @@ class PatchStore:
                 f"{source}: cannot be read ({error.strerror}); check it", "unreadable"
             ) from error
         key = hashlib.sha256(repr((MAGIC, state)).encode()).hexdigest()
-        return self.cache_dir / f"{key[:32]}{SUFFIX}"
+        name = f"{key[:32]}{SUFFIX}"
+        return numbered.get(name, self.cache_dir / name)
 
     def _reserve(self, images: Iterable[PathLike]) -> None:
         """Checks every header and the room on the disk before the first file is made."""
+        images = list(images)
         shapes = [read_header(image).shape for image in images]
+        masks = judge_volumes(images).masks
+        if masks and len(images) == 1:
+            raise VolumeError(masks[0], "mask")
+        if masks:
+            raise VolumeError(
+                "\n  ".join([f"{len(masks)} of {len(images)} volumes are no CT:", *masks]), "mask"
+            )
         needed = EXPECTED_RATIO * sum(2 * math.prod(shape) for shape in shapes)
         remove_leftovers(self.cache_dir)  # first: after a kill they may be what fills the disk
         free = free_bytes(self.cache_dir)

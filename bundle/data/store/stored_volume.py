@@ -13,6 +13,7 @@ from bundle.data.store.file import CUBE, UNREADABLE, StoreError, read_box, read_
 from bundle.data.store.kept_fingerprint import kept_fingerprint
 from bundle.data.store.window_counts import read_counts, window_key, write_counts
 from bundle.data.volumes.fingerprint import is_fingerprint
+from bundle.data.volumes.values import doubt_of
 from bundle.run.names import volume_name
 
 
@@ -25,14 +26,14 @@ class StoredVolume:
         shape: (X, Y, Z) in voxels.
         spacing_mm: edges of a voxel along X, Y, Z.
         case: the item of the datalist that it was made from.
-        minimum: lowest value, in HU if the file is what it should be.
+        doubt: why its values are hardly HU, in words; empty if they may be.
     """
 
     path: Path
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
     case: Mapping[str, Any]
-    minimum: int
+    doubt: str = ""
 
     @property
     def name(self) -> str:
@@ -98,9 +99,10 @@ def stored_volume(path: Path, case: Mapping[str, Any]) -> StoredVolume:
     layout = read_layout(path)
     try:
         x_mm, y_mm, z_mm = map(float, layout.record["spacing_mm"])
-        minimum = int(layout.record["minimum"])
+        minimum, maximum = int(layout.record["minimum"]), int(layout.record["maximum"])
+        doubt = str(layout.record.get("doubt", doubt_of(minimum, maximum)))  # earlier files have none
         if not all(0 < length < math.inf for length in (x_mm, y_mm, z_mm)):
             raise ValueError("its spacing is wrong")
     except UNREADABLE as error:
         raise StoreError(f"{path}: is damaged ({error}); delete it and prepare again") from error
-    return StoredVolume(path, layout.shape, (x_mm, y_mm, z_mm), dict(case), minimum)
+    return StoredVolume(path, layout.shape, (x_mm, y_mm, z_mm), dict(case), doubt)

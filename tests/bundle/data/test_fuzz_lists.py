@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bundle.data.cases.find import LISTS
+from bundle.data.cases.patients import SharedPatientsError
 from bundle.data.cases.prepared_list import Prepared, prepared_lists
 from bundle.data.cases.split import DatasetError, dataset_root, find_cases, inference_cases, split_cases
 from bundle.data.latents.statistics import LatentStatistics, StatisticsError, read_statistics
@@ -62,6 +63,8 @@ def test_a_datalist_is_read_or_refused(folder, content):
                 found = read(path)
         except DatasetError as error:
             assert str(folder) in str(error)
+        except SharedPatientsError as error:
+            assert "are in training and in validation" in str(error)
         else:
             cases = [case for side in found.values() for case in side] if isinstance(found, dict) else found
             assert all(isinstance(case["patient"], str) for case in cases)

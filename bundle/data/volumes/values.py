@@ -1,0 +1,174 @@
+"""Judges a volume by its values: a CT in HU holds air near -1000, a mask holds few whole numbers from 0 on.
+
+This is the one law of suspicious data. Inspecting, preparing, preflight and training all follow it.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from monai.config import PathLike
+
+from bundle.data.volumes.formats import VolumeError, is_series
+from bundle.data.volumes.reading import read_volume
+
+NO_AIR_ABOVE_HU = -300
+SOFT_TISSUE_HU = 0
+# As many as a picture of 8 bits has; TotalSegmentator has 117 labels.
+MAX_MASK_VALUES = 256
+# CT numbers reach 3071, and metal more; a mask or a picture of 8 bits ends below.
+SHIFTED_ABOVE = 256
+SLAB_Z = 32
+N_THREADS = 4
+_COUNTED_BELOW = 1 << 16
+
+
+class Values:
+    """Sums up the values of a volume that is given in parts.
+
+    Attributes:
+        minimum: lowest value.
+        maximum: highest value.
+    """
+
+    def __init__(self) -> None:
+        self.minimum, self.maximum = np.inf, -np.inf
+        self._is_whole = True
+        self._different: set[float] = set()
+
+    def add(self, part: np.ndarray) -> None:
+        """Takes a part of the volume, of any shape, in HU if the volume is what it should be."""
+        self.minimum = min(self.minimum, float(part.min()))
+        self.maximum = max(self.maximum, float(part.max()))
+        if self.minimum < 0 or not self._is_whole or len(self._different) > MAX_MASK_VALUES:
+            return
+        if part.dtype.kind == "f":
+            self._is_whole = bool((np.rint(part) == part).all())
+        if self._is_whole and part.max() < _COUNTED_BELOW:
+            self._different.update(np.flatnonzero(np.bincount(part.astype(np.int64).ravel())).tolist())
+        elif self._is_whole:
+            self._different.update(np.unique(part).tolist())
+
+    @property
+    def is_plausible(self) -> bool:
+        """Whether air and soft tissue were seen, so that further parts can raise no doubt."""
+        return self.minimum <= NO_AIR_ABOVE_HU and self.maximum >= SOFT_TISSUE_HU
+
+    @property
+    def is_mask(self) -> bool:
+        """Whether all values are whole numbers, none below 0, at most 256 different ones."""
+        return self._is_whole and self.minimum >= 0 and len(self._different) <= MAX_MASK_VALUES
+
+    def require_scan(self, path: PathLike) -> None:
+        """Refuses a mask.
+
+        Raises:
+            VolumeError: if the volume is a mask; its code is `mask`.
+        """
+        if self.is_mask:
+            raise VolumeError(self.refusal(path), "mask")
+
+    def refusal(self, path: PathLike) -> str:
+        """Says in words why a mask is refused."""
+        return (
+            f"{path}: is a mask or an 8-bit picture, not a CT in HU: it holds {len(self._different)} "
+            f"different whole numbers from {self.minimum:g} to {self.maximum:g}; leave it out"
+        )
+
+    @property
+    def doubt(self) -> str:
+        """What a person should look at before using the volume; empty if nothing is odd."""
+        return doubt_of(self.minimum, self.maximum)
+
+
+def doubt_of(minimum: float, maximum: float) -> str:
+    """Says in words why values are hardly HU; empty if they may be.
+
+    Args:
+        minimum: lowest value of the volume.
+        maximum: highest value.
+    """
+    if -1 <= minimum <= maximum <= 1:
+        return (
+            f"its values run from {minimum:g} to {maximum:g}, as if scaled to [0, 1] or [-1, 1]; convert the "
+            "scan again, in HU"
+        )
+    if minimum >= 0 and maximum > SHIFTED_ABOVE:
+        return (
+            f"its lowest value is {minimum:g}, as if 1024 had been added to HU; convert the scan again with "
+            "its rescale intercept, or subtract 1024"
+        )
+    if minimum > NO_AIR_ABOVE_HU:
+        return (
+            f"its lowest value is {minimum:g}, but a CT of the chest holds air near -1000 HU; leave it out "
+            "if it is not in HU"
+        )
+    return ""
+
+
+class Judgement(NamedTuple):
+    """What is odd about volumes: a line each, which begins with the path.
+
+    Attributes:
+        masks: those that are refused.
+        doubts: those whose values are hardly HU.
+    """
+
+    masks: list[str]
+    doubts: list[str]
+
+
+def judge_volumes(images: Sequence[PathLike]) -> Judgement:
+    """Looks at the values of NIfTI files, a few at a time; what cannot be read is left to its reader.
+
+    DICOM series are left out, since one slice after the other would have to be decoded.
+    """
+    paths = [Path(image) for image in images if not is_series(Path(image))]
+    with ThreadPoolExecutor(N_THREADS) as pool:
+        looked = list(zip(paths, pool.map(_try_to_look, paths), strict=True))
+    found = [(path, values) for path, values in looked if values is not None]
+    return Judgement(
+        [values.refusal(path) for path, values in found if values.is_mask],
+        [f"{path}: {values.doubt}" for path, values in found if values.doubt and not values.is_mask],
+    )
+
+
+def _try_to_look(path: Path) -> Values | None:
+    try:
+        return look_at_values(path)
+    except VolumeError:
+        return None
+
+
+class _Plausible(Exception):
+    """Ends reading: what is left of the file cannot raise a doubt."""
+
+
+def look_at_values(path: PathLike) -> Values:
+    """Reads a volume up to where its values are plausible: of most scans the first few slices.
+
+    Args:
+        path: see `bundle.data.volumes.reading.read_volume`.
+
+    Raises:
+        VolumeError: if the volume cannot be read.
+    """
+    values = Values()
+    n_seen = 0
+
+    def look(voxels: np.ndarray, n_slices: int) -> None:
+        nonlocal n_seen
+        values.add(voxels[..., n_seen:n_slices])
+        n_seen = n_slices
+        if values.is_plausible:
+            raise _Plausible
+
+    try:
+        voxels = read_volume(Path(path), on_slices=look).voxels
+        for z in range(n_seen, voxels.shape[2], SLAB_Z):
+            look(voxels, min(z + SLAB_Z, voxels.shape[2]))
+    except _Plausible:
+        pass
+    return values
