@@ -25,7 +25,8 @@ if not __package__:
 import torch
 from monai.bundle import ConfigWorkflow
 
-from bundle.checkpoints.file import NETWORK_SETTINGS, CheckpointError, read_checkpoint
+from bundle.checkpoints.file import NETWORK_SETTINGS, CheckpointError, read_settings
+from bundle.checkpoints.start import settings_of
 from bundle.data.cases.split import dataset_root, inference_cases
 from bundle.drawing.planes import PLANES, WINDOWS, HUWindow
 from bundle.drawing.triptych import DIFFERENCE_HU
@@ -118,10 +119,9 @@ def checkpoint_labels(checkpoints: Sequence[Path]) -> list[str]:
 
 
 def _network_settings(path: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """What the checkpoint says of its network; inference refuses it if the person says something else."""
-    network = read_checkpoint(path)["network"]
-    said = {name: getattr(given, name) for name in NETWORK_SETTINGS}
-    return {name: network.get(name) if value is None else value for name, value in said.items()}
+    """The checkpoint's own; refused if the person says something else, or if there is no such file."""
+    read_settings(path)
+    return settings_of(path, *(getattr(given, name) for name in NETWORK_SETTINGS))
 
 
 def _tiling(given: argparse.Namespace) -> dict[str, Any]:

@@ -183,7 +183,7 @@ def _require_file(path: Path) -> None:
 
 
 def _compare_checksums(path: Path) -> None:
-    """Compares every part of the archive with its CRC, and the file with the checksum that format 2 had."""
+    """Compares every part of the archive with its CRC."""
     try:
         with zipfile.ZipFile(path) as archive:
             packed = [part for part in archive.infolist() if part.compress_type != zipfile.ZIP_STORED]

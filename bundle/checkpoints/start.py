@@ -1,6 +1,7 @@
 """The two ways to start from a file: weights only, or the whole run."""
 
 import logging
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,15 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.engines import Trainer
 
-from bundle.checkpoints.file import CheckpointError, check_network, load_generator, read_checkpoint
+from bundle.checkpoints.file import (
+    NETWORK_SETTINGS,
+    CheckpointError,
+    check_network,
+    load_generator,
+    network_settings,
+    read_checkpoint,
+    read_settings,
+)
 from bundle.checkpoints.folder import best_paths, newest_sound_checkpoint, rolling_paths
 from bundle.checkpoints.state import TrainingState
 from bundle.run.names import printable
@@ -16,6 +25,8 @@ from bundle.run.names import printable
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
+EXPORTS = ("ckpt_export", "onnx_export", "trt_export")
+DEFAULTS = network_settings("default", "ema", 16384, -1000.0, 1000.0)  # of configs/train.yaml
 
 
 class StartFrom:
@@ -162,6 +173,53 @@ def _read_to_resume(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{error}. The newest sound one beside it: --resume_from_checkpoint {sound}"
         ) from error
+
+
+def settings_of(
+    ckpt_path: str | Path,
+    preset: str | None = None,
+    quantizer: str | None = None,
+    num_embeddings: int | None = None,
+    hu_min: float | None = None,
+    hu_max: float | None = None,
+) -> dict[str, Any]:
+    """Takes what is not given from the checkpoint, and refuses what is given otherwise.
+
+    MONAI's exports name their checkpoint by `--ckpt_file`, which is read then. Without a file, what is not
+    given is the default of training, so that MONAI can look at the config before there is a model;
+    `LoadGenerator` refuses to go on.
+
+    Args:
+        ckpt_path: training checkpoint or installed model.
+        preset: of the generator; None = the checkpoint's, also for the others.
+        quantizer: by name.
+        num_embeddings: number of codes K.
+        hu_min: lower end of the window in HU.
+        hu_max: upper end.
+
+    Returns:
+        all `NETWORK_SETTINGS` by name.
+
+    Raises:
+        CheckpointError: naming every setting that differs, and the override that helps; or an unusable file.
+    """
+    values = (preset, quantizer, num_embeddings, hu_min, hu_max)
+    given = {name: value for name, value in zip(NETWORK_SETTINGS, values, strict=True) if value is not None}
+    path = Path(_option_of_export("--ckpt_file") or ckpt_path)
+    found = read_settings(path) if path.is_file() else DEFAULTS | given
+    check_network(path, {"network": found}, found | given)
+    return network_settings(**found)
+
+
+def _option_of_export(name: str) -> str | None:
+    """What one of MONAI's export commands was given under a name; None in any other process."""
+    words = sys.argv
+    if not any(word in EXPORTS for word in words[1:2]):
+        return None
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == name or word.startswith(f"{name}="):
+            return word.partition("=")[2] or following
+    return None
 
 
 class LoadGenerator:

@@ -9,7 +9,8 @@ import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 
-from bundle.checkpoints.file import network_settings, write_checkpoint
+from bundle.checkpoints.file import NETWORK_SETTINGS, network_settings, write_checkpoint
+from bundle.checkpoints.start import DEFAULTS
 from bundle.data.volumes.phantom import write_phantom
 from bundle.engines.settings import SettingsError
 from bundle.handlers.curves import TAGS
@@ -81,7 +82,11 @@ def test_no_number_is_a_string_as_yaml_reads_1e_4(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_reference_names_an_id_of_the_same_file_or_of_what_it_is_merged_on(path):
     parser = ConfigParser()
-    below = {"train_with_discriminator": ["train.yaml"], "export": ["inference.yaml"]}.get(path.stem, [])
+    below = {
+        "train_with_discriminator": ["train.yaml"],
+        "export": ["inference.yaml"],
+        "smoke": ["train.yaml"],
+    }.get(path.stem, [])
     parser.read_config([*(str(ROOT / "configs" / name) for name in below), str(path)])
     text = path.read_text(encoding="utf-8")
     names = set(re.findall(r"@([A-Za-z_][\w#]*)", text))
@@ -127,21 +132,33 @@ def test_weights_are_those_that_were_decided():
     assert {name: merged[name] for name in base | adversarial} == base | adversarial
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "network_def",
-        "network",
-        "network_settings",
-        "preset",
-        "quantizer",
-        "num_embeddings",
-        "hu_min",
-        "hu_max",
-    ],
-)
-def test_training_and_inference_agree_on_network_and_window(name):
+@pytest.mark.parametrize("name", ["network_def", "network"])
+def test_training_and_inference_agree_on_the_network(name):
     assert read("train")[name] == read("inference")[name]
+
+
+@pytest.mark.parametrize("name", ["inference", "encode", "decode", "train_diffusion"])
+def test_where_a_checkpoint_is_loaded_its_own_settings_are_the_default(name):
+    assert [setting for setting in NETWORK_SETTINGS if read(name)[setting] is not None] == []
+    assert read(name)["network_settings"] == {
+        "_target_": "bundle.checkpoints.start.settings_of",
+        "ckpt_path": "@ckpt_path",
+        **{setting: f"@{setting}" for setting in NETWORK_SETTINGS},
+    }
+
+
+def test_the_defaults_without_a_checkpoint_are_those_of_training():
+    assert {name: read("train")[name] for name in NETWORK_SETTINGS} == DEFAULTS
+
+
+@pytest.mark.parametrize("name", ["inference", "encode", "decode", "train_diffusion"])
+def test_smoke_leaves_the_network_of_a_checkpoint_as_it_is(parser, checkpoint, name):
+    merged = parser(name, "smoke", ckpt_path=str(checkpoint), preset=None, num_embeddings=None)
+    for setting in ("preset", "num_embeddings"):
+        merged[setting] = read("smoke")[setting]
+
+    assert merged.get_parsed_content("network_settings") == network_settings("lite", "ema", 64, -1000, 1000)
+    assert parser("train", "smoke").get_parsed_content("trains_vqgan")
 
 
 def test_training_and_inference_clip_and_scale_by_the_same_window():
@@ -151,14 +168,17 @@ def test_training_and_inference_clip_and_scale_by_the_same_window():
         if "ScaleHUWindowd" in step["_target_"]
     )
 
-    assert scale == read("train")["train"]["preprocessing"]
+    expected = read("train")["train"]["preprocessing"]
+    assert scale == expected | {end: f"$@network_settings['{end}']" for end in ("hu_min", "hu_max")}
 
 
 def test_shared_settings_have_one_default_unless_they_mean_something_else():
     train, inference = read("train"), read("inference")
     shared = {name for name in train.keys() & inference.keys() if not isinstance(train[name], dict | list)}
 
-    assert {name for name in shared if train[name] != inference[name]} == {"amp", "output_dir", "num_workers"}
+    assert {name for name in shared if train[name] != inference[name]} == {
+        *("amp", "output_dir", "num_workers", "trains_vqgan", *NETWORK_SETTINGS),
+    }
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from monai.bundle import ckpt_export
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
 COMMANDS = [shlex.split(line) for line in re.findall(r"^python -m monai\.bundle (.*)$", PAGE, re.MULTILINE)]
-NETWORK = {"--preset": "lite", "--num_embeddings": "64"}
 # Not those of the export; images are 4 times as large as indices.
 SIZES = [(1, 4, 4, 4), (2, 4, 5, 6), (1, 7, 3, 2)]
 ELSEWHERE = """
@@ -45,9 +44,7 @@ def export(python, command: str, checkpoint: Path, folder: Path) -> None:
     files = {"--ckpt_file": str(checkpoint), "--filepath": str(folder / "model.ts")}
     for words in commands:
         own = [str(folder / word[7:]) if word.startswith("models/") else word for word in words]
-        more = [
-            part for name, value in (files | NETWORK).items() if name not in own for part in (name, value)
-        ]
+        more = [part for name, value in files.items() if name not in own for part in (name, value)]
         done = python("monai.bundle", *own, *more, TMPDIR=str(folder))
         done.expect_success()
 
@@ -82,7 +79,7 @@ def test_torchscript_gives_the_same_at_other_sizes_where_the_bundle_is_not(
 @torch.no_grad()
 def test_traced_torchscript_gives_the_same_too(network, inputs, checkpoint, tmp_path):
     configs = [str(ROOT / "configs" / name) for name in ("inference.yaml", "export.yaml")]
-    settings = {"config_file": configs, "preset": "lite", "num_embeddings": 64, "key_in_ckpt": "model"}
+    settings = {"config_file": configs, "ckpt_path": str(checkpoint), "key_in_ckpt": "model"}
     settings["meta_file"] = str(ROOT / "configs" / "metadata.json")
     names = {"network_def": "model", "encoder_def": "encoder", "decoder_def": "decoder"}
     for net_id, name in names.items():

@@ -29,7 +29,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "publish.md").read_text(encoding="utf-8")
 SCHEMA = os.environ.get("CTPA_VQGAN_METADATA_SCHEMA", "")
 MODEL_ZOO = os.environ.get("CTPA_VQGAN_MODEL_ZOO", "")
-LITE = {"preset": "lite", "num_embeddings": 64}
 
 
 @pytest.fixture
@@ -82,7 +81,7 @@ def test_zoo_5_the_real_schema_accepts_the_metadata(tmp_path):
 
 def test_zoo_6_inference_has_every_property(copy, dataset, monkeypatch):
     monkeypatch.chdir(copy)
-    settings = {"workflow_type": "inference", "logging_file": False, "dataset_dir": str(dataset), **LITE}
+    settings = {"workflow_type": "inference", "logging_file": False, "dataset_dir": str(dataset)}
     workflow = ConfigWorkflow(config_file="configs/inference.yaml", **settings)
     workflow.initialize()
 
@@ -96,7 +95,7 @@ def test_zoo_6_inference_has_every_property(copy, dataset, monkeypatch):
 def test_zoo_7_the_network_takes_and_gives_what_the_metadata_say(copy, n):
     files = {"meta_file": str(copy / "metadata.json"), "config_file": str(copy / "configs/inference.yaml")}
 
-    verify_net_in_out(net_id="network_def", bundle_root=str(copy), device="cpu", n=n, **files, **LITE)
+    verify_net_in_out(net_id="network_def", bundle_root=str(copy), device="cpu", n=n, **files)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
@@ -104,7 +103,7 @@ def test_zoo_8_the_model_is_scripted_as_it_lies_there_and_loads(copy, tmp_path, 
     files = {"meta_file": str(copy / "metadata.json"), "config_file": str(copy / "configs/inference.yaml")}
     files |= {"ckpt_file": str(copy / "models" / "model.pt"), "filepath": str(tmp_path / "model.ts")}
 
-    ckpt_export(net_id="network_def", bundle_root=str(copy), **files, **LITE)
+    ckpt_export(net_id="network_def", bundle_root=str(copy), **files)
 
     image = torch.rand(1, 1, 24, 16, 20) * 2 - 1
     with torch.no_grad():
@@ -115,9 +114,10 @@ def test_zoo_8_the_model_is_scripted_as_it_lies_there_and_loads(copy, tmp_path, 
 
 @pytest.mark.skipif(not MODEL_ZOO, reason="needs a checkout: CTPA_VQGAN_MODEL_ZOO=FOLDER")
 @pytest.mark.parametrize("mode", ["min", "regular", "full"])
-def test_the_real_verify_bundle_passes(published, mode):
-    settings = network_settings("default", "ema", 16384, -1000, 1000)
-    state = build_vqgan().state_dict()
+@pytest.mark.parametrize(("preset", "num_embeddings"), [("default", 16384), ("lite", 1024)])
+def test_the_real_verify_bundle_passes(published, mode, preset, num_embeddings):
+    settings = network_settings(preset, "ema", num_embeddings, -1000, 1000)
+    state = build_vqgan(preset, "ema", num_embeddings).state_dict()
     write_checkpoint(published / "models" / "model.pt", {"model": state, "network": settings})
     (published / "eval").mkdir()
     shutil.copy(SCHEMA, published / "eval" / "schema.json")

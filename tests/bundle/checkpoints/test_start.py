@@ -5,9 +5,9 @@ import pytest
 import torch
 from ignite.engine import Events
 
-from bundle.checkpoints.file import CheckpointError, write_checkpoint
+from bundle.checkpoints.file import CheckpointError, network_settings, write_checkpoint
 from bundle.checkpoints.handler import CheckpointHandler
-from bundle.checkpoints.start import LoadGenerator, StartFrom, continues_run
+from bundle.checkpoints.start import DEFAULTS, LoadGenerator, StartFrom, continues_run, settings_of
 
 BASE, ADVERSARIAL = (0, 0, 0), (1.0, 0.0, 4.0)
 # Two epochs of 4 iterations, ended in the middle of the second; the gate opens after iteration 3.
@@ -241,3 +241,40 @@ def test_inference_refuses_a_missing_or_foreign_checkpoint_at_once(
         LoadGenerator(tiny_vqgan(), tmp_path / "gone.pt", tiny_settings)
     with pytest.raises(CheckpointError, match="use it with --preset lite"):
         LoadGenerator(tiny_vqgan(), base_checkpoint[0], tiny_settings | {"preset": "large"})
+
+
+@pytest.fixture
+def installed(tmp_path):
+    path = tmp_path / "model.pt"
+    settings = network_settings("lite", "fsq", 256, -1000, 500)
+    write_checkpoint(path, {"model": {"weight": torch.zeros(3)}, "network": settings})
+    return path, settings
+
+
+def test_settings_that_are_not_given_are_those_of_the_checkpoint(installed):
+    path, settings = installed
+
+    assert settings_of(path) == settings
+    assert settings_of(path, num_embeddings=256, hu_max=500) == settings
+
+
+def test_given_settings_that_differ_are_refused_with_the_overrides_that_help(installed):
+    path, _ = installed
+
+    with pytest.raises(CheckpointError, match=r"; use it with --quantizer fsq --hu_max 500.0$"):
+        settings_of(path, quantizer="ema", num_embeddings=256, hu_max=1000.0)
+
+
+def test_without_a_file_the_defaults_of_training_stand_until_weights_are_wanted(tmp_path):
+    assert settings_of(tmp_path / "gone.pt", preset="lite") == DEFAULTS | {"preset": "lite"}
+
+
+@pytest.mark.parametrize("words", [["--ckpt_file", "{}"], ["--ckpt_file={}"]])
+def test_an_export_reads_the_file_that_it_exports(installed, tmp_path, monkeypatch, words):
+    path, settings = installed
+    words = [word.format(path) for word in words]
+
+    monkeypatch.setattr("sys.argv", ["__main__.py", "ckpt_export", "--net_id", "network_def", *words])
+    assert settings_of(tmp_path / "gone.pt") == settings
+    monkeypatch.setattr("sys.argv", ["__main__.py", "run", *words])
+    assert settings_of(tmp_path / "gone.pt") == DEFAULTS
