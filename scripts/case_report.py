@@ -29,6 +29,7 @@ COLUMNS = {
     "SSIM": ("ssim", ".4f"),
     "MAE HU": ("mae_hu", ".1f"),
     "RMSE HU": ("rmse_hu", ".1f"),
+    "grid": ("grid", ".1f"),
 }
 LONGEST_TITLE = 32
 
@@ -146,10 +147,9 @@ def figures_table(cases: Sequence[CaseFigures], hu_min: float, hu_max: float) ->
 
 
 def _mean(figures: Sequence[Figures]) -> Figures:
-    psnr, ssim, mae_hu, rmse_hu = (
-        sum(values) / len(figures) for values in list(zip(*figures, strict=True))[:4]
-    )
-    return Figures(psnr, ssim, mae_hu, rmse_hu, sum(f.n_voxels for f in figures))
+    numbers = [one._asdict() for one in figures]
+    means = {name: sum(number[name] for number in numbers) / len(numbers) for name in Figures._fields}
+    return Figures(**means | {"n_voxels": sum(one.n_voxels for one in figures)})
 
 
 def _record(

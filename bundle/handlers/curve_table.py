@@ -21,6 +21,7 @@ TAGS = (
     "val/lpips",
     "val/mae_hu",
     "val/rmse_hu",
+    "val/grid",
 )
 
 

@@ -12,7 +12,7 @@ from bundle.handlers.gate import IterationGate
 from bundle.losses.adversarial import hinge_discriminator_loss
 from bundle.losses.stabilisers import LeCamAnchors, r1_penalty
 from bundle.losses.views import discriminator_views
-from bundle.networks.spectral import refine_estimates
+from bundle.networks.discriminators import refine_estimates
 
 
 class GeneratorUpdate:

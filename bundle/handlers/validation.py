@@ -1,5 +1,6 @@
 """Validates on whole volumes."""
 
+import math
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from bundle.metrics.reconstruction import reconstruction_figures
 
 
 class ReconstructionQuality(Metric):
-    """Averages PSNR, SSIM, MAE and RMSE in HU over volumes, and LPIPS if a backbone is there.
+    """Averages PSNR, SSIM, MAE and RMSE in HU and the grid over volumes, and LPIPS if a backbone is there.
 
     The metric's own value is PSNR, which ranks checkpoints; all figures go to `state.metrics` as `val/...`.
 
@@ -53,6 +54,7 @@ class ReconstructionQuality(Metric):
                     "ssim": figures.ssim,
                     "mae_hu": figures.mae_hu,
                     "rmse_hu": figures.rmse_hu,
+                    "grid": figures.grid,
                 }
             )
             if self.perceptual is not None:
@@ -63,11 +65,14 @@ class ReconstructionQuality(Metric):
         return self.means()["psnr"]
 
     def means(self) -> dict[str, float]:
-        """Returns the mean of every figure over the volumes seen."""
-        return {
+        """Returns the mean of every figure over the volumes seen; `grid` over those that are large enough."""
+        means = {
             name: sum(float(volume[name]) for volume in self.volumes) / len(self.volumes)
             for name in self.volumes[0]
         }
+        grids = [volume["grid"] for volume in self.volumes if not math.isnan(volume["grid"])]
+        means.pop("grid")
+        return means | ({"grid": sum(grids) / len(grids)} if grids else {})
 
     def completed(self, engine: Engine, name: str) -> None:
         """Puts all means into the engine's metrics."""

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import avg_pool2d
 
+from bundle.metrics.grid import grid_score
+
 WINDOW_SIZE = 7
 """Side of SSIM's uniform window in voxels, the default of scikit-image."""
 
@@ -30,6 +32,8 @@ class Figures(NamedTuple):
     """Mean absolute error in HU."""
     rmse_hu: float
     """Root of the mean squared error in HU, the figure that compares across windows."""
+    grid: float
+    """`grid_score` of the reconstruction alone; 1 is no grid, NaN if every axis is shorter than 48 voxels."""
     n_voxels: int
     """Number of voxels that were compared."""
 
@@ -77,7 +81,8 @@ def reconstruction_figures(
     mean_squared = squared / n_voxels
     psnr = math.inf if mean_squared == 0 else 10 * math.log10(data_range**2 / mean_squared)
     ssim = similarity / image.shape[axis]
-    return Figures(psnr, ssim, absolute / n_voxels, math.sqrt(mean_squared), n_voxels)
+    grid = grid_score(recon, device)
+    return Figures(psnr, ssim, absolute / n_voxels, math.sqrt(mean_squared), grid, n_voxels)
 
 
 def _check(image: torch.Tensor, recon: torch.Tensor, hu_min: float, hu_max: float, axis: int) -> None:

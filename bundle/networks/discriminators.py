@@ -3,13 +3,13 @@
 Both are MONAI's `PatchDiscriminator` and return all feature maps, logits last. Instance norm instead of batch
 norm: batch statistics make micro-batched gradients differ from the full batch's, and their buffers move while
 the discriminator is frozen.
-Paper: Isola et al. 2017, arXiv:1611.07004.
+Papers: Isola et al. 2017, arXiv:1611.07004; spectral normalisation: Miyato et al. 2018, arXiv:1802.05957,
+eq. 8 and algorithm 1.
 """
 
 from monai.networks.nets import PatchDiscriminator
 from torch import nn
-
-from bundle.networks.spectral import add_spectral_norm
+from torch.nn.utils.parametrizations import spectral_norm as parametrize_spectral_norm
 
 # below this many voxels per axis the last normalised feature map has a single element
 MIN_PATCH_SIZE = 24
@@ -56,3 +56,24 @@ def build_discriminators(
     if spectral_norm:
         add_spectral_norm(discriminators)
     return discriminators.requires_grad_(False)
+
+
+def add_spectral_norm(network: nn.Module) -> nn.Module:
+    """Divides the weight of every convolution by its largest singular value.
+
+    The estimate of that value stands still in eval mode, which the network is left in; `refine_estimates`
+    moves it. So the number of forward passes, and with it the micro-batch size, changes nothing.
+    """
+    for module in list(network.modules()):
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            parametrize_spectral_norm(module)
+    return network.eval()
+
+
+def refine_estimates(network: nn.Module) -> None:
+    """One step of power iteration of every normalised weight, after the weights have moved."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d) and hasattr(module, "parametrizations"):
+            module.train()
+            module.weight  # noqa: B018  (reading it in training mode is what moves the estimate)
+            module.eval()

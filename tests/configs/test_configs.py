@@ -262,5 +262,5 @@ def test_curves_have_the_names_that_were_decided():
         *(f"train/{name}" for name in "recon_loss commitment_loss perceptual_loss gen_loss".split()),
         *(f"train/{name}" for name in "disc_loss gan_feat_loss learning_rate".split()),
         *(f"codebook/{name}" for name in "usage perplexity restarts".split()),
-        *(f"val/{name}" for name in "psnr ssim lpips mae_hu rmse_hu".split()),
+        *(f"val/{name}" for name in "psnr ssim lpips mae_hu rmse_hu grid".split()),
     }

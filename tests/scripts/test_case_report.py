@@ -87,17 +87,22 @@ def test_infinite_psnr_is_null_in_the_json_with_a_note(tmp_path: Path) -> None:
     image = _write(tmp_path / "scan.nii", _voxels())
     case = report_case(image, {"x": _write(tmp_path / "scan_recon.nii.gz", _voxels())}, [], 10, SMALL)
     (entry,) = json.loads((tmp_path / "scan_figures.json").read_text())["reconstructions"]
-    assert entry["psnr"] is None and entry["note"] == "psnr is inf" and entry["mae_hu"] == 0
+    assert entry["psnr"] is None and entry["note"] == "psnr is inf, grid is nan" and entry["mae_hu"] == 0
     assert "inf" in figures_table([case], -1000, 1000)
 
 
 def test_the_table_has_a_line_per_case_and_their_mean_and_says_the_window() -> None:
     cases = [
         CaseFigures(
-            "a", {"base": Figures(28.0, 0.8, 20.0, 40.0, 10), "disc": Figures(29.0, 0.9, 18.0, 36.0, 10)}
+            "a",
+            {
+                "base": Figures(28.0, 0.8, 20.0, 40.0, 1.5, 10),
+                "disc": Figures(29.0, 0.9, 18.0, 36.0, 1.0, 10),
+            },
         ),
         CaseFigures(
-            "b", {"base": Figures(30.0, 0.6, 10.0, 20.0, 10), "disc": Figures(33.0, 0.7, 8.0, 10.0, 10)}
+            "b",
+            {"base": Figures(30.0, 0.6, 10.0, 20.0, 2.5, 10), "disc": Figures(33.0, 0.7, 8.0, 10.0, 1.0, 10)},
         ),
     ]
     window, checkpoints, head, *lines = figures_table(cases, -1000, 600).splitlines()
@@ -108,8 +113,9 @@ def test_the_table_has_a_line_per_case_and_their_mean_and_says_the_window() -> N
     assert head.split()[0] == "case" and [line.split()[0] for line in lines] == ["a", "b", "mean"]
     assert lines[2].split(maxsplit=1)[1].split("  ")[0] == "29.00 / 31.00"
     assert "0.7000 / 0.8000" in lines[2] and "15.0 / 13.0" in lines[2] and "30.0 / 23.0" in lines[2]
+    assert lines[2].endswith("2.0 / 1.0") and head.endswith("grid")
 
 
 def test_a_single_case_needs_no_mean() -> None:
-    table = figures_table([CaseFigures("a", {"x": Figures(28.0, 0.8, 20.0, 40.0, 10)})], -1000, 1000)
+    table = figures_table([CaseFigures("a", {"x": Figures(28.0, 0.8, 20.0, 40.0, 1.5, 10)})], -1000, 1000)
     assert "mean" not in table.splitlines()[-1] and "28.00" in table.splitlines()[-1]

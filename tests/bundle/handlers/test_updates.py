@@ -7,7 +7,7 @@ from bundle.engines.events import AdversarialEvents
 from bundle.handlers.updates import DiscriminatorUpdate
 from bundle.losses.stabilisers import LeCamAnchors
 from bundle.losses.views import discriminator_views
-from bundle.networks.spectral import add_spectral_norm
+from bundle.networks.discriminators import add_spectral_norm
 
 STABILISERS = {
     "r1": {"r1_gamma": 10.0},

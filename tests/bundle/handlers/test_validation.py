@@ -10,6 +10,7 @@ from bundle.handlers.curves import ScalarLog, TensorBoardLog
 from bundle.handlers.validation import ReconstructionQuality, ValidateEvery
 from bundle.inferers.halo import HaloInferer
 from bundle.losses.perceptual import SlicePerceptualLoss
+from bundle.metrics.grid import grid_score
 from bundle.metrics.perceptual import slice_lpips
 from bundle.metrics.reconstruction import reconstruction_figures
 
@@ -39,6 +40,16 @@ def test_figures_are_the_means_over_volumes_of_the_stated_metric(tiny_vqgan):
         for name in ("psnr", "ssim", "mae_hu", "rmse_hu")
     }
     assert validator.state.metrics == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_grid_is_the_mean_over_volumes_that_are_large_enough():
+    metric = ReconstructionQuality(*WINDOW)
+    preds = [torch.rand(1, side, 16, 16) * 2 - 1 for side in (16, 48, 64)]
+    metric.update([{"image": preds[0], "pred": preds[0]}])
+    assert "grid" not in metric.means()
+    metric.update([{"image": pred, "pred": pred} for pred in preds[1:]])
+    expected = sum(grid_score(pred[0] * 1000) for pred in preds[1:]) / 2
+    assert metric.means()["grid"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_lpips_is_there_only_with_a_backbone_and_is_the_mean_of_at_most_16_slices(tiny_vqgan):

@@ -3,8 +3,7 @@
 import torch
 from torch import nn
 
-from bundle.networks.discriminators import build_discriminators
-from bundle.networks.spectral import add_spectral_norm, refine_estimates
+from bundle.networks.discriminators import add_spectral_norm, build_discriminators, refine_estimates
 
 
 def largest_singular_value(weight):
