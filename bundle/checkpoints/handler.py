@@ -1,9 +1,10 @@
 """Saves `last.pt` and the ones before it, and the three best checkpoints by a validation figure."""
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
@@ -18,6 +19,17 @@ from bundle.engines.settings import SettingsError
 logger = logging.getLogger(__name__)
 
 
+PSNR, LPIPS = "val/psnr", "val/lpips"
+
+
+class Gate(Protocol):
+    """Tells from which iteration on adversarial terms act; see `bundle.handlers.gate.IterationGate`."""
+
+    def generator_share(self, iteration: int) -> float:
+        """Returns the share of the terms' weights: 0 below the gate."""
+        ...
+
+
 class CheckpointHandler:
     """Writes `last.pt` during training and `best_1.pt` (the best) to `best_3.pt` after validation.
 
@@ -29,8 +41,13 @@ class CheckpointHandler:
         output_dir: of the run; files go to its folder `checkpoints`.
         interval: iterations between two `last.pt`; it is also written when training ends.
         validator: the validation engine, whose figures rank the best; None = no best.
-        metric: the figure; the larger the better.
         keep_last: how many of the last to keep, `last.pt` included.
+        gate: `IterationGate` of an adversarial run. Checkpoints behind it rank above those before it, whose
+            figures say nothing about what the run is for; PSNR often falls there, so LPIPS ranks them if the
+            validator gives it. None: PSNR alone.
+
+    Attributes:
+        metric: the figure that ranks, `val/psnr` (larger is better) or `val/lpips` (smaller is better).
     """
 
     def __init__(
@@ -39,8 +56,8 @@ class CheckpointHandler:
         output_dir: str | Path,
         interval: int,
         validator: Engine | None = None,
-        metric: str = "val/psnr",
         keep_last: int = 1,
+        gate: Gate | None = None,
     ) -> None:
         if interval < 1:
             raise SettingsError(f"`checkpoint_interval` must be at least 1 iteration, got {interval}")
@@ -50,11 +67,12 @@ class CheckpointHandler:
         self.folder = Path(output_dir) / "checkpoints"
         self.interval = interval
         self.validator = validator
-        self.metric = metric
+        self.metric = PSNR
         self.keep_last = keep_last
+        self.gate = gate
         self._saved_at: int | None = None
         self._validated_since = False
-        self.best: list[tuple[float, int]] = []  # figure and iteration of best_1, best_2, ...; figures fall
+        self.best: list[tuple[float, int]] = []  # figure and iteration of best_1, best_2, ...
 
     def attach(self, engine: Engine) -> None:
         """Joins the trainer, and the validation engine if there is one."""
@@ -94,12 +112,15 @@ class CheckpointHandler:
         The new file is complete before the older ones move up, so that none is lost if it cannot be written.
         """
         self._validated_since = True
-        figure, iteration = float(validator.state.metrics[self.metric]), engine.state.iteration
+        metrics = validator.state.metrics
+        figures = {name: float(value) for name, value in metrics.items() if name.startswith("val/")}
+        self.metric = self._metric_of([figures])
+        figure, iteration = figures[self.metric], engine.state.iteration
         kept = [(better, known) for better, known in self.best if known != iteration]
-        rank = sum(figure <= better for better, _ in kept)
-        if not figure > float("-inf") or rank >= BEST_COUNT:
+        rank = sum(self._rank(figure, iteration) <= self._rank(*other) for other in kept)
+        if not self._rank(figure, iteration)[1] > -math.inf or rank >= BEST_COUNT:
             return
-        content = {**self.state.state_dict(engine), "figures": {self.metric: figure}}
+        content = {**self.state.state_dict(engine), "figures": figures}
         write_checkpoint(self.folder / "best_new.pt", content)
         self._forget(iteration)
         for worse in range(min(len(self.best), BEST_COUNT - 1), rank, -1):
@@ -124,11 +145,16 @@ class CheckpointHandler:
             return
         rolling, best = rolling_paths(self.folder), best_paths(self.folder)
         iterations = {path: content["trainer"]["iteration"] for path, content in sound(rolling)}
-        kept = {path: known for path, known in iterations.items() if known <= iteration}
-        ranked = {
-            path: (content["figures"][self.metric], content["trainer"]["iteration"])
+        kept = {path: saved for path, saved in iterations.items() if saved <= iteration}
+        known = {
+            path: (content.get("figures", {}), content["trainer"]["iteration"])
             for path, content in sound(best)
-            if self.metric in content.get("figures", {})
+        }
+        self.metric = self._metric_of([figures for figures, _ in known.values()])
+        ranked = {
+            path: (float(figures[self.metric]), iteration)
+            for path, (figures, iteration) in known.items()
+            if self.metric in figures
         }
         for path in (path for path in (*rolling, *best) if path not in kept and path not in ranked):
             aside = path.with_name(f"{path.name}.set_aside")
@@ -138,6 +164,15 @@ class CheckpointHandler:
         self.best = list(ranked.values())
         for rank, path in enumerate(ranked, start=1):
             path.replace(self._path(rank))
+
+    def _metric_of(self, all_figures: Sequence[Mapping[str, float]]) -> str:
+        has_lpips = bool(all_figures) and all(LPIPS in figures for figures in all_figures)
+        return LPIPS if self.gate is not None and has_lpips else PSNR
+
+    def _rank(self, figure: float, iteration: int) -> tuple[bool, float]:
+        """What is compared: the larger the better."""
+        is_behind = self.gate is None or self.gate.generator_share(iteration) > 0
+        return is_behind, -figure if self.metric == LPIPS else figure
 
     def _forget(self, iteration: int) -> None:
         """Drops a best of the same iteration: a resumed run came by again."""

@@ -96,13 +96,16 @@ class ValidateEvery:
     Args:
         validator: the validation engine.
         interval: in epochs.
+        at_start: whether to validate before the first iteration too: of a run that starts from weights, so
+            that its curves begin with their figures.
     """
 
-    def __init__(self, validator: Evaluator, interval: int) -> None:
+    def __init__(self, validator: Evaluator, interval: int, at_start: bool = False) -> None:
         if interval < 1:
             raise SettingsError(f"`val_interval` must be at least 1 epoch, got {interval}")
         self.validator = validator
         self.interval = interval
+        self.at_start = at_start
         self._validated_at = -1
 
     def attach(self, engine: Engine) -> None:
@@ -124,9 +127,14 @@ class ValidateEvery:
                 self.validator.state.output = self.validator.state.batch = None
 
     def make_up(self, engine: Engine) -> None:
-        """Repeats a validation that was due where a run resumes, unless it had been completed."""
+        """Validates the weights that a run starts from.
+
+        Of a run that resumes it repeats a validation that was due there, unless it had been completed.
+        """
         iteration = engine.state.iteration
-        if iteration > 0 and iteration % (self.interval * int(engine.state.epoch_length or 1)) == 0:
+        if iteration == 0 and self.at_start:
+            self(engine)
+        elif iteration > 0 and iteration % (self.interval * int(engine.state.epoch_length or 1)) == 0:
             self(engine)
 
     def state_dict(self) -> dict[str, int]:

@@ -12,6 +12,7 @@ from bundle.checkpoints.folder import rolling_paths
 from bundle.checkpoints.handler import CheckpointHandler
 from bundle.checkpoints.state import TrainingState, random_state, set_random_state
 from bundle.engines.settings import SettingsError
+from bundle.handlers.gate import IterationGate
 
 NAN, INF = math.nan, math.inf
 
@@ -20,7 +21,7 @@ def new_state(settings):
     return TrainingState(nn.Linear(2, 2), settings, nn.ModuleDict(), {}, {})
 
 
-def validated_run(state, folder, figures, start=0, interval=1000):
+def validated_run(state, folder, figures, start=0, interval=1000, gate=None, lpips=None):
     """A run that is validated after every iteration, with these figures; it starts at iteration `start`."""
     validator, trainer = Engine(lambda *_: None), Engine(lambda *_: None)
     coming = iter(figures)
@@ -28,13 +29,15 @@ def validated_run(state, folder, figures, start=0, interval=1000):
     @validator.on(Events.EPOCH_COMPLETED)
     def measure(engine):
         engine.state.metrics["val/psnr"] = next(coming)
+        if lpips is not None:
+            engine.state.metrics["val/lpips"] = next(lpips)
 
     @trainer.on(Events.STARTED)
     def resume(engine):
         engine.state.iteration = start
 
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: validator.run([0]))
-    handler = CheckpointHandler(state, folder, interval, validator)
+    handler = CheckpointHandler(state, folder, interval, validator, gate=gate)
     handler.attach(trainer)
     trainer.run([0], epoch_length=start + len(figures))
     return handler
@@ -234,3 +237,28 @@ def test_a_checkpoint_says_what_its_run_and_the_runs_before_it_were_trained_on(t
 
     known = read_checkpoint(tmp_path / "checkpoints" / "best_1.pt")["trained_on"]
     assert known == {"patients": ["a" * 16, "b" * 16], "voxels": ["c" * 16, "d" * 16]}
+
+
+def test_behind_the_gate_the_best_is_chosen_among_checkpoints_behind_it(tmp_path, tiny_settings):
+    """PSNR dips there: the model from before would be taken for the best of an adversarial run."""
+    handler = validated_run(
+        new_state(tiny_settings), tmp_path, [30.0, 31.0, 32.0, 27.0, 28.0], gate=IterationGate(3)
+    )
+
+    assert handler.best == best_files(tmp_path) == [(28.0, 5), (27.0, 4), (32.0, 3)]
+    assert handler.metric == "val/psnr"
+
+
+def test_with_a_backbone_lpips_ranks_an_adversarial_run_also_after_it_is_resumed(tmp_path, tiny_settings):
+    state, gate = new_state(tiny_settings), IterationGate(1)
+    validated_run(state, tmp_path, [30.0, 27.0, 26.0], gate=gate, lpips=iter([0.3, 0.2, 0.1]))
+    assert best_files(tmp_path) == [(26.0, 3), (27.0, 2), (30.0, 1)]
+
+    handler = validated_run(state, tmp_path, [25.0, 29.0], start=3, gate=gate, lpips=iter([0.15, NAN]))
+    assert handler.best == [(0.1, 3), (0.15, 4), (0.2, 2)]
+    assert best_files(tmp_path) == [(26.0, 3), (25.0, 4), (27.0, 2)]
+
+
+def test_without_a_gate_psnr_ranks_whatever_else_is_measured(tmp_path, tiny_settings):
+    handler = validated_run(new_state(tiny_settings), tmp_path, [30.0, 31.0], lpips=iter([0.1, 0.2]))
+    assert handler.best == [(31.0, 2), (30.0, 1)]

@@ -142,3 +142,15 @@ def test_validation_leaves_the_training_as_it_was(tmp_path, finished_run, tiny_v
 def test_an_interval_below_one_epoch_is_refused():
     with pytest.raises(ValueError, match="`val_interval` must be at least 1 epoch, got 0"):
         ValidateEvery(Engine(lambda *_: None), 0)
+
+
+@pytest.mark.parametrize(("at_start", "validated"), [(True, [0, 2, 4]), (False, [2, 4])])
+def test_a_run_that_starts_from_weights_is_validated_before_its_first_iteration(at_start, validated):
+    trainer, validator, seen = Engine(lambda *_: None), Engine(lambda *_: None), []
+    ValidateEvery(validator, 1, at_start).attach(trainer)
+    validator.add_event_handler(Events.STARTED, lambda: validator.state.__setattr__("output", None))
+    runs = validator.run
+    validator.run = lambda: (seen.append(trainer.state.iteration), runs([0]))[1]  # type: ignore[method-assign]
+
+    trainer.run([0], epoch_length=2, max_epochs=2)
+    assert seen == validated
