@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bundle.networks.discriminators import MIN_PATCH_SIZE
+from bundle.run.model_settings import STRIDE
 
 SAMPLINGS = ("random", "grid")
 
@@ -121,8 +122,8 @@ def _check_patch(patch_size: Any, loss_margin: int, smallest: int) -> None:
     _require(
         isinstance(patch_size, Sequence)
         and len(patch_size) == 3
-        and all(isinstance(size, int) and size % 4 == 0 and size >= smallest for size in patch_size),
-        f"`patch_size` must hold three multiples of 4, each at least {smallest}, got {patch_size!r}",
+        and all(isinstance(size, int) and size % STRIDE == 0 and size >= smallest for size in patch_size),
+        f"`patch_size` must hold three multiples of {STRIDE}, each at least {smallest}, got {patch_size!r}",
     )
     _require(
         loss_margin < min(patch_size) / 2,

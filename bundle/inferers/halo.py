@@ -16,10 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bundle.inferers.tile_size import budget_bytes, choose_tile_size, halved, is_out_of_memory
+from bundle.run.model_settings import STRIDE
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_STRIDE = 4
 DEFAULT_BYTES_PER_VOXEL = 256
 
 
@@ -156,7 +156,7 @@ class HaloInferer(Inferer):
 
     def _rules(self, network: Any) -> tuple[int, int]:
         """Stride and halo in voxels, checked."""
-        stride = getattr(network, "stride", DEFAULT_STRIDE)
+        stride = getattr(network, "stride", STRIDE)
         halo = getattr(network, "halo", None) if self.halo is None else self.halo
         if halo is None:
             raise TilingError(

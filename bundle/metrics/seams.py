@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
+from bundle.run.model_settings import STRIDE
 
-def seam_score(recon: torch.Tensor, tile_size: int | Sequence[int], stride: int = 4) -> float:
+
+def seam_score(recon: torch.Tensor, tile_size: int | Sequence[int], stride: int = STRIDE) -> float:
     """Jumps across the planes between tiles, as a multiple of the jumps across other planes nearby.
 
     1 means that no seam can be told from anatomy, 2 that intensity jumps twice as far where two tiles meet.

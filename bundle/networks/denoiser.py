@@ -6,10 +6,10 @@ from monai.networks.nets import DiffusionModelUNet
 from monai.utils import optional_import
 
 from bundle.networks.quantizer import NetworkSettingError
+from bundle.run.model_settings import STRIDE
 
 GROUPS = 32
 POSITION_CHANNELS = 3
-STRIDE = 4  # voxels per latent cell
 
 
 def build_denoiser(

@@ -42,8 +42,6 @@ PRESETS = {
     "large": Preset(channels=(256, 256), num_res_layers=3, tail_channels=16),
     "lite": Preset(channels=(48, 96), num_res_layers=1, tail_channels=16),
 }
-STRIDE = PRESETS["default"].stride
-"""Voxels per latent cell and axis of every preset."""
 
 
 class Reconstruction(NamedTuple):

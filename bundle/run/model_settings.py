@@ -8,6 +8,8 @@ from typing import Any
 
 from bundle.run.names import printable
 
+STRIDE = 4
+"""Voxels per latent cell and axis, of every preset."""
 NETWORK_SETTINGS = ("preset", "quantizer", "num_embeddings", "hu_min", "hu_max")
 MOST_CODES = 65536  # indices are stored as uint16
 HU = (-32768, 32767)  # volumes are stored as int16

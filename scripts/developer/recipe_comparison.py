@@ -30,6 +30,7 @@ from bundle.metrics.grid import grid_score
 from bundle.metrics.reconstruction import reconstruction_figures
 from bundle.networks.discriminators import build_discriminators
 from bundle.networks.vqgan import VQGAN, build_vqgan, to_device
+from bundle.run.model_settings import STRIDE
 
 HU = 1000
 SLAB = (128, 128, 64)
@@ -235,7 +236,7 @@ def _middle(volume: Tensor) -> Tensor:
     """A slab of 128 x 128 x 64 voxels from the middle, or what there is of it."""
     spans = []
     for size, side in zip(volume.shape, SLAB, strict=True):
-        side = min(side, size) // 4 * 4
+        side = min(side, size) // STRIDE * STRIDE
         spans.append(slice((size - side) // 2, (size - side) // 2 + side))
     return volume[tuple(spans)]
 

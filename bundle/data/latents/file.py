@@ -27,10 +27,10 @@ import numpy as np
 from bundle.data.volumes.fingerprint import is_fingerprint
 from bundle.data.volumes.header_text import HEADER_CLASSES, header_from_text
 from bundle.run.atomic import complete_or_absent
+from bundle.run.model_settings import STRIDE
 
 SUFFIX = "_codes.npz"
 FORMAT_VERSION = 1
-STRIDE = 4
 # LZMA packs codes to 0.81 of their size where deflate reaches 0.86; for latents it would take minutes
 COMPRESSION = {"indices": zipfile.ZIP_LZMA, "latents": zipfile.ZIP_DEFLATED}
 MAX_RECORD_BYTES = 1 << 20

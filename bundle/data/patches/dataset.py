@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, Sampler
 from bundle.data.cases.patients import patient_key
 from bundle.data.patches.placing import PatchPlacer, grid_starts, warn_of_missing_contrast
 from bundle.data.store.store import PatchStore, StoredVolume
+from bundle.run.model_settings import STRIDE
 
 logger = logging.getLogger(__name__)
 
@@ -138,8 +139,10 @@ class PatchDataset(StoredDataset):
     ) -> None:
         super().__init__(data, cache_dir, hu_min, hu_max, transform)
         self.patch_size = ensure_tuple_rep(patch_size, 3)
-        if any(size <= 0 or size % 4 for size in self.patch_size):
-            raise ValueError(f"`patch_size` must be made of positive multiples of 4, got {self.patch_size}")
+        if any(size <= 0 or size % STRIDE for size in self.patch_size):
+            raise ValueError(
+                f"`patch_size` must be made of positive multiples of {STRIDE}, got {self.patch_size}"
+            )
         if seed < 0:
             raise ValueError(f"`seed` must be 0 or more, got {seed}")
         if sampling not in ("random", "grid"):

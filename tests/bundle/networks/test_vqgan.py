@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from bundle.networks.vqgan import TrainingPass, build_vqgan
+from bundle.networks.vqgan import PRESETS, TrainingPass, build_vqgan
+from bundle.run.model_settings import STRIDE
 
 
 @pytest.mark.parametrize(
@@ -16,6 +17,10 @@ def test_presets_have_exactly_the_documented_parameters(preset, parameters):
 @pytest.mark.parametrize(("num_res_layers", "halo"), [(1, 20), (2, 32), (3, 44)])
 def test_halo_is_computed_from_the_layers(tiny_vqgan, num_res_layers, halo):
     assert tiny_vqgan(num_res_layers=num_res_layers).halo == halo
+
+
+def test_every_preset_has_the_stride_that_data_and_files_of_codes_are_made_for():
+    assert {preset.stride for preset in PRESETS.values()} == {STRIDE}
 
 
 def test_a_voxel_reaches_as_far_as_the_halo_says_and_no_further(tiny_vqgan):
