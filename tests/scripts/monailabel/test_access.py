@@ -5,12 +5,13 @@ import re
 
 import pytest
 import yaml
-from starlette.datastructures import Headers
 
 if importlib.util.find_spec("monailabel") is None:
     pytest.skip("needs MONAI Label: make test-label", allow_module_level=True)
 
 from pathlib import Path
+
+from starlette.datastructures import Headers
 
 from bundle.checkpoints.file import write_checkpoint
 from scripts.monailabel.access import Access, AccessError
