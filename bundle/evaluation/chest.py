@@ -26,6 +26,8 @@ BONE_OFF_VESSEL_MM = 6
 MIN_LUNG_SHARE = 0.03
 MIN_LARGE_LUNG_SHARE = 0.1
 MIN_CERTAIN_SHARE = 0.25
+DENSEST = 1.5
+"""What is so many times denser than blood is bone beside a vessel, or contrast agent that is not mixed."""
 TISSUE_HU = 50
 """What surrounds a vessel of the mediastinum; the wall of a lumen lies halfway up to the blood."""
 
@@ -167,7 +169,9 @@ def _cut_lumen(hu: np.ndarray, spacing_mm: Sequence[float], blood_hu: float) -> 
     sigma = [SMOOTHING_MM / edge for edge in spacing_mm[:2]]
     limited = hu.clip(-1000, CONTRAST_HU[1] + 500).astype(np.float32)
     smooth = ndimage.gaussian_filter(limited, (*sigma, 0), mode="nearest", truncate=3)
-    return (smooth >= (blood_hu + TISSUE_HU) / 2) & (smooth <= CONTRAST_HU[1])
+    half, quarter = (TISSUE_HU + share * (blood_hu - TISSUE_HU) for share in (0.5, 0.25))
+    # A voxel of the wall between two vessels is bright when smoothed, but not by itself.
+    return (smooth >= half) & (smooth <= min(CONTRAST_HU[1], DENSEST * blood_hu)) & (hu >= quarter)
 
 
 def _without_strangers(inside: np.ndarray, certain: np.ndarray) -> np.ndarray:

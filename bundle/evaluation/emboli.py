@@ -1,4 +1,4 @@
-"""Puts emboli of known size and place into filled vessels, and measures what a reconstruction leaves of them.
+"""Puts emboli of known size and place into filled vessels, and finds those that a reconstruction invents.
 
 An embolus is a sphere of 55 HU, sampled over the box of each voxel and blurred in the axial plane, as by a
 scanner. It is added as `-occupancy x lumen share x (blood - clot) x contrast`, so the noise of the scan stays
@@ -23,11 +23,16 @@ PSF_MM = 0.55
 GAP_MM = 4.0
 """Between the surfaces of two emboli, so that no template sees a neighbour."""
 MAX_SITES = {2: 240, 4: 180, 6: 120, 8: 80}
-MAX_CANDIDATES = 40_000
+MAX_CANDIDATES = 20_000
 SUBSAMPLES = 7
 RIM_MM = 3.0
 """Lumen around an embolus that an observer compares it with."""
 SEARCH_MM = 3.0
+
+SCALES_MM = (4.0, 6.0)
+NEW_DARKNESS = 0.35
+OFF_WALL_MM = 1.0
+FALSE_EMBOLI_SLAB_MM = 40.0
 
 
 class Site(NamedTuple):
@@ -114,33 +119,23 @@ def _places(
     lumen: Lumen, spacing_mm: Sequence[float], generator: np.random.Generator
 ) -> Iterator[tuple[int, tuple[float, float, float]]]:
     """Size and centre of sites, the size that is furthest behind its quota first."""
-    candidates = {size: _candidates(lumen, size, generator) for size in SIZES_MM}
-    edges = np.asarray(spacing_mm)
-    next_of = dict.fromkeys(SIZES_MM, 0)
+    free = {size: _candidates(lumen, size, generator) for size in SIZES_MM}
     n_of = dict.fromkeys(SIZES_MM, 0)
-    taken, radii = np.empty((sum(MAX_SITES.values()), 3)), np.empty(sum(MAX_SITES.values()))
-    n_taken = 0
-    while open_sizes := [
-        size for size in SIZES_MM if n_of[size] < MAX_SITES[size] and next_of[size] < len(candidates[size])
-    ]:
-        size = min(open_sizes, key=lambda size: (n_of[size] / MAX_SITES[size], -size))
-        voxel = candidates[size][next_of[size]]
-        next_of[size] += 1
-        at = voxel * edges
-        distance = np.linalg.norm(taken[:n_taken] - at, axis=1)
-        if np.any(distance < radii[:n_taken] + size / 2 + GAP_MM):
-            continue
-        taken[n_taken], radii[n_taken] = at, size / 2
-        n_taken += 1
+    while choice := [size for size in SIZES_MM if n_of[size] < MAX_SITES[size] and len(free[size])]:
+        size = min(choice, key=lambda size: (n_of[size] / MAX_SITES[size], -size))
         n_of[size] += 1
-        x, y, z = voxel.tolist()
+        centre = free[size][0]
+        for other, places in free.items():
+            distance = np.linalg.norm((places - centre) * spacing_mm, axis=1)
+            free[other] = places[distance >= (size + other) / 2 + GAP_MM]
+        x, y, z = centre.tolist()
         yield size, (x, y, z)
 
 
 def _candidates(lumen: Lumen, size_mm: int, generator: np.random.Generator) -> np.ndarray:
     """(N, 3) centres where an embolus fits, in random order; those inside the lungs, which are few, first."""
     fits = np.argwhere((lumen.wall >= round(size_mm / 2 / WALL_STEP_MM)) & lumen.is_certain)
-    fits = generator.permutation(fits)[: MAX_CANDIDATES * 4] + np.array(lumen.origin)
+    fits = generator.permutation(fits) + np.array(lumen.origin)
     is_in_lung = lumen.lie_in_lung(fits)
     ordered = np.concatenate([fits[is_in_lung], fits[~is_in_lung]])[:MAX_CANDIDATES]
     return ordered + generator.uniform(-0.25, 0.25, ordered.shape)
@@ -215,3 +210,75 @@ def sphere_occupancy(
     sigma = (PSF_MM / spacing_mm[0], PSF_MM / spacing_mm[1], 0)
     blurred: np.ndarray = ndimage.gaussian_filter(occupancy, sigma, mode="constant", truncate=4)
     return blurred
+
+
+class FalseEmbolus(NamedTuple):
+    """A dark spot that is new: its darkest voxel (X, Y, Z) and the share of a clot's contrast it has."""
+
+    voxel: tuple[int, int, int]
+    strength: float
+
+
+def find_false_emboli(
+    voxels: np.ndarray, recon: np.ndarray, spacing_mm: Sequence[float], lumen: Lumen
+) -> list[FalseEmbolus]:
+    """Looks for spots in the lumen that a reconstruction darkened and that are darker than the blood around.
+
+    Both have to hold at one scale s: the local mean (Gaussian of s / 4, lumen only) fell by 0.35 of the
+    contrast of a clot against the blood there, and lies as far below the mean of the wider surroundings
+    (Gaussian of s / 1.5). The first alone would count blurred walls, the second alone every valve and
+    papillary muscle. What lies less than 1 mm off the wall is not looked at.
+
+    Args:
+        voxels: original (X, Y, Z) in HU.
+        recon: reconstruction of the same shape.
+        spacing_mm: edges of a voxel.
+        lumen: filled vessels of the original.
+
+    Returns:
+        one entry per connected spot.
+    """
+    found = np.zeros(lumen.wall.shape, np.float32)
+    core = lumen.wall >= round(OFF_WALL_MM / WALL_STEP_MM)
+    x, y, z = lumen.box
+    margin = int(np.ceil(3 * max(SCALES_MM) / 1.5 / spacing_mm[2]))
+    n_slices = max(int(FALSE_EMBOLI_SLAB_MM / spacing_mm[2]), 1)
+    for start in range(0, core.shape[2], n_slices):
+        wide = slice(max(start - margin, 0), min(start + n_slices + margin, core.shape[2]))
+        if not core[..., wide].any():
+            continue
+        part = np.s_[x, y, z.start + wide.start : z.start + wide.stop]
+        strength = _strength(voxels[part], recon[part], core[..., wide], spacing_mm)
+        kept = strength[..., start - wide.start :][..., :n_slices]
+        found[..., start : start + kept.shape[2]] = kept
+    spots, n_spots = ndimage.label(found >= NEW_DARKNESS, structure=np.ones((3, 3, 3)))
+    places = ndimage.maximum_position(found, spots, range(1, n_spots + 1)) if n_spots else []
+    return [
+        FalseEmbolus(
+            (int(at[0]) + x.start, int(at[1]) + y.start, int(at[2]) + z.start), float(found[tuple(at)])
+        )
+        for at in places
+    ]
+
+
+def _strength(
+    original: np.ndarray, recon: np.ndarray, core: np.ndarray, spacing_mm: Sequence[float]
+) -> np.ndarray:
+    """The smaller of new darkening and darkness against the surroundings, at the best scale."""
+    weight = core.astype(np.float32)
+    strongest = np.zeros(core.shape, np.float32)
+    old, new = (volume.astype(np.float32) * weight for volume in (original, recon))
+    for scale in SCALES_MM:
+        near, far = ([ratio * scale / edge for edge in spacing_mm] for ratio in (1 / 4, 1 / 1.5))
+        norm_near, norm_far = (_smooth(weight, sigma) + 1e-6 for sigma in (near, far))
+        low_old, low_new = _smooth(old, near) / norm_near, _smooth(new, near) / norm_near
+        blood, around = _smooth(old, far) / norm_far, _smooth(new, far) / norm_far
+        contrast = np.maximum(blood - CLOT_HU, CLOT_HU)
+        strength = np.minimum(low_old - low_new, around - low_new) / contrast
+        strongest = np.maximum(strongest, strength)
+    return np.where(core, strongest, np.float32(0))
+
+
+def _smooth(volume: np.ndarray, sigma: Sequence[float]) -> np.ndarray:
+    smooth: np.ndarray = ndimage.gaussian_filter(volume, sigma, mode="constant", truncate=3)
+    return smooth

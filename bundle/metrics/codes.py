@@ -30,7 +30,7 @@ def code_use(counts: np.ndarray) -> CodeUse:
     """
     share = counts[counts > 0] / max(counts.sum(), 1)
     entropy = float(-(share * np.log2(share)).sum())
-    return CodeUse(float(np.mean(counts > 0)), 2**entropy, entropy)
+    return CodeUse(np.count_nonzero(counts) / max(len(counts), 1), 2**entropy, entropy)
 
 
 def nominal_bits_per_voxel(num_embeddings: int, stride: int) -> float:

@@ -42,7 +42,7 @@ def gradient_ratio(
     Args:
         image: original (X, Y, Z) in HU.
         recon: reconstruction of the same shape.
-        inside: (X, Y, Z) bool, where to look, as inside the body; made from the original only.
+        inside: (X, Y, Z), above 0 where to look, as inside the body; made from the original only.
         spacing_mm: edges of a voxel.
         hu_min: lower end of the window.
         hu_max: upper end.
@@ -54,7 +54,7 @@ def gradient_ratio(
         return float("nan")
     totals = [0.0, 0.0]
     for z in range(1, image.shape[2] - 1):
-        kept = inside[1:-1, 1:-1, z]
+        kept = inside[1:-1, 1:-1, z] > 0
         for n, volume in enumerate((image, recon)):
             three = volume[..., z - 1 : z + 2].astype(np.float32).clip(hu_min, hu_max)
             squares = [

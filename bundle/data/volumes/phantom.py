@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -21,7 +22,35 @@ SPINE = ((0.0, -0.5), (0.11, 0.12))
 AORTA = ((-0.1, -0.28), (0.06, 0.06))
 TRUNK = np.array([0.0, 0.1, 0.1])
 BRANCHINGS = 7
+CARINA, WINDPIPE_RADIUS, AIRWAY_BRANCHINGS = np.array([0.0, 0.05, 0.4]), 0.05, 4
+CLOT_HU, EMBOLUS_SHARE = 55, 0.7
 TRUNK_RADIUS = 0.07
+
+Tube = tuple[np.ndarray, np.ndarray, float]
+"""Start, end, and radius in units of the longest half field of view."""
+
+
+class Embolus(NamedTuple):
+    """A ball of clot: centre X, Y, Z in voxels, radius in mm."""
+
+    centre: tuple[float, float, float]
+    radius_mm: float
+
+
+class LabelledPhantom(NamedTuple):
+    """A phantom and what is where in it.
+
+    Attributes:
+        hu: (X, Y, Z) int16.
+        vessels: (X, Y, Z) bool, everything that holds contrast agent or a clot.
+        airways: (X, Y, Z) bool, the air in the windpipe and its branches.
+        emboli: the clots.
+    """
+
+    hu: np.ndarray
+    vessels: np.ndarray
+    airways: np.ndarray
+    emboli: tuple[Embolus, ...]
 
 
 def make_phantom(
@@ -41,11 +70,62 @@ def make_phantom(
     Raises:
         ValueError: if there are not three positive lengths and spacings.
     """
+    _check(shape, spacing_mm)
+    generator = np.random.default_rng(seed)
+    tissue, lungs = _draw_tissue(shape)
+    blood, _ = _draw_blood(shape, spacing_mm, lungs, generator)
+    hu = np.where(blood > 0, blood, tissue)
+    hu += generator.normal(0, NOISE_HU, shape).astype(np.float32)
+    return np.rint(hu).astype(np.int16)
+
+
+def make_labelled_phantom(
+    shape: Sequence[int],
+    spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
+    seed: int = 0,
+    blood_hu: float = 350,
+    noise_hu: float = NOISE_HU,
+    n_emboli: int = 0,
+) -> LabelledPhantom:
+    """Makes a phantom with airways and emboli and one density of blood, and says where everything is.
+
+    Args:
+        shape: see `make_phantom`.
+        spacing_mm: edges of a voxel; here they also give the emboli's size.
+        seed: of the trees, the emboli and the noise.
+        blood_hu: of all vessels.
+        noise_hu: standard deviation of white noise.
+        n_emboli: balls of 55 HU on the axes of as many vessels of the lungs, the widest first.
+
+    Raises:
+        ValueError: if there are not three positive lengths and spacings, or fewer vessels than emboli.
+    """
+    _check(shape, spacing_mm)
+    generator = np.random.default_rng(seed)
+    hu, lungs = _draw_tissue(shape)
+    airways = _draw_airways(hu, spacing_mm, lungs, np.random.default_rng(seed + 1))
+    blood, tubes = _draw_blood(shape, spacing_mm, lungs, generator)
+    vessels = blood > 0
+    hu[vessels] = blood_hu
+    emboli = _place_emboli(tubes, shape, spacing_mm, n_emboli)
+    axes = np.ogrid[tuple(slice(n) for n in shape)]
+    for embolus in emboli:
+        parts = zip(axes, embolus.centre, spacing_mm, strict=True)
+        distance = sum(((axis - at) * mm) ** 2 for axis, at, mm in parts)
+        hu[vessels & (distance <= embolus.radius_mm**2)] = CLOT_HU
+    hu += generator.normal(0, noise_hu, shape).astype(np.float32)
+    return LabelledPhantom(np.rint(hu).astype(np.int16), vessels, airways & ~vessels, emboli)
+
+
+def _check(shape: Sequence[int], spacing_mm: Sequence[float]) -> None:
     if len(shape) != 3 or len(spacing_mm) != 3 or min(*shape, *spacing_mm) <= 0:
         raise ValueError(
             f"`shape` and `spacing_mm` must be three positive numbers each, got {shape}, {spacing_mm}"
         )
-    generator = np.random.default_rng(seed)
+
+
+def _draw_tissue(shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """HU without vessels, and where the lungs are."""
     x, y, z = (axis.astype(np.float32) for axis in np.ogrid[tuple(slice(-1, 1, 1j * n) for n in shape)])
     hu = np.full(shape, AIR_HU, np.float32)
     hu[_ellipse((x, y), *BODY) & (z == z)] = FAT_HU
@@ -55,17 +135,65 @@ def make_phantom(
     lungs = np.logical_or.reduce([_ellipse((x, y, z), *lung) for lung in LUNGS])
     hu[lungs] = LUNG_HU
     hu[_ellipse((x, y), *SPINE) & (np.sin(25 * z) > -0.8)] = BONE_HU
-    hu[_ellipse((x, y, z), *HEART)] = generator.uniform(*VESSEL_HU)
-    hu[_ellipse((x, y), *AORTA) & (z == z)] = generator.uniform(*VESSEL_HU)
-    extent = np.array(shape) * np.array(spacing_mm)
+    return hu, lungs
+
+
+def _draw_blood(
+    shape: Sequence[int], spacing_mm: Sequence[float], lungs: np.ndarray, generator: np.random.Generator
+) -> tuple[np.ndarray, list[Tube]]:
+    """HU of heart, aorta and vessel trees, 0 elsewhere, and the tubes inside the lungs."""
+    x, y, z = (axis.astype(np.float32) for axis in np.ogrid[tuple(slice(-1, 1, 1j * n) for n in shape)])
+    blood = np.zeros(shape, np.float32)
+    blood[_ellipse((x, y, z), *HEART)] = generator.uniform(*VESSEL_HU)
+    blood[_ellipse((x, y), *AORTA) & (z == z)] = generator.uniform(*VESSEL_HU)
+    aspect = _aspect(shape, spacing_mm)
+    tubes = []
     for (centre_x, *_), _ in LUNGS:
         hilum = np.array([0.25 * np.sign(centre_x), 0.0, 0.1])
         tree = _grow_tree(TRUNK, hilum, TRUNK_RADIUS, BRANCHINGS, generator)
         for number, line in enumerate(tree):
             inside = lungs if number else None  # the trunk alone crosses the mediastinum
-            _draw_tube(hu, inside, line, extent / extent.max(), generator.uniform(*VESSEL_HU))
-    hu += generator.normal(0, NOISE_HU, shape).astype(np.float32)
-    return np.rint(hu).astype(np.int16)
+            _draw_tube(blood, inside, line, aspect, generator.uniform(*VESSEL_HU))
+            tubes += [line] * (number > 0)
+    return blood, tubes
+
+
+def _draw_airways(
+    hu: np.ndarray, spacing_mm: Sequence[float], lungs: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    """Draws the windpipe and its branches with walls; returns where their air is."""
+    aspect = _aspect(hu.shape, spacing_mm)
+    tubes = [(np.array([0.0, 0.05, 1.0]), CARINA, WINDPIPE_RADIUS)]
+    for (centre_x, *_), _ in LUNGS:
+        hilum = np.array([0.2 * np.sign(centre_x), 0.05, 0.15])
+        tubes += _grow_tree(CARINA, hilum, 0.7 * WINDPIPE_RADIUS, AIRWAY_BRANCHINGS, generator)
+    air = np.zeros(hu.shape, np.float32)
+    for start, end, radius in tubes:
+        inside = None if max(abs(start[0]), abs(end[0])) <= 0.2 else lungs  # the rest crosses the mediastinum
+        _draw_tube(hu, inside, (start, end, 1.3 * radius), aspect, MUSCLE_HU)
+        _draw_tube(air, inside, (start, end, radius), aspect, 1.0)
+    hu[air > 0] = AIR_HU
+    return air > 0
+
+
+def _place_emboli(
+    tubes: Sequence[Tube], shape: Sequence[int], spacing_mm: Sequence[float], n_emboli: int
+) -> tuple[Embolus, ...]:
+    if n_emboli > len(tubes):
+        raise ValueError(
+            f"`n_emboli` must be at most {len(tubes)}, the number of vessels, got {n_emboli}; ask for fewer"
+        )
+    longest_mm = max(n * mm for n, mm in zip(shape, spacing_mm, strict=True)) / 2
+    emboli = []
+    for start, end, radius in sorted(tubes, key=lambda tube: -tube[2])[:n_emboli]:
+        x, y, z = (((start + end) / 2 + 1) / 2 * (np.array(shape) - 1)).tolist()
+        emboli.append(Embolus((x, y, z), EMBOLUS_SHARE * radius * longest_mm))
+    return tuple(emboli)
+
+
+def _aspect(shape: Sequence[int], spacing_mm: Sequence[float]) -> np.ndarray:
+    extent = np.array(shape) * np.array(spacing_mm)
+    return extent / extent.max()
 
 
 def write_phantom(path: PathLike, shape: Sequence[int], affine: np.ndarray, seed: int = 0) -> None:
@@ -101,7 +229,7 @@ def _ellipse(axes: Sequence[np.ndarray], centre: Sequence[float], radii: Sequenc
 
 def _grow_tree(
     start: np.ndarray, end: np.ndarray, radius: float, branchings: int, generator: np.random.Generator
-) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+) -> Iterator[Tube]:
     """Start, end and radius of a vessel, then of the two thinner trees that go on from its end."""
     yield start, end, radius
     if branchings == 0:
@@ -118,7 +246,7 @@ def _grow_tree(
 def _draw_tube(
     hu: np.ndarray,
     inside: np.ndarray | None,
-    line: tuple[np.ndarray, np.ndarray, float],
+    line: Tube,
     aspect: np.ndarray,
     value: float,
 ) -> None:

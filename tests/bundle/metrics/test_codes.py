@@ -17,7 +17,7 @@ def test_a_rare_code_is_used_but_adds_little():
 
 
 def test_no_codes_at_all_are_no_error():
-    assert code_use(np.zeros(4, int)) == (0, 1, 0)
+    assert code_use(np.zeros(4, int)) == code_use(np.zeros(0, int)) == (0, 1, 0)
 
 
 def test_bits_per_voxel_are_those_of_the_design():

@@ -1,0 +1,252 @@
+"""Lists what to evaluate, volumes of a data set or pairs of files of any tool, and refuses what is unfit."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+
+from bundle.data.cases.split import dataset_root, find_cases
+from bundle.data.volumes.reading import read_volume
+from bundle.run.names import output_name, printable, volume_name
+
+COLUMNS = ("original", "reconstruction")
+OPTIONAL_COLUMNS = ("patient", "inserted_original", "inserted_reconstruction")
+SAMPLE_STEP = 4
+MIN_LIKENESS = 0.9
+SLOPES = (0.5, 2.0)
+MAX_OFFSET_HU = 300
+MAX_AFFINE_MM = 0.1
+SHIFTED_BELOW = 0.8
+MIN_SIDE = 7
+
+
+class PairsError(ValueError):
+    """A table of pairs that cannot be used; the message names the file and the line."""
+
+
+class RefusedVolumeError(ValueError):
+    """A volume that is not evaluated; the message names it and says why."""
+
+
+@dataclass
+class EvaluationCase:
+    """One volume to evaluate.
+
+    Attributes:
+        name: unique; of the rows in tables, on one line.
+        patient: who it is of; several volumes of one patient count as one.
+        original: file, or folder of a DICOM series.
+        reconstruction: file; None where a model makes it.
+        inserted: pairs of files, original with emboli and its reconstruction.
+    """
+
+    name: str
+    patient: str
+    original: Path
+    reconstruction: Path | None = None
+    inserted: list[tuple[Path, Path]] = field(default_factory=list)
+    stem: str = ""
+    """Unique; begins the names of its files in the output folder, and holds nothing that a path could."""
+
+
+class RASVolume(NamedTuple):
+    """A volume in the axes closest to right, anterior and superior.
+
+    Attributes:
+        voxels: (X, Y, Z) int16 in HU.
+        spacing_mm: edges of a voxel.
+        affine: (4, 4), these voxels to RAS millimetres.
+    """
+
+    voxels: np.ndarray
+    spacing_mm: tuple[float, float, float]
+    affine: np.ndarray
+
+
+def cases_of_data(dataset_dir: str | Path) -> list[EvaluationCase]:
+    """The volumes of a data set, for a model to reconstruct.
+
+    Raises:
+        DatasetError: if there is no data set; a volume that cannot be read is refused later, alone.
+    """
+    root = dataset_root(dataset_dir)
+    cases = [
+        EvaluationCase(printable(output_name(c["image"], root).as_posix()), c["patient"], Path(c["image"]))
+        for c in find_cases(dataset_dir)
+    ]
+    return _with_unique_names(cases)
+
+
+def cases_of_pairs(table: str | Path) -> list[EvaluationCase]:
+    """The pairs of a CSV table, one per line.
+
+    Lines with the same original and reconstruction are one case, each with another inserted pair.
+
+    Args:
+        table: with the columns `original` and `reconstruction`, and, where there are such, `patient`,
+            `inserted_original` and `inserted_reconstruction`; paths relative to the table or absolute.
+
+    Raises:
+        PairsError: if it cannot be read, lacks a column, or a line lacks a file name.
+    """
+    table = Path(table)
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file, restkey="", restval=""))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise PairsError(f"{table}: cannot be read as a CSV table ({error}); correct it") from error
+    columns = set(rows[0]) if rows else set()
+    missing = [name for name in COLUMNS if name not in columns]
+    if missing or not rows:
+        raise PairsError(
+            f"{table}: must have the columns {', '.join(COLUMNS)} and a line for each pair, "
+            f"{'lacks ' + ', '.join(missing) if rows else 'has no line'}; correct it"
+        )
+    cases: dict[tuple[str, str], EvaluationCase] = {}
+    for number, row in enumerate(rows, start=2):
+        values = {name: (row.get(name) or "").strip() for name in (*COLUMNS, *OPTIONAL_COLUMNS)}
+        _check_row(table, number, values)
+        key = values["original"], values["reconstruction"]
+        original, reconstruction = (table.parent / value for value in key)
+        name = printable(volume_name(original))
+        case = cases.setdefault(
+            key, EvaluationCase(name, values["patient"] or name, original, reconstruction)
+        )
+        if values["inserted_original"]:
+            inserted = (values[f"inserted_{part}"] for part in COLUMNS)
+            pair = [table.parent / value for value in inserted]
+            case.inserted.append((pair[0], pair[1]))
+    return _with_unique_names(list(cases.values()))
+
+
+def _check_row(table: Path, number: int, values: Mapping[str, str]) -> None:
+    for name in COLUMNS:
+        if not values[name]:
+            raise PairsError(f"{table}, line {number}: `{name}` is empty; name a file")
+    if bool(values["inserted_original"]) != bool(values["inserted_reconstruction"]):
+        raise PairsError(
+            f"{table}, line {number}: `inserted_original` and `inserted_reconstruction` belong together, one "
+            "is empty; name both files or none"
+        )
+
+
+def read_ras(path: Path) -> RASVolume:
+    """Reads a volume, rounded to whole HU.
+
+    Raises:
+        VolumeError: if it cannot be used, naming it.
+    """
+    volume = read_volume(path)
+    orientation = io_orientation(volume.affine)
+    voxels = apply_orientation(volume.voxels, orientation)
+    if voxels.dtype != np.int16:
+        limits = np.iinfo(np.int16)
+        voxels = np.rint(voxels.clip(limits.min, limits.max)).astype(np.int16)
+    affine = volume.affine @ inv_ornt_aff(orientation, volume.voxels.shape)
+    x, y, z = voxel_sizes(affine).tolist()
+    return RASVolume(np.ascontiguousarray(voxels), (x, y, z), affine)
+
+
+def check_original(case: EvaluationCase, original: RASVolume) -> None:
+    """Refuses what no figure is defined for.
+
+    Raises:
+        RefusedVolumeError: if its axial slices are smaller than 7 x 7.
+    """
+    if min(original.voxels.shape[:2]) < MIN_SIDE:
+        x, y, z = original.voxels.shape
+        raise RefusedVolumeError(
+            f"{case.name}: axial slices must have at least {MIN_SIDE} x {MIN_SIDE} voxels, got {x} x {y}; "
+            "leave it out"
+        )
+
+
+def check_pair(case: EvaluationCase, original: RASVolume, recon: RASVolume) -> list[str]:
+    """Refuses pairs that do not belong together; returns warnings.
+
+    Raises:
+        RefusedVolumeError: if shapes or affines differ, or the reconstruction is not in HU.
+    """
+    if original.voxels.shape != recon.voxels.shape:
+        raise RefusedVolumeError(
+            f"{case.name}: original and reconstruction must have one shape, got {original.voxels.shape} and "
+            f"{recon.voxels.shape}; reconstruct without resampling or cropping"
+        )
+    corners = np.array(np.meshgrid(*([0, size - 1] for size in original.voxels.shape))).reshape(3, -1)
+    moved = (original.affine - recon.affine)[:3, :3] @ corners + (original.affine - recon.affine)[:3, 3:]
+    distance_mm = float(np.linalg.norm(moved, axis=0).max())
+    if not distance_mm <= MAX_AFFINE_MM:
+        raise RefusedVolumeError(
+            f"{case.name}: original and reconstruction must lie in the same place, their affines differ by "
+            f"up to {distance_mm:.3g} mm; keep the original's header"
+        )
+    _check_unit(case, original.voxels, recon.voxels)
+    shift = _shift(original.voxels, recon.voxels)
+    if any(shift):
+        return [
+            f"{case.name}: the reconstruction looks shifted by {shift} voxels (right, anterior, superior) "
+            "against the original; its figures measure the shift"
+        ]
+    return []
+
+
+def _check_unit(case: EvaluationCase, original: np.ndarray, recon: np.ndarray) -> None:
+    sample = (slice(None, None, SAMPLE_STEP),) * 3
+    old, new = (volume[sample].astype(np.float64).clip(-1024, 3071).ravel() for volume in (original, recon))
+    spread = old.std(), new.std()
+    if spread[0] < 1:
+        return
+    is_flat = spread[1] < 0.02 * spread[0] and np.ptp(recon[sample]) <= 256
+    likeness = 0.0 if spread[1] == 0 else float(np.corrcoef(old, new)[0, 1])
+    slope = likeness * spread[1] / spread[0]
+    offset = float(new.mean() - slope * old.mean())
+    is_scaled = likeness > MIN_LIKENESS and not SLOPES[0] <= slope <= SLOPES[1]
+    is_moved = likeness > MIN_LIKENESS and abs(new.mean() - old.mean()) > MAX_OFFSET_HU
+    if is_flat or is_scaled or is_moved:
+        raise RefusedVolumeError(
+            f"{case.name}: the reconstruction must be in HU, but it is about {slope:.3g} x original "
+            f"{offset:+.4g}; convert it to HU"
+        )
+
+
+def _shift(original: np.ndarray, recon: np.ndarray) -> tuple[int, int, int]:
+    """The step of one voxel by which the reconstruction fits clearly better, or none."""
+    middle = [slice(max(n // 2 - 64, 0), min(n // 2 + 64, n)) for n in original.shape]
+    old, new = (volume[tuple(middle)].astype(np.float32).clip(-1000, 1000) for volume in (original, recon))
+    if min(old.shape) < 4:
+        return 0, 0, 0
+    inner = old[1:-1, 1:-1, 1:-1]
+    errors = {}
+    for step in [(0, 0, 0), *(tuple(s * (a == b) for b in range(3)) for a in range(3) for s in (-1, 1))]:
+        window = tuple(slice(1 + s, n - 1 + s) for s, n in zip(step, old.shape, strict=True))
+        errors[step] = float(np.mean((new[window] - inner) ** 2))
+    best = min(errors, key=lambda step: errors[step])
+    if errors[best] < SHIFTED_BELOW * errors[0, 0, 0]:
+        return best[0], best[1], best[2]
+    return 0, 0, 0
+
+
+def _with_unique_names(cases: Sequence[EvaluationCase]) -> list[EvaluationCase]:
+    names: set[str] = set()
+    stems: set[str] = set()
+    for case in cases:
+        case.name = _unique(case.name, names)
+        case.stem = _unique(re.sub(r"[^A-Za-z0-9_-]+", "_", case.name)[:100], stems)
+    return list(cases)
+
+
+def _unique(text: str, taken: set[str]) -> str:
+    """`text`, with a number behind it if it is taken; remembers what it gives."""
+    number, chosen = 2, text
+    while chosen in taken:
+        chosen, number = f"{text}_{number}", number + 1
+    taken.add(chosen)
+    return chosen

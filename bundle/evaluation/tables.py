@@ -1,0 +1,120 @@
+"""The tables of an evaluation as CSV files, written and read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bundle.evaluation.readings import Reading
+from bundle.evaluation.volume import Row
+from bundle.run.record import write_atomically
+
+METRICS, EMBOLI, FALSE_EMBOLI = "metrics.csv", "emboli.csv", "false_emboli.csv"
+EMBOLI_COLUMNS = (
+    *("volume", "patient", "method", "site", "size_mm", "contrast", "place", "parity"),
+    *("x", "y", "z", "x_mm", "y_mm", "z_mm", "blood_hu", "clot_contrast", "clot_loc_mm"),
+    *("npw_original_with", "npw_original_without", "npw_with", "npw_without"),
+)
+FALSE_EMBOLI_COLUMNS = ("volume", "patient", "method", "x", "y", "z", "x_mm", "y_mm", "z_mm", "strength")
+
+
+class TableError(ValueError):
+    """A table of an evaluation that cannot be read; the message names it."""
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes a table whole or not at all; NaN becomes an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_cell(value) for value in row] for row in rows)
+    write_atomically(path, text.getvalue())
+
+
+def write_metrics(path: Path, rows: Sequence[Row]) -> None:
+    """Writes `metrics.csv`, one figure per line."""
+    write_table(path, Row._fields, rows)
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """Reads `metrics.csv`.
+
+    Raises:
+        TableError: if it is missing or was not written by an evaluation.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            lines = list(csv.DictReader(file))
+        return [
+            Row(
+                line["volume"],
+                line["patient"],
+                line["method"],
+                line["region"],
+                line["metric"],
+                _number(line["value"]),
+                _number(line["low"]),
+                _number(line["high"]),
+                int(line["n"]),
+                line["note"],
+            )
+            for line in lines
+        ]
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        raise TableError(
+            f"{path}: is no table of an evaluation ({error!r:.200}); give the output folder of "
+            "configs/evaluate.yaml"
+        ) from error
+
+
+def read_emboli_table(path: Path) -> list[dict[str, Any]]:
+    """Reads `emboli.csv`: a dictionary per line, numbers as such.
+
+    Raises:
+        TableError: if it is missing or was not written by an evaluation.
+    """
+    words = ("volume", "patient", "method", "place")
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            lines = list(csv.DictReader(file))
+        return [
+            {name: line[name] if name in words else _number(line[name]) for name in EMBOLI_COLUMNS}
+            for line in lines
+        ]
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        raise TableError(
+            f"{path}: is no table of an evaluation ({error!r:.200}); give the output folder of "
+            "configs/evaluate.yaml"
+        ) from error
+
+
+def embolus_line(volume: str, patient: str, method: str, reading: Reading, at_mm: Sequence[float]) -> tuple:
+    """A line of `emboli.csv`.
+
+    Args:
+        volume: name.
+        patient: whose.
+        method: what made the reconstruction.
+        reading: of one site at one contrast.
+        at_mm: the site's place in RAS millimetres.
+    """
+    site = reading.site
+    return (
+        volume, patient, method, site.number, site.size_mm, reading.contrast,
+        "lung" if site.is_in_lung else "central", site.parity, *site.centre, *at_mm, site.blood_hu,
+        reading.clot_contrast, reading.clot_loc_mm, *reading.npw,
+    )  # fmt: skip
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.8g}"
+    return value
+
+
+def _number(text: str) -> float:
+    return float(text) if text else math.nan

@@ -1,0 +1,218 @@
+"""Whole evaluations: files in, tables and a report out."""
+
+import csv
+import json
+import math
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bundle.data.volumes.fingerprint import voxel_fingerprint
+from bundle.evaluation.readings import kind_name
+from bundle.evaluation.tables import read_metrics
+from bundle.evaluation.workflow import Evaluation, EvaluationError
+
+FOUND = ("metrics.csv", "emboli.csv", "false_emboli.csv", "summary.json", "report.html", "volumes.json")
+
+
+def save(path, voxels, affine=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels, np.diag([1.2, 1.2, 1.2, 1]) if affine is None else affine), path)
+    return path
+
+
+def evaluate(folder, rows, **settings):
+    """Runs an evaluation of pairs; `rows` are lines of the table."""
+    table = folder.with_suffix(".csv")
+    header = "original,reconstruction,patient,inserted_original,inserted_reconstruction"
+    table.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    evaluation = Evaluation(folder, pairs=table, progress=False, **settings)
+    evaluation.run()
+    return evaluation
+
+
+def block(hu=40):
+    """A volume without contrast agent that is quick to evaluate."""
+    voxels = np.full((40, 36, 12), -1000, np.int16)
+    voxels[6:34, 6:30] = hu
+    return voxels + np.random.default_rng(0).integers(-20, 20, voxels.shape, np.int16)
+
+
+@pytest.fixture(scope="module")
+def twice(phantom, blur, tmp_path_factory):
+    """A blurred phantom as RAS and as LAS files, evaluated in one run."""
+    folder = tmp_path_factory.mktemp("twice")
+    flipped = np.diag([-1.2, 1.2, 1.2, 1])
+    flipped[0, 3] = 1.2 * (phantom.truth.hu.shape[0] - 1)
+    recon = blur(phantom.truth.hu, 0.7)
+    for name, affine in (("ras", None), ("las", flipped)):
+        for part, voxels in (("original", phantom.truth.hu), ("recon", recon)):
+            voxels = voxels[::-1] if name == "las" else voxels
+            save(folder / name / f"{part}.nii.gz", voxels, affine)
+    rows = [f"{name}/original.nii.gz,{name}/recon.nii.gz,{name},," for name in ("ras", "las")]
+    return folder, evaluate(folder / "out", rows)
+
+
+def test_all_files_are_there_and_nothing_unfinished(twice):
+    folder, _ = twice
+    assert {path.name for path in (folder / "out").iterdir() if path.is_file()} == set(FOUND)
+    assert not [path for path in (folder / "out").rglob(".*")]
+
+
+def test_a_mirrored_file_has_the_same_figures(twice):
+    _, evaluation = twice
+    halves = [[row[3:] for row in evaluation.rows if row.patient == patient] for patient in ("ras", "las")]
+    assert len(halves[0]) > 100
+    assert [str(row) for row in halves[0]] == [str(row) for row in halves[1]]
+
+
+def test_tables_say_what_was_found(twice):
+    folder, evaluation = twice
+    rows = read_metrics(folder / "out" / "metrics.csv")
+    assert len(rows) == len(evaluation.rows)
+    assert all(row.note for row in rows if math.isnan(row.value))
+    summary = json.loads((folder / "out" / "summary.json").read_text())
+    assert summary["counts"] == {
+        "evaluated": 2, "patients": 2, "refused": 0, "warnings": 0,
+        "empty_figures": sum(math.isnan(row.value) for row in rows),
+    }  # fmt: skip
+    psnr = summary["figures"]["pairs"]["whole"]["psnr"]
+    assert psnr["n_patients"] == 2 and psnr["mean"] == pytest.approx(rows[0].value, rel=1e-6)
+
+
+def test_clot_figures_are_empty_and_not_zero_without_inserted_volumes(twice):
+    _, evaluation = twice
+    clots = [row for row in evaluation.rows if row.metric == "clot_contrast"]
+    assert clots and all(math.isnan(row.value) for row in clots)
+    assert "4 of 4 reconstructions with emboli are not given" in {row.note for row in clots}
+
+
+def test_inserted_volumes_come_back_with_their_clot_figures(twice, phantom, blur):
+    """The files of OUT/inserted, reconstructed by some tool, here a blur of 0.7 mm."""
+    folder, _ = twice
+    rows = []
+    for path in sorted((folder / "out" / "inserted").glob("original_clots_*.nii.gz")):
+        made = save(folder / "made" / path.name, blur(np.asanyarray(nib.load(path).dataobj), 0.7))
+        rows.append(f"ras/original.nii.gz,ras/recon.nii.gz,p,out/inserted/{path.name},made/{made.name}")
+    evaluation = evaluate(folder / "again", rows, write_volumes=False)
+    assert len(rows) == 4 and evaluation.warnings == []
+    (clot,) = [
+        row
+        for row in evaluation.rows
+        if row.metric == "clot_contrast" and row.region == kind_name(4, 1.0, "all")
+    ]
+    assert 0.7 < clot.value < 0.9 and clot.n >= 12
+    with (folder / "again" / "emboli.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 2 * len(phantom.changes)
+
+
+def test_a_foreign_inserted_volume_is_named(twice):
+    folder, _ = twice
+    row = "ras/original.nii.gz,ras/recon.nii.gz,p,ras/recon.nii.gz,ras/recon.nii.gz"
+    evaluation = evaluate(folder / "foreign", [row], write_volumes=False)
+    (warning,) = evaluation.warnings
+    assert "recon.nii.gz is not what `seed` 0 makes of the original" in warning
+
+
+def test_the_same_seed_gives_the_same_bytes(twice):
+    folder, _ = twice
+    row = "ras/original.nii.gz,ras/recon.nii.gz,ras,,"
+    runs = [folder / f"run_{n}" for n in (1, 2)]
+    for run in runs:
+        evaluate(run, [row])
+    for name in FOUND[:4]:
+        assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes()
+    for path in (runs[0] / "inserted").iterdir():
+        assert path.read_bytes() == (runs[1] / "inserted" / path.name).read_bytes()
+
+
+def test_bad_volumes_are_named_and_counted_and_the_rest_is_evaluated(tmp_path):
+    good = block()
+    holes = good.astype(np.float32)
+    holes[3, 3, 3] = np.nan
+    for name, voxels in {
+        "good": good, "short": good[..., :-1], "unscaled": (good / 500).astype(np.int16),
+        "holes": holes, "shifted": np.roll(good, 1, axis=1), "thin": good[..., :5],
+    }.items():  # fmt: skip
+        save(tmp_path / f"{name}.nii.gz", voxels)
+    names = ("good", "short", "unscaled", "holes", "shifted", "nothing")
+    rows = [f"good.nii.gz,{name}.nii.gz,{name},," for name in names]
+    evaluation = evaluate(tmp_path / "out", [*rows, "thin.nii.gz,thin.nii.gz,thin,,"])
+
+    reasons = [one["reason"] for one in evaluation.refused]
+    assert [reason.split(";")[0][:60] for reason in reasons] and len(reasons) == 4
+    for said, reason in zip(("one shape", "must be in HU", "NaN", "nothing.nii.gz"), reasons, strict=True):
+        assert said in reason and "\n" not in reason
+    assert sum("looks shifted by (0, 1, 0)" in warning for warning in evaluation.warnings) == 1
+    notes = {(row.patient, row.metric): row.note for row in evaluation.rows if math.isnan(row.value)}
+    assert notes["good", "false_emboli"] == "no contrast agent was found"
+    assert notes["good", "clot_contrast"] == "no contrast agent was found"
+    assert notes["thin", "ssim_3d"] == "5 slices, at least 7 are needed"
+    with pytest.raises(SystemExit) as ended:
+        evaluation.exit_if_refused()
+    assert ended.value.code == 3
+
+
+def test_a_report_escapes_what_comes_from_files_and_loads_nothing(tmp_path):
+    save(tmp_path / "good.nii.gz", block())
+    evaluate(tmp_path / "out", ["good.nii.gz,good.nii.gz,<script>alert(1)</script>,,"])
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page and "&lt;script&gt;" in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert "not a medical device" in page and "data:image/png;base64," in page
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    import torch
+
+    from bundle.checkpoints.file import network_settings, write_checkpoint
+    from bundle.networks.vqgan import build_vqgan
+
+    network = build_vqgan("lite", "ema", 64)
+    with torch.no_grad():
+        network.quantizer.initialize(network.encode_latent(torch.rand(1, 1, 32, 32, 32) * 2 - 1))
+
+    def write(**more):
+        content = {"model": network.state_dict(), "network": network_settings("lite", "ema", 64, -1000, 1000)}
+        write_checkpoint(tmp_path / "model.pt", content | more)
+        return tmp_path / "model.pt"
+
+    return write
+
+
+def test_a_checkpoint_is_evaluated_with_its_codes(tmp_path, checkpoint):
+    save(tmp_path / "data" / "p1" / "ct.nii.gz", block())
+    evaluation = Evaluation(tmp_path / "out", tmp_path / "data", checkpoint(), tile_size=32, progress=False)
+    evaluation.run()
+    figures = {row.metric: row.value for row in evaluation.rows}
+    assert figures["bits_per_voxel_nominal"] == pytest.approx(6 / 64)
+    assert 0 < figures["code_usage"] <= 1 <= figures["code_perplexity"] <= 64
+    assert figures["bits_per_voxel"] > 0 and figures["psnr"] > 0
+    recon = nib.load(tmp_path / "out" / "reconstructions" / "p1_ct_recon.nii.gz")
+    assert recon.shape == block().shape and recon.get_data_dtype() == np.int16
+
+
+def test_a_volume_that_was_trained_on_is_refused_unless_that_is_wanted(tmp_path, checkpoint):
+    save(tmp_path / "data" / "p1" / "ct.nii.gz", block())
+    path = checkpoint(trained_on={"voxels": [voxel_fingerprint(block())], "patients": []})
+    arguments = (tmp_path / "data", path)
+    refusing = Evaluation(tmp_path / "no", *arguments, tile_size=32, progress=False)
+    refusing.run()
+    assert "was trained on this volume" in refusing.refused[0]["reason"] and not refusing.rows
+    allowing = Evaluation(tmp_path / "yes", *arguments, tile_size=32, progress=False, allow_seen=True)
+    allowing.run()
+    assert allowing.rows and allowing.seen == ["p1/ct"]
+    assert "was trained on these volumes" in (tmp_path / "yes" / "report.html").read_text()
+
+
+def test_settings_that_cannot_be_are_refused(tmp_path):
+    with pytest.raises(EvaluationError, match="`dataset_dir` and `ckpt_path` must be given, or `pairs`"):
+        Evaluation(tmp_path)
+    save(tmp_path / "a.nii.gz", block())
+    table = tmp_path / "pairs.csv"
+    table.write_text("original,reconstruction\na.nii.gz,a.nii.gz\n")
+    with pytest.raises(EvaluationError, match="`hu_min` must be below `hu_max`, got 100 and 100"):
+        Evaluation(tmp_path, pairs=table, hu_min=100, hu_max=100)

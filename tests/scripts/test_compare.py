@@ -1,0 +1,103 @@
+"""The comparison of evaluation folders as a user starts it."""
+
+import csv
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bundle.evaluation.readings import kind_name
+from bundle.evaluation.tables import EMBOLI, EMBOLI_COLUMNS, TableError, write_metrics, write_table
+from bundle.evaluation.volume import WHOLE, Row
+from scripts.compare import CompareError, main
+
+ABOUT = {"hu_window": [-1000.0, 1000.0], "seed": 0, "lpips_backbone": "vgg"}
+FIGURES = {
+    (kind_name(4, 1.0, "all"), "clot_contrast"): 0.9,
+    ("vessel", "false_emboli"): 0.0,
+    (WHOLE, "psnr"): 38.0,
+}
+
+
+def evaluation(folder, original, lpips, n_patients=7, about=ABOUT):
+    """A folder as configs/evaluate.yaml leaves it, of patients that share one small volume."""
+    (folder / "kept").mkdir(parents=True)
+    recon = folder / "recon.nii.gz"
+    nib.save(nib.Nifti1Image(np.asanyarray(nib.load(original).dataobj) + np.int16(5), np.eye(4)), recon)
+    rows, sites, volumes = [], [], {}
+    for n in range(n_patients):
+        figures = FIGURES | {(WHOLE, "lpips"): lpips + 0.001 * n, (WHOLE, "bits_per_voxel"): 0.2}
+        rows += [Row(f"v{n}", f"p{n}", "model", *key, value) for key, value in figures.items()]
+        rows.append(Row(f"v{n}", f"p{n}", "hevc", WHOLE, "lpips", 9.0))
+        sites.append(
+            (f"v{n}", f"p{n}", "model", 0, 4, 1.0, "central", 0, 5, 5, 3, 0, 0, 0, 300, 0.9, 0, 1, 0, 1, 0)
+        )
+        volumes[f"v{n}"] = {"stem": f"v{n}", "original": str(original), "reconstruction": str(recon)}
+        np.savez(
+            folder / "kept" / f"v{n}.npz",
+            slice_rmse_hu=np.arange(8.0), frequency_per_mm=np.arange(1, 6) / 10,
+            noise_original=np.full(5, 9.0), noise_recon=np.full(5, 4.0),
+        )  # fmt: skip
+    write_metrics(folder / "metrics.csv", rows)
+    write_table(folder / EMBOLI, EMBOLI_COLUMNS, sites)
+    (folder / "summary.json").write_text(json.dumps({"about": about}))
+    (folder / "volumes.json").write_text(json.dumps(volumes))
+    return folder
+
+
+@pytest.fixture
+def original(tmp_path):
+    voxels = np.random.default_rng(0).integers(-1000, 600, (40, 36, 8), np.int16)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "ct.nii.gz")
+    return tmp_path / "ct.nii.gz"
+
+
+def test_a_verdict_comes_with_figures_and_pictures(tmp_path, original, capsys):
+    arms = {}
+    for name, lpips in {"base": 0.3, "control": 0.28, "other": 0.2}.items():
+        arms[name] = [str(evaluation(tmp_path / f"{name}_{n}", original, lpips + 0.01 * n)) for n in (0, 1)]
+    options = [word for name, folders in arms.items() for word in (f"--{name}", *folders)]
+    verdict = main([*options, "--output_dir", str(tmp_path / "out")])
+
+    assert verdict.verdict == "better" and "other against control: better" in capsys.readouterr().out
+    told = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert told["verdict"] == "better" and told["compared"] == "other with control"
+    lpips = told["tests"][2]
+    assert lpips["difference"][0] == pytest.approx(0.08) and lpips["n_better"] == 7
+    page = (tmp_path / "out" / "compare.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png") == 7 and "http" not in page.replace("http-equiv", "")
+    assert "largest loss of a clot" in page and "not drawn" not in page
+
+
+def test_few_patients_are_described_only(tmp_path, original):
+    folders = [str(evaluation(tmp_path / name, original, 0.3, n_patients=3)) for name in ("a", "b")]
+    verdict = main(["--base", folders[0], "--other", folders[1], "--output_dir", str(tmp_path / "out")])
+    assert verdict.verdict == "descriptive only" and "n = 3" in verdict.reason
+
+
+def test_volumes_that_are_gone_leave_the_figures(tmp_path, original):
+    folders = [str(evaluation(tmp_path / name, original, 0.3)) for name in ("a", "b")]
+    original.unlink()
+    main(["--base", folders[0], "--other", folders[1], "--output_dir", str(tmp_path / "out")])
+    assert "not drawn" in (tmp_path / "out" / "compare.html").read_text(encoding="utf-8")
+
+
+def test_folders_that_do_not_compare_are_refused(tmp_path, original):
+    one = str(evaluation(tmp_path / "one", original, 0.3))
+    other = str(evaluation(tmp_path / "other", original, 0.3, about=ABOUT | {"seed": 5}))
+    output = ["--output_dir", str(tmp_path / "out")]
+    with pytest.raises(CompareError, match="`seed` must be the same in all folders"):
+        main(["--base", one, "--other", other, *output])
+    with pytest.raises(CompareError, match="one folder per training seed, got 2 for --base, 1 for --other"):
+        main(["--base", one, one, "--other", one, *output])
+    (tmp_path / "one" / "metrics.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(TableError, match="one.metrics.csv: is no table of an evaluation"):
+        main(["--base", one, "--other", one, *output])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_reads_back_what_was_written(tmp_path, original):
+    folder = evaluation(tmp_path / "one", original, 0.3)
+    with (folder / EMBOLI).open() as file:
+        assert tuple(next(csv.reader(file))) == EMBOLI_COLUMNS
