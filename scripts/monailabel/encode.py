@@ -10,9 +10,11 @@ from typing import Any
 
 from monailabel.tasks.infer.bundle import BundleConstants
 
+from bundle.data.cases.split import find_cases
 from bundle.data.latents.file import SUFFIX
+from bundle.data.volumes.formats import SUFFIXES
 from bundle.networks.fingerprint import fingerprint
-from scripts.monailabel.infer import ReconstructionTask
+from scripts.monailabel.infer import FOLDER, ReconstructionTask
 from transforms.codes import SaveCodesd
 
 
@@ -38,20 +40,20 @@ class EncodingTask(ReconstructionTask):
     def writer(
         self, data: dict[str, Any], extension: str | None = None, dtype: Any = None
     ) -> tuple[str, dict]:
-        """Writes the codes to a temporary file.
+        """Writes the codes.
 
         Args:
-            data: with `image` and what `EncodingInferer` gave for it.
+            data: with `image`, what `EncodingInferer` gave for it, `image_path` and `result_folder`.
             extension: not read: codes have one form.
             dtype: likewise.
 
         Returns:
             path of the file, and an empty result.
         """
-        handle, path = tempfile.mkstemp(suffix=SUFFIX)
-        os.close(handle)
+        path = Path(data[FOLDER]) / f"volume{SUFFIX}"
         item: dict[Hashable, Any] = {name: data[name] for name in (self.key_image, self.output_label_key)}
-        with tempfile.TemporaryDirectory() as folder:
+        item["patient"] = _patient_of(Path(data["image_path"]), Path(data[FOLDER]))
+        with tempfile.TemporaryDirectory(dir=data[FOLDER]) as folder:
             save = SaveCodesd(
                 self.output_label_key,
                 self.key_image,
@@ -63,4 +65,10 @@ class EncodingTask(ReconstructionTask):
             save(item)
             (written,) = Path(folder).rglob(f"*{SUFFIX}")
             os.replace(written, path)
-        return path, {}
+        return str(path), {}
+
+
+def _patient_of(image: Path, folder: Path) -> str:
+    """The patient as `configs/encode.yaml` names it; of an uploaded NIfTI file nobody knows it."""
+    is_nameless = image.parent == folder and image.name.endswith(SUFFIXES)
+    return "" if is_nameless else find_cases(image)[0]["patient"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,11 @@ from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.tasks.infer.bundle import BundleConstants, BundleInferTask
 
 from bundle.checkpoints.file import NETWORK_SETTINGS, load_generator, read_checkpoint
-from bundle.data.volumes.formats import SUFFIXES
 from bundle.data.volumes.writing import CTWriter
 from bundle.networks.vqgan import to_device
 
-
-class ResultError(ValueError):
-    """A result that was asked for in a form that cannot be written."""
+# Of a request, set by the server alone: the folder for the result.
+FOLDER = "result_folder"
 
 
 class ReconstructionTask(BundleInferTask):
@@ -50,30 +46,25 @@ class ReconstructionTask(BundleInferTask):
     def writer(
         self, data: dict[str, Any], extension: str | None = None, dtype: Any = None
     ) -> tuple[str, dict]:
-        """Writes int16 HU with the geometry of the input to a temporary file.
+        """Writes int16 HU with the geometry of the input.
 
         Args:
-            data: what the postprocessing left; `result_extension` may be .nii or .nii.gz (default).
+            data: what the postprocessing left, with `result_folder`, and `result_extension` .nii or .nii.gz
+                (default).
             extension: takes precedence over `result_extension`.
             dtype: not read: whole HU are int16.
 
         Returns:
             path of the file, and an empty result.
-
-        Raises:
-            ResultError: for another extension.
         """
         extension = extension or data.get("result_extension") or ".nii.gz"
-        if extension not in SUFFIXES:
-            raise ResultError(f"`result_extension` must be .nii or .nii.gz, got {extension}; leave it out")
-        handle, path = tempfile.mkstemp(suffix=extension)
-        os.close(handle)
+        path = Path(data[FOLDER]) / f"reconstruction{extension}"
         pred = data[self.output_label_key]
         writer = CTWriter()
         writer.set_data_array(pred)
         writer.set_metadata(pred.meta)
         writer.write(path)
-        return path, {}
+        return str(path), {}
 
     def run_inferer(
         self, data: dict[str, Any], convert_to_batch: bool = True, device: str = "cuda"

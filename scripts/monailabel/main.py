@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,23 @@ from monailabel.interfaces.app import MONAILabelApp  # noqa: E402
 
 from bundle.checkpoints.file import CheckpointError  # noqa: E402
 from bundle.run.errors import own_message, short_message  # noqa: E402
+from bundle.run.names import printable  # noqa: E402
+from scripts.monailabel.access import Access  # noqa: E402
 from scripts.monailabel.encode import EncodingTask  # noqa: E402
-from scripts.monailabel.infer import ReconstructionTask  # noqa: E402
+from scripts.monailabel.infer import FOLDER, ReconstructionTask  # noqa: E402
+from scripts.monailabel.log_lines import make_logs_printable  # noqa: E402
+from scripts.monailabel.service import FULL, build_service  # noqa: E402
 from scripts.monailabel.train import PatchTrainingTask  # noqa: E402
+from scripts.monailabel.values import INFERENCE, TRAINING, RequestError, check_values, shown  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
 MODEL = "ctpa_vqgan"
 ENCODER = "ctpa_vqgan_codes"
+# What MONAI Label itself adds to a training request on its way to the process that trains.
+ADDED_BY_LABEL = ("model", "bundle_path", "gpus", "local_rank")
+# Their lines at INFO hold whole requests and names of files, which may be a patient's.
+TALKATIVE = ("monailabel.datastore.local", "monailabel.utils.async_tasks.task")
 
 
 class CTPAReconstructionApp(MONAILabelApp):
@@ -42,14 +52,24 @@ class CTPAReconstructionApp(MONAILabelApp):
     Args:
         app_dir: this folder.
         studies: folder of the volumes.
-        conf: `--conf KEY VALUE` of the command line; `train_configs` lists configs to merge on train.yaml.
+        conf: `--conf KEY VALUE` of the command line; `train_configs` lists configs to merge on train.yaml,
+            and `Access.from_conf` says what opens the server.
+
+    Raises:
+        AccessError: if `conf` opens nothing or too much.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        make_logs_printable()
+        for name in TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
         metadata = json.loads((BUNDLE_ROOT / "metadata.json").read_text(encoding="utf-8"))
+        self.access = Access.from_conf(conf or {})
         self._model_path = BUNDLE_ROOT / "models" / "model.pt"
         self._model_stamp: tuple[int, int] | None = None
         self._refusal = ""
+        # Label's tasks change sys.path and sys.modules while they are built and while they run
+        self._lock = threading.Lock()
         super().__init__(
             app_dir,
             studies,
@@ -59,6 +79,21 @@ class CTPAReconstructionApp(MONAILabelApp):
             version=metadata["version"],
         )
 
+    def server_mode(self, mode: bool) -> None:
+        """Puts this app's own service in place of MONAI Label's endpoints, before the first request.
+
+        Raises:
+            RuntimeError: if another ASGI application than MONAI Label's serves, which would answer everybody.
+        """
+        super().server_mode(mode)
+        if not mode:
+            return
+        label = sys.modules.get("monailabel.app")
+        if label is None or label.app.middleware_stack is None:
+            raise RuntimeError("`--uvicorn_app` must be monailabel.app:app, its default; leave it out")
+        label.app.middleware_stack = build_service(self, self.access)
+        make_logs_printable()
+
     def init_infers(self) -> dict[str, Any]:
         """The reconstruction and the encoding, or nothing as long as there is no usable model."""
         self._model_stamp = self._stamp()
@@ -66,7 +101,7 @@ class CTPAReconstructionApp(MONAILabelApp):
             tasks = ((MODEL, ReconstructionTask), (ENCODER, EncodingTask))
             return {name: task(BUNDLE_ROOT, self.conf) for name, task in tasks}
         except CheckpointError as error:
-            self._refusal = str(error)
+            self._refusal = _without_paths(str(error), {})
             logger.warning("%s", error)
             return {}
 
@@ -75,26 +110,66 @@ class CTPAReconstructionApp(MONAILabelApp):
         return {MODEL: PatchTrainingTask(BUNDLE_ROOT, self.conf)}
 
     def info(self) -> dict[str, Any]:
-        """See `MONAILabelApp`; of the model that is installed now."""
-        self._follow_model()
+        """See `MONAILabelApp`; of the model that is installed now, or in use as long as a request runs."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._follow_model()
+            finally:
+                self._lock.release()
         return super().info()
 
     def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
-        """Reconstructs or encodes one volume.
+        """Runs one inference whose result stays in a new folder below the temporary one.
 
         Raises:
-            HTTPException: 404 for an unknown model or image, 409 without a model, 422 with this project's
-                message for a file that cannot be used.
+            HTTPException: see `infer_in_folder`.
         """
-        image = request.get("image")
-        try:
-            with _http_errors():
+        return self.infer_in_folder(request, Path(tempfile.mkdtemp(prefix="ctpa_vqgan_")), None)
+
+    def infer_in_folder(self, request: dict[str, Any], folder: Path, upload: Path | None) -> dict[str, Any]:
+        """Reconstructs or encodes one volume.
+
+        Args:
+            request: `model`, `image` (an id of the datastore, or a path in a folder that the operator opened)
+                and what `INFERENCE` lists.
+            folder: for the result; the caller removes it.
+            upload: the volume itself; None = what `image` names.
+
+        Raises:
+            HTTPException: 403 for a path, 404 for an unknown model or image, 409 without a model, 422 with
+                this project's message for a request or a file that cannot be used, 507 for a full disk.
+        """
+        names: dict[str, str] = {str(folder): "the request"}
+        with _http_errors(names):
+            model, image = request.get("model"), request.get("image")
+            settings = {key: value for key, value in request.items() if key not in ("model", "image")}
+            check_values(settings, INFERENCE)
+            if model not in (MODEL, ENCODER):
+                raise HTTPException(
+                    404, f"`model` must be {MODEL} or {ENCODER}, got {shown(model)}; see GET /info/"
+                )
+            path = upload or self._path_of(image)
+            names[str(path)] = "the file" if upload else "the image"
+            with self._lock:
                 self._follow_model()
-                self._check_request(request, datastore or self.datastore())
-                return super().infer(request, datastore)
-        except HTTPException:
-            _remove_upload(image)
-            raise
+                if MODEL not in self._infers:
+                    raise HTTPException(409, self._refusal)
+                # Label's lines at INFO hold the request with the path
+                wanted = {"model": model, "image": str(path), "logging": "WARNING", **settings}
+                result = super().infer({**wanted, FOLDER: str(folder)})
+            logger.info("%s: served one volume in %s s", model, result["params"]["latencies"]["total"])
+            return result
+
+    def check_training(self, model: str, given: Any) -> dict[str, Any]:
+        """Returns the settings of a training round when all can be used.
+
+        Raises:
+            HTTPException: 404 for an unknown model, 422 naming the setting.
+        """
+        with _http_errors({}):
+            if model != MODEL:
+                raise HTTPException(404, f"`model` must be {MODEL}, got {shown(model)}; see GET /info/")
+            return check_values(given, TRAINING)
 
     def train(self, request: dict[str, Any]) -> dict[str, Any]:
         """Runs one training round and installs its result.
@@ -102,23 +177,40 @@ class CTPAReconstructionApp(MONAILabelApp):
         Raises:
             HTTPException: 422 with this project's message for settings or data that cannot be used.
         """
-        with _http_errors():
-            return super().train(request)
+        with _http_errors({f"{self.studies}{os.sep}": ""}):
+            settings = {key: value for key, value in request.items() if key not in ADDED_BY_LABEL}
+            settings = self.check_training(request.get("model", ""), settings)
+            return super().train({"model": MODEL, **settings})
 
-    def _check_request(self, request: dict[str, Any], datastore: Any) -> None:
-        if request.get("model") not in (MODEL, ENCODER):
-            raise HTTPException(
-                404, f"`model` must be {MODEL} or {ENCODER}, got {request.get('model')}; see GET /info/"
+    def _path_of(self, image: Any) -> Path:
+        """The volume that a request names; nothing outside of the datastore is looked at unless opened."""
+        if not isinstance(image, str) or not image:
+            raise RequestError(
+                f"`image` must be an id of the datastore, got {shown(image)}; see GET /datastore/?output=all"
             )
-        if MODEL not in self._infers:
-            raise HTTPException(409, self._refusal)
-        image = request.get("image")
-        # An upload is a temporary file by now.
-        if isinstance(image, str) and not os.path.exists(image) and not datastore.get_image_uri(image):
-            raise HTTPException(
-                404,
-                f"`image` must be an id of the datastore, got {image!r}; see GET /datastore/?output=all",
+        known = self.datastore().get_image_uri(image)
+        path = Path(known or image)
+        if not known and ("\0" in image or not path.is_absolute() or not self.access.allows_path(path)):
+            # the same answer whether a file is there or not
+            is_path = os.sep in image
+            advice = (
+                "the operator opens a folder with --conf allow_folders"
+                if is_path
+                else "see GET /datastore/?output=all"
             )
+            raise HTTPException(
+                403 if is_path else 404,
+                f"`image` must be an id of the datastore, got {shown(image)}; {advice}",
+            )
+        if not path.exists():
+            raise HTTPException(
+                404, f"`image`: {shown(image)} is no longer there; see GET /datastore/?output=all"
+            )
+        if not (path.is_file() or path.is_dir()):
+            raise RequestError(
+                f"`image`: {shown(image)} must be a file, it is a pipe, a device or a socket; replace it"
+            )
+        return path
 
     def _follow_model(self) -> None:
         if self._stamp() != self._model_stamp:
@@ -131,15 +223,16 @@ class CTPAReconstructionApp(MONAILabelApp):
         return state.st_mtime_ns, state.st_ino
 
 
-def _remove_upload(image: Any) -> None:
-    """Removes the copy of a refused upload, a patient's data, which Label removes only after success."""
-    if isinstance(image, str) and os.path.dirname(image) == tempfile.gettempdir():
-        if os.path.basename(image).startswith(tempfile.gettempprefix()):
-            Path(image).unlink(missing_ok=True)
+def _without_paths(message: str, names: Mapping[str, str]) -> str:
+    """Puts words for paths of the server, which may hold a patient's name, and escapes control characters."""
+    for path in sorted(names, key=len, reverse=True):
+        message = message.replace(path, names[path])
+    message = message.replace(f"{BUNDLE_ROOT}{os.sep}", "")
+    return "\n".join(printable(line) for line in message.splitlines())
 
 
 @contextmanager
-def _http_errors() -> Iterator[None]:
+def _http_errors(names: Mapping[str, str]) -> Iterator[None]:
     """Turns an error into an answer; Label itself would answer "Internal Server Error" and no more."""
     try:
         yield
@@ -148,7 +241,12 @@ def _http_errors() -> Iterator[None]:
     except Exception as error:
         message = own_message(error)
         if message is not None:
+            message = _without_paths(message, names)
             logger.warning("refused: %s", message)
             raise HTTPException(422, message) from error
         logger.exception("request failed")
-        raise HTTPException(500, short_message(error)) from error
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise HTTPException(
+                507, "the disk of the server is full; nothing was kept, make room there"
+            ) from error
+        raise HTTPException(500, _without_paths(short_message(error), names)) from error

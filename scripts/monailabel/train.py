@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import logging
-import shutil
+import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,27 +15,20 @@ import monai.bundle
 from monailabel.tasks.train.bundle import BundleTrainTask
 
 from bundle.checkpoints.file import NETWORK_SETTINGS, read_checkpoint
-from bundle.run.atomic import complete_or_absent
 from bundle.run.command import merge_configs
-from scripts.install import install
+from scripts.monailabel.installing import install_round
 
 logger = logging.getLogger(__name__)
 
 Case = dict[str, str]
-# Shown as options by clients; every other setting of train.yaml can be sent as well.
+# Shown as options by clients, who may send all that `scripts.monailabel.values.TRAINING` lists.
 OFFERED = ("max_epochs", "epoch_length", "patch_size", "batch_size", "learning_rate")
-# What Label and its clients put into a request besides settings.
-LABEL_KEYS = (
-    *("model", "device", "pretrained", "val_split", "run_id", "model_filename", "bundle_path", "client_id"),
-    *("tracking", "tracking_uri", "tracking_experiment_name", "tracking_run_name", "local_rank", "name"),
-    *("multi_gpu", "force_multi_gpu", "gpus"),
-)
 # Set by the task itself.
 OWN_SETTINGS = ("bundle_root", "dataset_dir", "output_dir", "device", "init_from", "resume_from_checkpoint")
 
 
-class TrainingRequestError(ValueError):
-    """A training request with a setting or data that cannot be used."""
+class TrainingDataError(ValueError):
+    """A datastore that holds nothing to train on."""
 
 
 class PatchTrainingTask(BundleTrainTask):
@@ -44,8 +36,9 @@ class PatchTrainingTask(BundleTrainTask):
 
     Label lists the files directly in `--studies`, so each image counts as a patient. The round starts from
     `models/model.pt` (its weights, strictly; `pretrained` false: from scratch), writes a folder of its own
-    below `outputs/monailabel`, and at its end installs its best checkpoint as `models/model.pt` in one step;
-    the model before it stays as `models/model_before_training.pt`. One GPU; for several use torchrun.
+    below `outputs/monailabel`, and at its end installs what it was for (see `installing`) as
+    `models/model.pt`; the model before it stays as `models/model_before_training.pt`. One GPU; for several
+    use torchrun.
 
     Args:
         root: the bundle.
@@ -65,37 +58,26 @@ class PatchTrainingTask(BundleTrainTask):
     def config(self) -> dict[str, Any]:
         """Options that clients show, with their defaults."""
         shown = super().config()
-        kept = {
-            name: shown[name] for name in ("device", "pretrained", "val_split", "tracking", "tracking_uri")
-        }
+        kept = {name: shown[name] for name in ("device", "pretrained", "val_split")}
         return kept | {name: self.settings[name] for name in OFFERED}
 
     def __call__(self, request: dict[str, Any], datastore: Any) -> dict[str, Any]:
         """Trains and installs.
 
         Args:
-            request: `max_epochs`, `val_split` and any setting of train.yaml.
+            request: `model` and settings that `check_values` let pass.
             datastore: of the app.
 
         Returns:
             the run's folder, the installed checkpoint and the final figures.
 
         Raises:
-            TrainingRequestError: an unknown setting, a `val_split` outside (0, 1), or no image.
+            TrainingDataError: if there is no image.
         """
-        self._check(request)
         started = datetime.now(UTC).strftime("%Y%m%d_%H%M%S_%f")
         self.output_dir = self.root / "outputs" / "monailabel" / started
         super().__call__({**request, "multi_gpu": False, "force_multi_gpu": False}, datastore)
-        checkpoints = self.output_dir / "checkpoints"
-        trained = next(
-            path for path in (checkpoints / "best_1.pt", checkpoints / "last.pt") if path.is_file()
-        )
-        if self.model.is_file():
-            with complete_or_absent(self.model.with_name("model_before_training.pt")) as copy:
-                shutil.copyfile(self.model, copy)
-        install(trained, self.model)
-        logger.info("installed %s as %s", trained, self.model)
+        trained = install_round(self.output_dir, {**self.settings, **request}, self.model)
         figures = json.loads((self.output_dir / "run.json").read_text(encoding="utf-8"))["figures"]
         return {"output_dir": str(self.output_dir), "installed": str(trained), "figures": figures}
 
@@ -104,6 +86,10 @@ class PatchTrainingTask(BundleTrainTask):
         # Label's two would hide `max_epochs` from the schedules, and handlers of merged configs.
         for name in ("train#trainer#max_epochs", "train#handlers"):
             overrides.pop(name, None)
+        # A tuple is one value to the config parser: names of files in it are never evaluated or looked up.
+        overrides = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()
+        }
         given = {name: value for name, value in request.items() if name in self.settings}
         if request.get("pretrained", True) and self.model.is_file():
             network = read_checkpoint(self.model)["network"]
@@ -119,24 +105,14 @@ class PatchTrainingTask(BundleTrainTask):
             **given,
         )
 
-    def _check(self, request: Mapping[str, Any]) -> None:
-        known = [*self.settings, *LABEL_KEYS]
-        for name in request:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                advice = f"did you mean `{near[0]}`?" if near else "leave it out"
-                raise TrainingRequestError(f"`{name}` must be a setting of configs/train.yaml; {advice}")
-        val_split = request.get("val_split", 0.2)
-        if not isinstance(val_split, int | float) or not 0 < val_split < 1:
-            raise TrainingRequestError(
-                f"`val_split` must lie between 0 and 1, got {val_split}; 0.2 is the default"
-            )
-
     def _fetch_datalist(self, request: Mapping[str, Any], datastore: Any) -> list[Case]:
-        ids = sorted(datastore.list_images())
-        if not ids:
-            raise TrainingRequestError(f"{datastore.name()}: holds no image; put volumes into `--studies`")
-        return [{"image": datastore.get_image_uri(name), "patient": name} for name in ids]
+        found = {name: datastore.get_image_uri(name) for name in sorted(datastore.list_images())}
+        cases = [{"image": path, "patient": name} for name, path in found.items() if os.path.isfile(path)]
+        for name in found.keys() - {case["patient"] for case in cases}:
+            logger.warning("%s: is no file any more, or a pipe; it is left out", name)
+        if not cases:
+            raise TrainingDataError(f"{datastore.name()}: holds no image; put volumes into `--studies`")
+        return cases
 
     def _partition_datalist(
         self, datalist: list[Case], request: Mapping[str, Any], shuffle: bool = False

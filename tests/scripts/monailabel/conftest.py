@@ -20,6 +20,9 @@ from bundle.networks.vqgan import VQGAN, build_vqgan
 
 ROOT = Path(__file__).resolve().parents[3]
 CODES = 64
+OPENED_ORIGIN = "http://viewer.example:3000"
+# Id of a volume; in the folder that the server works in a run of it would leave a trace.
+CODE = "$__import__('os').system('touch trace_of_code')"
 # Axes stored as anterior, left, inferior, turned by 10 degrees, and sizes that differ.
 OBLIQUE = np.array(
     [
@@ -47,6 +50,9 @@ def write_model(path: Path, seed: int) -> None:
 
 class Server:
     """`monailabel start_server` on 127.0.0.1, as docs/monailabel.md starts it."""
+
+    code_name = CODE
+    opened_origin = OPENED_ORIGIN
 
     def __init__(self, folder: Path, app: Path, studies: Path, *conf: str) -> None:
         import requests
@@ -90,7 +96,11 @@ class Server:
         pytest.fail(f"the server did not come up:\n{self.log.read_text(encoding='utf-8')[-3000:]}")
 
     def get(self, path: str):
-        return self.session.get(f"{self.address}{path}", timeout=60)
+        return self.ask("GET", path)
+
+    def ask(self, method: str, path: str, **more: object):
+        """Any request."""
+        return self.session.request(method, f"{self.address}{path}", timeout=60, **more)
 
     def infer(self, image: str = "", upload: Path | None = None, params: str = "{}", **query: str):
         """POST /infer/ctpa_vqgan, or another `model`, of an image of the datastore or of an uploaded file."""
@@ -116,6 +126,11 @@ class Server:
                     os.killpg(self.process.pid, signal.SIGKILL)
         self.session.close()
         self.output.close()
+
+    @property
+    def left_over(self) -> list[Path]:
+        """What lies in the temporary folder, but for Label's own configuration of logs."""
+        return sorted(path for path in self.uploads.iterdir() if path.suffix != ".json")
 
     @property
     def has_processes(self) -> bool:
@@ -147,7 +162,7 @@ def copy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     return copy
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def start_server() -> Iterator[Callable[..., Server]]:
     """Starts servers and stops them, whatever happens."""
     servers = []
@@ -193,3 +208,37 @@ def reference(copy_bundle: Callable, make_studies: Callable, run_bundle: Callabl
     output = tmp_path_factory.mktemp("reference")
     run_bundle(copy_bundle("reference_bundle"), make_studies("reference_studies"), output)
     return output
+
+
+@pytest.fixture(scope="session")
+def clone(copy_bundle: Callable) -> Path:
+    """The bundle of `server`, with a shorter-named file of other weights, which Label itself would load."""
+    folder = copy_bundle("own_app")
+    state = torch.load(folder / "models" / "model.pt", weights_only=True)
+    state["model"] = {name: torch.zeros_like(tensor) for name, tensor in state["model"].items()}
+    torch.save(state, folder / "models" / "a.pt")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def studies(make_studies: Callable) -> Path:
+    """The datastore of `server`: two volumes, one more with a name that is code, and a link to a pipe."""
+    folder = make_studies("own_studies")
+    shutil.copy(folder / "straight.nii.gz", folder / f"{CODE}.nii.gz")
+    os.mkfifo(folder / "pipe")
+    (folder / "piped.nii.gz").symlink_to(folder / "pipe")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose volumes a request to `server` may name by their whole path."""
+    return tmp_path_factory.mktemp("opened")
+
+
+@pytest.fixture(scope="session")
+def server(clone: Path, studies: Path, opened: Path, reference: Path, start_server: Callable) -> Server:
+    """One server for the tests of several files; the last test of test_server.py stops it."""
+    conf = ("train_configs", "smoke"), ("allow_folders", str(opened)), ("allow_origins", OPENED_ORIGIN)
+    words = [word for pair in conf for word in ("--conf", *pair)]
+    return start_server(clone, clone / "scripts" / "monailabel", studies, *words)

@@ -13,21 +13,6 @@ pytestmark = pytest.mark.skipif(
 CODES = "ctpa_vqgan_codes"
 
 
-@pytest.fixture(scope="module")
-def clone(copy_bundle):
-    return copy_bundle("encoding_app")
-
-
-@pytest.fixture(scope="module")
-def studies(make_studies):
-    return make_studies("encoding_studies")
-
-
-@pytest.fixture(scope="module")
-def server(clone, studies, start_server):
-    return start_server(clone, clone / "scripts" / "monailabel", studies)
-
-
 def test_codes_equal_those_of_monai_bundle_run_and_decode_to_the_served_reconstruction(
     server, clone, studies, run_bundle, tmp_path
 ):
@@ -38,7 +23,7 @@ def test_codes_equal_those_of_monai_bundle_run_and_decode_to_the_served_reconstr
     served.parent.mkdir()
     served.write_bytes(answer.content)
 
-    run_bundle(clone, studies, tmp_path / "codes", "encode")
+    run_bundle(clone, studies / "oblique.nii.gz", tmp_path / "codes", "encode")
     found, expected = map(read_latent_file, (served, tmp_path / "codes" / "oblique_codes.npz"))
     assert found.record == expected.record
     np.testing.assert_array_equal(found.indices, expected.indices)
@@ -58,4 +43,4 @@ def test_a_refused_file_gets_the_projects_message_and_the_server_stays_up(server
     assert answer.status_code == 422
     assert "is not a readable NIfTI file" in answer.json()["detail"]
     assert CODES in server.get("/info/").json()["models"]
-    assert not list(server.uploads.glob("*.nii*"))
+    assert server.left_over == []

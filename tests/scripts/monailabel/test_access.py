@@ -1,0 +1,118 @@
+"""Which requests and values are let in, without a server."""
+
+import importlib.util
+import re
+
+import pytest
+import yaml
+
+if importlib.util.find_spec("monailabel") is None:
+    pytest.skip("needs MONAI Label: make test-label", allow_module_level=True)
+
+from pathlib import Path
+
+from starlette.datastructures import Headers
+
+from bundle.checkpoints.file import write_checkpoint
+from scripts.monailabel.access import Access, AccessError
+from scripts.monailabel.installing import result_of_round
+from scripts.monailabel.values import TRAINING, RequestError, check_values
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8000", "localhost:8000", "LOCALHOST", "[::1]:8000"])
+def test_names_of_the_own_machine_are_answered_without_a_setting(host):
+    assert Access().refusal(Headers({"host": host})) is None
+
+
+@pytest.mark.parametrize(
+    "host", ["10.0.0.5:8000", "label", "localhost.evil.example", "0.0.0.0", "127.1", "", "a b"]
+)
+def test_any_other_name_is_refused_until_it_is_opened(host):
+    refusal = Access().refusal(Headers({"host": host}))
+
+    assert refusal is not None
+    assert "--conf allow_hosts" in refusal
+
+
+def test_hosts_and_origins_are_opened_by_name():
+    access = Access.from_conf({"allow_hosts": "Label, 10.0.0.5", "allow_origins": "https://Viewer.example"})
+
+    for host in ("label:8000", "10.0.0.5"):
+        assert access.refusal(Headers({"host": host, "origin": "https://viewer.example"})) is None
+        assert access.refusal(Headers({"host": host, "origin": "http://viewer.example"})) is not None
+    assert access.refusal(Headers({"host": "label:8000", "origin": "http://label:8000"})) is None
+    assert access.refusal(Headers({"host": "label:8000", "origin": "http://label:8001"})) is not None
+
+
+def test_two_hosts_or_none_are_refused():
+    assert Access().refusal(Headers(raw=[(b"host", b"localhost"), (b"host", b"evil.example")])) is not None
+    assert Access().refusal(Headers({})) is not None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("allow_hosts", "*"),
+        ("allow_hosts", "label:8000"),
+        ("allow_origins", "*"),
+        ("allow_origins", "viewer.example"),
+        ("allow_origins", "https://viewer.example/page"),
+        ("allow_folders", "relative"),
+        ("allow_folders", "/no/such/folder"),
+    ],
+)
+def test_a_setting_that_opens_nothing_or_too_much_is_refused(key, value):
+    with pytest.raises(AccessError, match=f"`{key}` must hold"):
+        Access.from_conf({key: value})
+
+
+def test_every_setting_on_the_list_is_one_of_train_yaml_and_its_default_keeps_the_rule():
+    config = yaml.safe_load((ROOT / "configs" / "train.yaml").read_text(encoding="utf-8"))
+    named = set(TRAINING) - {"device", "pretrained", "val_split"}
+
+    defaults = {name: config[name] for name in named}
+
+    assert check_values(defaults, TRAINING) == defaults
+
+
+def test_a_value_without_end_is_told_shortly():
+    with pytest.raises(RequestError) as caught:
+        check_values({"seed": [["x" * 100_000] * 3]}, TRAINING)
+
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("weight", "best_iteration", "installed"),
+    [(0.0, 5, "best_1.pt"), (1.0, 5, "last.pt"), (1.0, 10, "last.pt"), (1.0, 11, "best_1.pt")],
+)
+def test_an_adversarial_round_installs_a_checkpoint_from_behind_the_gate(
+    tmp_path, tiny_vqgan, weight, best_iteration, installed
+):
+    settings = {
+        "preset": "lite",
+        "quantizer": "ema",
+        "num_embeddings": 32,
+        "hu_min": -1000.0,
+        "hu_max": 1000.0,
+    }
+    for name, iteration in (("best_1.pt", best_iteration), ("last.pt", 20)):
+        content = {
+            "model": tiny_vqgan().state_dict(),
+            "network": settings,
+            "trainer": {"iteration": iteration},
+        }
+        write_checkpoint(tmp_path / "checkpoints" / name, content)
+    gate = {"discriminator_iter_start": 8, "discriminator_pretrain_iters": 2}
+    weights = {"image_gan_weight": 0.0, "video_gan_weight": 0.0, "gan_feat_weight": weight}
+
+    assert result_of_round(tmp_path, gate | weights).name == installed
+
+
+def test_the_page_lists_what_a_request_may_set():
+    page = (ROOT / "docs" / "monailabel.md").read_text(encoding="utf-8")
+    listed = page.partition("A request may set these numbers")[2].partition("\n[settings.md]")[0]
+
+    assert set(re.findall(r"`(\w+)`", listed)) == set(TRAINING)
