@@ -21,7 +21,7 @@ from bundle.drawing.planes import PLANES
 from bundle.drawing.triptych import render_comparison, render_triptych
 from bundle.drawing.video import Display, write_comparison_video
 from bundle.metrics.reconstruction import Figures, reconstruction_figures
-from bundle.run.record import write_atomically
+from bundle.run.atomic import complete_or_absent, write_text
 
 POSTFIX = "_recon.nii.gz"
 COLUMNS = {
@@ -93,22 +93,22 @@ def report_case(
     first = next(iter(recon_paths.values()))
     name = first.name.removesuffix(POSTFIX)
     record = _record(image_path, recon_paths, figures, hu_min, hu_max)
-    write_atomically(
-        first.with_name(f"{name}_figures.json"), json.dumps(record, indent=2, allow_nan=False) + "\n"
-    )
+    write_text(first.with_name(f"{name}_figures.json"), json.dumps(record, indent=2, allow_nan=False) + "\n")
     for label, path in recon_paths.items():
         caption = f"{name}, {label}, PSNR {figures[label].psnr:.2f} dB, SSIM {figures[label].ssim:.4f}"
         picture = render_triptych(
             image, recons[label], spacing_mm, hu_min=hu_min, hu_max=hu_max, caption=caption,
             difference_hu=display.difference_hu,
         )  # fmt: skip
-        Image.fromarray(picture).save(path.with_name(f"{name}_picture.png"))
+        with complete_or_absent(path.with_name(f"{name}_picture.png")) as unfinished:
+            Image.fromarray(picture).save(unfinished)
     if len(recons) > 1:
         still = render_comparison(
             image, {_shortened(label): recon for label, recon in recons.items()}, spacing_mm, hu_min=hu_min,
             hu_max=hu_max, difference_hu=display.difference_hu, caption=name,
         )  # fmt: skip
-        Image.fromarray(still).save(first.with_name(f"{name}_comparison.png"))
+        with complete_or_absent(first.with_name(f"{name}_comparison.png")) as unfinished:
+            Image.fromarray(still).save(unfinished)
     titles = [f"{n}: {_shortened(label)}" for n, label in enumerate(recons, start=1)]
     shown = dict(zip(titles if len(titles) > 1 else ["Reconstruction"], recons.values(), strict=True))
     for axis in axes:

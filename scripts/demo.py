@@ -23,7 +23,7 @@ import yaml
 from bundle.drawing.planes import EMBOLISM, PLANES
 from bundle.drawing.triptych import DIFFERENCE_HU
 from bundle.drawing.video import Display
-from bundle.run.record import report_error
+from bundle.run.record import run_script
 from scripts.case_report import figures_table, report_case
 from scripts.reconstruct import output_name
 
@@ -110,5 +110,4 @@ def report(checkpoint: Path, output_dir: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.excepthook = report_error
-    main()
+    run_script(main)

@@ -16,8 +16,8 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import io
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,8 +29,9 @@ from bundle.data.cases.split import dataset_root, existing_source
 from bundle.data.cases.summary import VolumeSummary, summarise_volume
 from bundle.data.dicom.screening import SKIPPED
 from bundle.data.dicom.volume import tilt_note
+from bundle.run.atomic import write_text
 from bundle.run.names import printable
-from bundle.run.record import report_error
+from bundle.run.record import run_script
 
 COLUMNS = ("name", "voxels", "spacing mm", "axes", "HU", "below -1024", "contrast", "usable")
 
@@ -101,10 +102,11 @@ def table(summaries: Iterable[VolumeSummary], root: Path) -> str:
 def write_csv(path: Path, summaries: Iterable[VolumeSummary]) -> None:
     """Writes one line per volume with every figure in full."""
     names = [field.name for field in dataclasses.fields(VolumeSummary)]
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file)
-        writer.writerow(names)
-        writer.writerows([getattr(summary, name) for name in names] for summary in summaries)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(names)
+    writer.writerows([getattr(summary, name) for name in names] for summary in summaries)
+    write_text(path, text.getvalue(), "make room or give another --csv")
 
 
 def _row(summary: VolumeSummary, root: Path) -> tuple[str, ...]:
@@ -167,5 +169,4 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.excepthook = report_error
-    sys.exit(main())
+    run_script(main)

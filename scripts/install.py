@@ -16,13 +16,16 @@ from pathlib import Path
 from bundle.checkpoints.file import (
     NETWORK_SETTINGS,
     CheckpointError,
+    CheckpointWriteError,
     load_generator,
     read_checkpoint,
     write_checkpoint,
 )
 from bundle.checkpoints.trained_on import without_patients
 from bundle.networks.vqgan import build_vqgan
+from bundle.run.record import run_script
 
+WRITE_ADVICE = "make room or give another --output"
 DEFAULT_OUTPUT = Path(__file__).resolve().parent.parent / "models" / "model.pt"
 
 
@@ -52,7 +55,8 @@ def install(checkpoint: Path, output: Path) -> None:
         ) from error
     load_generator(generator, checkpoint, content)
     trained_on = without_patients(content.get("trained_on", {}))
-    write_checkpoint(output, {"model": content["model"], "network": network, "trained_on": trained_on})
+    kept = {"model": content["model"], "network": network, "trained_on": trained_on}
+    write_checkpoint(output, kept, WRITE_ADVICE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,16 +71,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         install(given.checkpoint, given.output)
-    except CheckpointError as error:
+    except (CheckpointError, CheckpointWriteError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"installed {given.checkpoint} as {given.output}")
     # MONAI Label takes the .pt file with the shortest name in the folder, whatever it is.
-    for other in given.output.parent.glob("*.pt"):
+    for other in given.output.parent.glob("[!.]*.pt"):
         if len(other.name) < len(given.output.name):
             print(f"warning: {other} has a shorter name, MONAI Label would load it; move it", file=sys.stderr)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

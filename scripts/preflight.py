@@ -34,6 +34,7 @@ from bundle.run.command import (
     is_alike,
 )
 from bundle.run.errors import own_message, short_message
+from bundle.run.record import run_script
 
 SETTINGS = "bundle.engines.settings.check_training_settings"
 START = "bundle.engines.preflight.require_start"
@@ -266,4 +267,4 @@ def attempt(name: str, call: Callable[[], Any], told: str) -> Check:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_script(lambda: main(sys.argv[1:]))

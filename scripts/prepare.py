@@ -38,10 +38,11 @@ from bundle.data.store.export import export_volume
 from bundle.data.store.file import SUFFIX
 from bundle.data.store.store import PatchStore, StoreError
 from bundle.data.volumes.formats import VolumeError, read_header
-from bundle.run.atomic import complete_or_absent, remove_leftovers
+from bundle.run.atomic import remove_leftovers, write_text
+from bundle.run.lock import locked
 from bundle.run.names import printable
 from bundle.run.processes import StoppedError, run_tasks
-from bundle.run.record import report_error
+from bundle.run.record import run_script
 
 VOLUMES = "volumes"
 DATALIST = "datalist.json"
@@ -139,16 +140,18 @@ def prepare(dataset_dir: Path, output: Path, num_workers: int = 4, patch_size: i
     for folder in (output, output / VOLUMES):
         remove_leftovers(folder)
     work = partial(_prepare_one, output / VOLUMES, dataset_dir, patch_size)
-    lines.extend(tqdm(run_tasks(work, cases, num_workers), "prepare", len(cases), unit="volume"))
-    lines = _numbered(PatchStore(output / VOLUMES), sorted(lines))
+    results = run_tasks(work, cases, num_workers)
+    lines.extend(tqdm(results, "prepare", len(cases), unit="volume", disable=None))
+    lines = _numbered(PatchStore(output / VOLUMES, "--output"), sorted(lines))
     _write(output / REPORT, _as_csv(lines))
     volumes = [
         Prepared(f"{VOLUMES}/{line.file}", line.patient, names[line.patient], listed[line.path] or None)
         for line in lines
         if line.file
     ]
-    lists = prepared_lists(volumes, output / DATALIST)
-    _write(output / DATALIST, json.dumps(lists, indent=2) + "\n")
+    with locked(output / DATALIST):  # the earlier one is read, too
+        lists = prepared_lists(volumes, output / DATALIST)
+        _write(output / DATALIST, json.dumps(lists, indent=2) + "\n")
     return lines
 
 
@@ -181,7 +184,7 @@ def _prepare_one(folder: Path, dataset_dir: Path, patch_size: int, case: Case) -
         refusal = smaller_than_a_patch(Path(case["image"]), header.shape, [patch_size] * 3)
         if refusal:
             raise VolumeError(refusal.message, refusal.code)
-        store = PatchStore(folder)
+        store = PatchStore(folder, "--output")
         is_new = not store.path_of(case["image"]).exists()
         (volume,) = store.prepare([case], WINDOW_HU, show_progress=False)
         volume.outside_window(*WINDOW_HU)  # counted on the way, but a kill may have lost it
@@ -218,8 +221,7 @@ def _as_csv(lines: Iterable[Line]) -> str:
 
 def _write(path: Path, text: str) -> None:
     try:
-        with complete_or_absent(path) as unfinished:
-            unfinished.write_bytes(text.encode(errors="backslashreplace"))
+        write_text(path, text)
     except OSError as error:
         raise _unwritable(path, error) from error
 
@@ -249,5 +251,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.excepthook = report_error
-    sys.exit(main())
+    run_script(main)

@@ -32,7 +32,7 @@ from bundle.drawing.planes import PLANES, WINDOWS, HUWindow
 from bundle.drawing.triptych import DIFFERENCE_HU
 from bundle.drawing.video import Display
 from bundle.run import names
-from bundle.run.record import report_error
+from bundle.run.record import run_script
 from scripts.case_report import CaseFigures, figures_table, report_case
 
 BUNDLE_ROOT = Path(__file__).resolve().parent.parent
@@ -190,5 +190,4 @@ def _positive(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.excepthook = report_error
-    main()
+    run_script(main)

@@ -63,7 +63,6 @@ class SaveCodesd(MapTransform):
             source = Path(image.meta[ImageMetaKey.FILENAME_OR_OBJ])
             name = output_name(source, self.data_root_dir)
             path = self.output_dir / name.with_name(name.name + SUFFIX)
-            path.parent.mkdir(parents=True, exist_ok=True)
             codes = convert_to_numpy(data[key])
             latents = codes[1:].astype(np.float16) if len(codes) > 1 else None
             record = self._record(name.name, source, image, str(data.get("patient", "")))

@@ -12,6 +12,8 @@ from monai.engines import PrepareBatch
 from monai.transforms import MapTransform
 from monai.utils import CommonKeys, ImageMetaKey, convert_to_tensor
 
+from bundle.data.patches.body import STEP, Outside, count_in_body
+
 logger = logging.getLogger(__name__)
 
 
@@ -76,11 +78,12 @@ class ScaleHUWindowd(HUWindowd):
             return
         n_below = int(torch.count_nonzero(_plain(image) < self.hu_min))
         n_above = int(torch.count_nonzero(_plain(image) > self.hu_max))
-        logger.info(
-            "%s: %d of %d voxels (%.2f %%) below %g HU and %d (%.2f %%) above %g HU are clipped",
-            *(name, n_below, image.numel(), 100 * n_below / image.numel(), self.hu_min),
-            *(n_above, 100 * n_above / image.numel(), self.hu_max),
-        )
+        in_body = (0, 0, 0)
+        if image.ndim == 4:
+            samples = _plain(image)[0, ::STEP, ::STEP, ::STEP].cpu().numpy()
+            in_body = count_in_body(samples, self.hu_min, self.hu_max)
+        outside = Outside(n_below, n_above, *in_body)
+        logger.info("%s: %s are clipped", name, outside.told(image.numel(), self.hu_min, self.hu_max))
 
 
 class PrepareHUBatch(PrepareBatch):

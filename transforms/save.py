@@ -93,7 +93,6 @@ class SaveImageCTPAd(SaveImaged):
             meta = image.meta if isinstance(image, MetaTensor) else {}
             source = meta.get(ImageMetaKey.FILENAME_OR_OBJ, str(key))
             path = self._path(source)
-            path.parent.mkdir(parents=True, exist_ok=True)
             writer = self._writer()
             writer.set_data_array(image)
             writer.set_metadata(meta)

@@ -11,7 +11,6 @@ Format 4 holds the generator that draws no grid. Formats 1 to 3 hold the one of 
 do not fit it, and are refused.
 """
 
-import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bundle.checkpoints.trained_on import is_sound
+from bundle.run.atomic import UnwritableError, complete_or_absent
 from bundle.run.model_settings import NETWORK_SETTINGS, network_settings, settings_fault, shown
 from bundle.run.names import printable
 
@@ -33,11 +33,11 @@ __all__ = [
     "network_settings",
     "read_checkpoint",
     "read_settings",
-    "rename",
     "write_checkpoint",
 ]
 
 FORMAT_VERSION = 4
+WRITE_ADVICE = "checkpoints written before are whole: make room and go on with --resume_from_checkpoint auto"
 # Parts whose tensors must be finite; a curve may hold infinity.
 WEIGHTS = ("model", "discriminators", "optimizers")
 
@@ -46,45 +46,30 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message begins with its file name and says what to do."""
 
 
-class CheckpointWriteError(OSError):
+class CheckpointWriteError(UnwritableError):
     """A checkpoint that cannot be written, as on a full disk; what was written before is whole."""
 
 
-def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes to a temporary file in the same folder, flushes it to disk and renames it over `path`.
+def write_checkpoint(path: Path, content: Mapping[str, Any], advice: str = WRITE_ADVICE) -> None:
+    """Writes the file whole or not at all; a power cut afterwards does not undo it.
+
+    Args:
+        path: the file; its folder is made if missing.
+        content: tensors and plain numbers by name.
+        advice: what the user can do if it cannot be written.
 
     Raises:
         CheckpointWriteError: if there is no room or no permission; what `path` held before is still there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w+b") as file:
+        with complete_or_absent(path, advice, durable=True) as unfinished, unfinished.open("w+b") as file:
             torch.save({"format_version": FORMAT_VERSION, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        rename(temporary, path)
     except (OSError, RuntimeError) as error:
         # torch turns a failed write into an error of its own, with the reason behind it
         reason = error if isinstance(error, OSError) else error.__context__
         if not isinstance(reason, OSError):
             raise
-        raise CheckpointWriteError(
-            f"{path}: cannot be written ({reason.strerror}); checkpoints written before are whole: make room "
-            "and go on with --resume_from_checkpoint auto"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def rename(source: Path, target: Path) -> None:
-    """Renames a file within its folder for good: a power cut does not undo it."""
-    os.replace(source, target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        raise CheckpointWriteError(path, reason, advice) from error
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

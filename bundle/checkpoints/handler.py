@@ -11,10 +11,11 @@ from ignite.engine import Engine, Events
 from monai.engines import Trainer
 from torch import nn
 
-from bundle.checkpoints.file import rename, write_checkpoint
+from bundle.checkpoints.file import write_checkpoint
 from bundle.checkpoints.folder import BEST_COUNT, best_paths, rolling_paths, sound
 from bundle.checkpoints.state import TrainingState
 from bundle.engines.settings import SettingsError
+from bundle.run.atomic import remove_leftovers, rename
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ class CheckpointHandler:
         engine.add_event_handler(Events.STARTED, self.restore)
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self.save_last)
         engine.add_event_handler(Events.COMPLETED, self.save_last)
+        engine.add_event_handler(Events.TERMINATE, self.save_stopped)
         if self.validator is not None:
             self.validator.add_event_handler(Events.COMPLETED, self.save_best, engine)
 
@@ -105,6 +107,14 @@ class CheckpointHandler:
             if path.name not in names:
                 path.unlink()
         self._saved_at, self._validated_since = iteration, False
+
+    def save_stopped(self, engine: Trainer) -> None:
+        """Writes `last.pt` if the run was stopped; `save_last` does it where `COMPLETED` still comes."""
+        if engine.should_terminate == "skip_completed":
+            self.save_last(engine)
+            logger.info(
+                "Stopped at iteration %d; go on with --resume_from_checkpoint auto", engine.state.iteration
+            )
 
     def save_best(self, validator: Engine, engine: Trainer) -> None:
         """Writes a `best_*.pt` if the last validation is among the best three.
@@ -138,8 +148,7 @@ class CheckpointHandler:
         Files that cannot be read, and a `last.pt` of a later iteration than the one resumed, step aside: they
         would push out the sound ones, or be taken for the newest of this run.
         """
-        for unfinished in self.folder.glob(".*.partial"):
-            unfinished.unlink()
+        remove_leftovers(self.folder, age_s=-1)  # nobody else writes here: the run holds its folder's lock
         iteration = engine.state.iteration
         if iteration == 0:
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +25,7 @@ from bundle.drawing.planes import (
     panel_size,
     slices_with_body,
 )
+from bundle.run.atomic import complete_or_absent
 
 BLOCK_PX = 16  # encoders work in blocks of this side; other sizes are rescaled or refused by some players
 # players take HD video for BT.709: convert to it and say so, or colours shift
@@ -93,16 +93,11 @@ def write_comparison_video(
     if len(shapes) != 1:
         raise ValueError(f"`image` and `recons` must have one shape, got {sorted(shapes)}")
     frames = _frames(image, recons, spacing_mm, plane, display or Display(), notes)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial.mp4")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        n_frames = _encode(temporary, frames, fps)
-        written, _ = imageio_ffmpeg.count_frames_and_secs(str(temporary)) if temporary.is_file() else (0, 0)
+    with complete_or_absent(path) as unfinished:
+        n_frames = _encode(unfinished, frames, fps)
+        written, _ = imageio_ffmpeg.count_frames_and_secs(str(unfinished)) if unfinished.is_file() else (0, 0)
         if written != n_frames:
             raise VideoError(f"{path}: the encoder wrote {written} of {n_frames} frames; is the disk full?")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _frames(

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from bundle.engines.memory import MIB, estimate_training_memory, memory_table
 from bundle.inferers.tile_size import free_bytes
 from bundle.losses.objective import GeneratorObjective
 from bundle.networks.vqgan import VQGAN
+from bundle.run.atomic import free_bytes as free_room
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ def check_writable(output_dir: str | Path) -> Check:
 
 def check_disk(folder: str | Path, needed: int, what: str) -> Check:
     """Whether the disk has room for `needed` more bytes."""
-    free = shutil.disk_usage(_existing(Path(folder))).free
+    free = free_room(Path(folder))
     told = f"{folder}: about {needed / MIB:,.0f} MiB needed, {free / MIB:,.0f} MiB free"
     if free < needed:
         option = "--cache_dir" if what == "patch store" else "--output_dir"

@@ -1,10 +1,14 @@
 """Keeps the table of all curves, `metrics.csv`: a row per point, a column per curve."""
 
 import csv
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bundle.run.atomic import complete_or_absent, open_without_links
+
+APPEND = os.O_WRONLY | os.O_APPEND
 TAGS = (
     "train/recon_loss",
     "train/commitment_loss",
@@ -28,7 +32,7 @@ TAGS = (
 def append_row(csv_path: Path, row: Mapping[str, Any]) -> None:
     """Adds a point, below the names of the columns if it is the first."""
     is_new = not csv_path.exists() or csv_path.stat().st_size == 0
-    with csv_path.open("a", newline="", encoding="utf-8") as file:
+    with open(open_without_links(csv_path, APPEND), "a", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, ("iteration", "epoch", *TAGS), extrasaction="ignore")
         if is_new:
             table.writeheader()
@@ -52,9 +56,8 @@ def keep_rows_until(csv_path: Path, iteration: int, validated: bool = True) -> N
     rows = csv_path.read_bytes().splitlines(keepends=True)
     kept = [row for row in rows if row.endswith(b"\n") and not _is_later(row, iteration, validated)]
     if kept != rows:
-        shorter = csv_path.with_name(f".{csv_path.name}.partial")
-        shorter.write_bytes(b"".join(kept))
-        shorter.replace(csv_path)
+        with complete_or_absent(csv_path) as shorter:
+            shorter.write_bytes(b"".join(kept))
 
 
 def _is_later(row: bytes, iteration: int, validated: bool) -> bool:

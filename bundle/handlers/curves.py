@@ -1,7 +1,6 @@
 """Curves: TensorBoard, `metrics.csv`, a line in the log and the progress bar."""
 
 import logging
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from bundle.engines.settings import SettingsError
 from bundle.engines.trainer import AdversarialTrainer
 from bundle.handlers.codebook_window import CodebookWindow
 from bundle.handlers.curve_table import TAGS, append_row, keep_rows_until, rows_of
+from bundle.run.console import has_terminal
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class ScalarLog:
         interval: iterations between two points.
         optimizer: whose learning rate is logged.
         validator: its figures are logged when it is done.
-        progress: shows a bar.
+        progress: shows a bar, where there is a terminal.
     """
 
     def __init__(
@@ -94,6 +94,7 @@ class ScalarLog:
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
         self._validated_at = -1
+        self._has_told_first = False
         self.figures: dict[str, float] = {}  # last value of every curve, for run.json
 
     def attach(self, engine: AdversarialTrainer) -> None:
@@ -101,14 +102,15 @@ class ScalarLog:
         engine.state.figures = self.figures
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._tell_first)
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self.write_training)
         engine.add_event_handler(Events.COMPLETED, self.finish)
+        engine.add_event_handler(Events.TERMINATE, self.tensorboard.close)
         if self.validator is not None:
             self.validator.add_event_handler(Events.COMPLETED, self.write_validation, engine)
-        if self.progress:
-            engine.state.recon_loss = engine.state.val_psnr = math.nan
+        if self.progress and has_terminal():
             bar = ProgressBar(persist=True, desc="training")
-            bar.attach(engine, state_attributes=["recon_loss", "val_psnr"])
+            bar.attach(engine, output_transform=self._beside_bar)
 
     def start(self, engine: AdversarialTrainer) -> None:
         """Takes back what an earlier run in this folder logged after this one's first iteration.
@@ -178,8 +180,6 @@ class ScalarLog:
         iteration = engine.state.iteration
         epoch = -(-iteration // engine.state.epoch_length)  # the engine's own is one ahead when a run resumes
         self.figures |= values | {"iteration": iteration}
-        engine.state.recon_loss = self.figures.get("train/recon_loss", math.nan)
-        engine.state.val_psnr = self.figures.get("val/psnr", math.nan)
         try:
             for name, value in values.items():
                 self.tensorboard.writer.add_scalar(name, value, iteration)
@@ -192,6 +192,21 @@ class ScalarLog:
             ) from error
         listed = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         logger.info("epoch %d iteration %d  %s", epoch, iteration, listed)
+
+    def _beside_bar(self, output: Any) -> dict[str, float]:
+        """What is known so far of the two figures that tell most."""
+        known = {"recon_loss": "train/recon_loss", "val_psnr": "val/psnr"}
+        return {name: self.figures[curve] for name, curve in known.items() if curve in self.figures}
+
+    def _tell_first(self, engine: AdversarialTrainer) -> None:
+        """Without a bar, the first sign of life would be the first log point."""
+        if not self._has_told_first and engine.state.iteration % self.interval != 0:
+            iteration, length = engine.state.iteration, engine.state.epoch_length
+            logger.info(
+                "epoch %d iteration %d is done, the first of this start; figures follow every %d iterations",
+                *(-(-iteration // length), iteration, self.interval),
+            )
+        self._has_told_first = True
 
     def _draw_again(self, iteration: int) -> None:
         if iteration == 0 or not self.csv_path.exists():

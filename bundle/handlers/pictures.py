@@ -13,6 +13,7 @@ from PIL import Image
 
 from bundle.drawing.triptych import render_triptych
 from bundle.handlers.curves import TensorBoardLog
+from bundle.run.atomic import complete_or_absent
 
 
 class Pictures:
@@ -77,9 +78,9 @@ class Pictures:
             hu_max=self.hu_max,
             caption=f"{name}, iteration {iteration}",
         )
-        self.folder.mkdir(parents=True, exist_ok=True)
         stem = re.sub(r"[^\w.-]+", "_", Path(name).name)
-        Image.fromarray(picture).save(self.folder / f"{stem}_iteration_{iteration:07d}.png")
+        with complete_or_absent(self.folder / f"{stem}_iteration_{iteration:07d}.png") as unfinished:
+            Image.fromarray(picture).save(unfinished)
         tag = f"val/pictures/{self._n_drawn}"
         self.tensorboard.writer.add_image(tag, picture, iteration, dataformats="HWC")
 

@@ -1,5 +1,6 @@
 """Validates on whole volumes."""
 
+import logging
 import math
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from bundle.engines.settings import SettingsError
 from bundle.metrics.perceptual import slice_lpips
 from bundle.metrics.reconstruction import reconstruction_figures
+
+logger = logging.getLogger(__name__)
 
 
 class ReconstructionQuality(Metric):
@@ -88,7 +91,9 @@ class ValidationStopped(BaseException):
 
 
 class ValidateEvery:
-    """Validates after every `interval` epochs, and when training ends early.
+    """Validates after every `interval` epochs, and once more when training ends.
+
+    A run of fewer epochs than `interval` is never validated: whoever sets so much wants none.
 
     A resumed run first repeats a validation that was due and was not completed. The state goes into
     checkpoints.
@@ -113,7 +118,17 @@ class ValidateEvery:
         self.validator.add_event_handler(Events.COMPLETED, self._remember, engine)
         engine.add_event_handler(Events.EPOCH_STARTED, self.make_up)
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
-        engine.add_event_handler(Events.COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self.validate_at_end)
+
+    def validate_at_end(self, engine: Engine) -> None:
+        """Validates the final weights, unless the whole run is shorter than the interval."""
+        if self._is_wanted(engine):
+            self(engine)
+        else:
+            logger.info(
+                "No validation: `val_interval` %d is more than `max_epochs` %d; there is no best_1.pt",
+                *(self.interval, engine.state.max_epochs),
+            )
 
     def __call__(self, engine: Engine) -> None:
         """Validates the present weights, unless they have been validated already."""
@@ -132,7 +147,7 @@ class ValidateEvery:
         Of a run that resumes it repeats a validation that was due there, unless it had been completed.
         """
         iteration = engine.state.iteration
-        if iteration == 0 and self.at_start:
+        if iteration == 0 and self.at_start and self._is_wanted(engine):
             self(engine)
         elif iteration > 0 and iteration % (self.interval * int(engine.state.epoch_length or 1)) == 0:
             self(engine)
@@ -144,6 +159,9 @@ class ValidateEvery:
     def load_state_dict(self, content: dict[str, int]) -> None:
         """Restores what `state_dict` returned."""
         self._validated_at = content["validated_at"]
+
+    def _is_wanted(self, engine: Engine) -> bool:
+        return self.interval <= int(engine.state.max_epochs or 1)
 
     def _remember(self, validator: Engine, engine: Engine) -> None:
         self._validated_at = engine.state.iteration

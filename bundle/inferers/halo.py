@@ -212,8 +212,12 @@ class HaloInferer(Inferer):
         cells = [size // sweep.stride for size in shape]
         core = [size // sweep.stride for size in tile_size]
         with tqdm(
-            total=math.prod(shape), unit="voxel", unit_scale=True, desc=sweep.name, disable=not self.progress
-        ) as bar:
+            total=math.prod(shape),
+            unit="voxel",
+            unit_scale=True,
+            desc=sweep.name,
+            disable=None if self.progress else True,
+        ) as bar:  # fmt: skip
             for tile in tiles(cells, core, sweep.halo // sweep.stride):
                 result = sweep.run_tile(source[_scaled(tile.window, sweep.source_step)].to(sweep.device))
                 target[_scaled(tile.core, sweep.target_step)] = result[

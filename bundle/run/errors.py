@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 OUR_PACKAGES = ("bundle", "transforms", "scripts")
@@ -10,6 +11,9 @@ _MONAI_WRAPPER = re.compile(r"Failed to (instantiate|evaluate)|applying transfor
 _OURS_IN_TEXT = re.compile(
     rf"^(?:{'|'.join(OUR_PACKAGES)})\.[\w.]+: (.*?)(?=\n\n|\Z)", re.MULTILINE | re.DOTALL
 )
+# What NumPy, torch on a CPU and Python say where memory is not given.
+_NO_MEMORY = re.compile(r"Unable to allocate|can't allocate memory")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _READER_DIED = re.compile(r"DataLoader worker \(pid")
 
 
@@ -32,6 +36,23 @@ def own_message(error: BaseException) -> str | None:
             )
         if type(link).__module__.partition(".")[0] in OUR_PACKAGES:
             return str(link)
+        message = _of_the_machine(link)
+        if message is not None:
+            return message
+    return None
+
+
+def _of_the_machine(error: BaseException) -> str | None:
+    """What anybody's code meets: no memory, no room on a disk."""
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
+        reason = str(error).split("\n")[0].strip()
+        return (
+            f"out of memory{f' ({reason})' if reason else ''}; end other programs, use fewer "
+            "--num_workers or smaller volumes, or a machine with more memory"
+        )
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}cannot be written ({error.strerror}); make room or write to another disk"
     return None
 
 

@@ -74,17 +74,25 @@ def walk_files(folder: Path, max_folders: int = MAX_FOLDERS) -> Iterator[tuple[P
         FolderError: if there are more folders than that.
     """
     visited: set[str] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_warn_of_folder):
+    waiting = [folder]  # a list and no recursion, which a thousand nested folders would exhaust
+    while waiting:
+        parent = waiting.pop()
         real = os.path.realpath(parent)
-        folders[:] = [] if real in visited else sorted(name for name in folders if not name.startswith("."))
-        if real not in visited:
-            if len(visited) == max_folders:
-                raise FolderError(
-                    f"{folder}: holds more than {max_folders:,} folders; name a folder with less in it"
-                )
-            paths = [Path(parent) / name for name in names if not name.startswith(".")]
-            yield Path(parent), sorted(path for path in paths if is_regular_or_missing(path))
+        if real in visited:
+            continue
+        if len(visited) == max_folders:
+            raise FolderError(
+                f"{folder}: holds more than {max_folders:,} folders; name a folder with less in it"
+            )
         visited.add(real)
+        try:
+            names = sorted(name for name in os.listdir(parent) if not name.startswith("."))
+        except OSError as error:
+            _warn_of_folder(error)
+            continue
+        paths = [parent / name for name in names]
+        yield parent, [path for path in paths if is_regular_or_missing(path)]
+        waiting += [path for path in reversed(paths) if os.path.isdir(path)]
 
 
 def files_in(folder: Path) -> list[Path]:

@@ -1,25 +1,21 @@
 """Works through many volumes in several processes, which end with this one, whatever ends it."""
 
-import logging
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from itertools import islice
-from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-logger = logging.getLogger(__name__)
+from torch.utils.data import DataLoader, Dataset
+
+from bundle.run.signals import StopSignals, ignore_stop_signals
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-POLL_S = 0.2
+_WORKER_DIED = "DataLoader worker (pid"  # torch has no class for it
 
 
 class ProcessError(RuntimeError):
@@ -42,7 +38,7 @@ class StoppedError(RuntimeError):
 def run_tasks(work: Callable[[Item], Result], items: Sequence[Item], num_workers: int) -> Iterator[Result]:
     """Gives the results in the order in which they come.
 
-    SIGTERM or Ctrl-C lets the items at hand be finished and gives up the others; a second one ends at once.
+    A stop signal lets the items at hand be finished and gives up the others; a second one ends at once.
 
     Args:
         work: what to do with an item; can be pickled.
@@ -53,66 +49,69 @@ def run_tasks(work: Callable[[Item], Result], items: Sequence[Item], num_workers
         StoppedError: if a signal came before the last item was begun.
         ProcessError: if a process was killed.
     """
-    with _Stop() as stop:
-        if num_workers > 0:
-            yield from _in_processes(work, items, max(1, min(num_workers, len(items))), stop)
-            return
-        for n_done, item in enumerate(items):
-            if stop.received:
-                raise StoppedError(stop.received, len(items) - n_done)
-            yield work(item)
-
-
-class _Stop:
-    """Notes the first signal and leaves the second one to the system; works in the main thread alone."""
-
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> "_Stop":
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        for stop_signal in STOP_SIGNALS:
-            signal.signal(stop_signal, signal.SIG_DFL)
-
-
-def _in_processes(
-    work: Callable[[Item], Result], items: Sequence[Item], num_workers: int, stop: _Stop
-) -> Iterator[Result]:
-    # spawned: a fork of a process that has threads may stop for ever
-    context = multiprocessing.get_context("spawn")
-    workers = ProcessPoolExecutor(num_workers, context, _watch_parent)
-    rest, n_done = iter(items), 0
-    try:
-        with _ctrl_c_blocked():
-            pending = {workers.submit(work, item) for item in islice(rest, num_workers)}
-        while pending:
-            done, pending = wait(pending, POLL_S, FIRST_COMPLETED)
-            if not stop.received:
-                # no more than there are workers: a pool that breaks chokes on tasks that were given up
-                pending |= {workers.submit(work, item) for item in islice(rest, len(done))}
-            for task in done:
-                yield task.result()
+    num_workers, n_done = min(num_workers, len(items)), 0
+    with StopSignals() as stop:
+        loader: DataLoader[Result] = DataLoader(
+            _Work(work, items),
+            batch_size=None,
+            sampler=_UntilStopped(len(items), stop),
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=_start_worker if num_workers else None,
+            # spawned: a fork of a process that has threads may stop for ever
+            multiprocessing_context="spawn" if num_workers else None,
+            prefetch_factor=1 if num_workers else None,
+            in_order=not num_workers,
+        )
+        try:
+            with _ctrl_c_blocked():
+                results = iter(loader)
+            for result in results:
                 n_done += 1
-    except BrokenProcessPool as error:
-        if stop.received is None:
-            raise ProcessError(
-                "a process was killed, most often for want of memory; run it again with fewer --num_workers, "
-                "it goes on where it stopped"
-            ) from error
-    finally:
-        workers.shutdown()
-    if stop.received and n_done < len(items):
+                yield result
+        except RuntimeError as error:
+            if not str(error).startswith(_WORKER_DIED):
+                raise
+            if stop.received is None:
+                raise ProcessError(
+                    "a process was killed, usually out of memory; run it again with fewer --num_workers, "
+                    "it goes on where it stopped"
+                ) from error
+    if stop.received is not None and n_done < len(items):
         raise StoppedError(stop.received, len(items) - n_done)
+
+
+class _Work(Dataset, Generic[Item, Result]):
+    """Items that are worked on where they are read."""
+
+    def __init__(self, work: Callable[[Item], Result], items: Sequence[Item]) -> None:
+        self.work, self.items = work, items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, number: int) -> Result:
+        return self.work(self.items[number])
+
+
+class _UntilStopped:
+    """Numbers of the items, until a signal comes."""
+
+    def __init__(self, n_items: int, stop: StopSignals) -> None:
+        self.n_items, self.stop = n_items, stop
+
+    def __len__(self) -> int:
+        return self.n_items
+
+    def __iter__(self) -> Iterator[int]:
+        for number in range(self.n_items):
+            if self.stop.received is not None:
+                return
+            yield number
+
+
+def _as_it_is(result: Any) -> Any:
+    return result
 
 
 @contextmanager
@@ -125,12 +124,13 @@ def _ctrl_c_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _watch_parent() -> None:
+def _start_worker(worker_id: int) -> None:
+    ignore_stop_signals()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """Without it the workers of a process that was killed would wait for work for ever."""
+    """Ends this process with its parent; torch looks for the parent only between two items."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -7,33 +7,56 @@ first entry of every `run:` list is therefore `refuse_unknown_overrides`, the se
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import math
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from bundle.run.atomic import UnwritableError, open_without_links, write_text
 from bundle.run.command import BUNDLE_ROOT, check_overrides, current_command
+from bundle.run.console import tidy_console
 from bundle.run.errors import own_message, short_message
+from bundle.run.files import open_regular
+from bundle.run.lock import FolderInUseError, lock_folder, release_folder
+from bundle.run.signals import StopRequested, StopSignals, end_at_once, end_readers
+
+logger = logging.getLogger(__name__)
 
 _PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel")
-_RUN_LOG = "ctpa_vqgan run log"
+_RECORD = "run.json"
 _SECRET = re.compile(r"password|passwd|secret|token|api_?key|credential", re.IGNORECASE)
 _USER_IN_ADDRESS = re.compile(r"://[^/@\s]+@")
 
 
 class OutputFolderError(FileExistsError):
     """An output folder that already holds another run's checkpoints."""
+
+
+@dataclass
+class _OpenRun:
+    """A run between `start_run` and `finish_run`."""
+
+    folder: Path
+    record: Path
+    log: logging.Handler
+    signals: StopSignals
+
+
+_open_runs: dict[Path, _OpenRun] = {}
 
 
 def refuse_unknown_overrides() -> None:
@@ -51,6 +74,19 @@ def refuse_unknown_overrides() -> None:
         check_overrides(command)
 
 
+def lock_run(output_dir: str) -> None:
+    """Claims the folder of a run that exists, before anything in it is read.
+
+    Else a run that is about to end could still write checkpoints after this one has read the newest.
+
+    Raises:
+        FolderInUseError: if another process trains there.
+    """
+    folder = Path(output_dir)
+    if not _is_secondary_process() and (folder / _RECORD).is_file():
+        lock_folder(folder)
+
+
 def start_run(
     output_dir: str,
     log_file: str = "training.log",
@@ -58,9 +94,11 @@ def start_run(
     device: Any = None,
     resuming: bool = False,
     settings: Mapping[str, Any] | None = None,
+    shared: bool = False,
 ) -> None:
-    """Opens the output folder: creates it, starts the log file and writes `run.json`.
+    """Opens the output folder: creates it, locks it, starts the log file and writes `run.json`.
 
+    Until `finish_run`, SIGTERM, Ctrl-C and SIGHUP raise `StopRequested`, which ends up in the record too.
     Processes other than rank 0 of a distributed run only check the folder.
 
     Args:
@@ -70,31 +108,50 @@ def start_run(
         device: recorded.
         resuming: the run continues the one that this folder holds; its log and its earlier starts are kept.
         settings: recorded as the config where there is no command line to rebuild it from (MONAI Label).
+        shared: whether other processes may write results there at the same time. Whoever comes second then
+            has a record and a log of its own, with its process number in their names.
 
     Raises:
         OutputFolderError: if `output_dir` holds checkpoints and `resuming` is false.
+        FolderInUseError: if another process works there and `shared` is false.
+        UnwritableError: if the folder or a file in it cannot be written.
     """
     folder = Path(output_dir)
-    if not resuming and any(folder.glob("checkpoints/*.pt")):
+    if not resuming and any(folder.glob("checkpoints/[!.]*.pt")):
         raise OutputFolderError(
             f"{folder}: holds the checkpoints of another run; give another --output_dir, or continue that "
             "run with --resume_from_checkpoint auto"
         )
     if _is_secondary_process():
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    _open_log(folder / log_file, keep=resuming)
-    earlier = _read_record(folder) if resuming else {}
+    for unfinished in list(_open_runs):  # one that failed in a program that lives on
+        _close_run(unfinished)
+    log, record = folder / log_file, folder / _RECORD
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock_folder(folder)
+    except FolderInUseError:
+        if not shared:
+            raise
+        log, record = (path.with_stem(f"{path.stem}_{os.getpid()}") for path in (log, record))
+    except OSError as error:
+        raise UnwritableError(folder, error) from error
+    run = _OpenRun(folder, record, _open_log(log, keep=resuming), StopSignals(end_at_once))
+    _open_runs[folder.resolve()] = run
+    earlier = _read_record(record) if resuming else {}
     starts = earlier.pop("earlier_starts", []) + ([earlier] if earlier else [])
-    _write_record(
-        folder, _describe_start(settings) | {"seed": seed, "device": device, "earlier_starts": starts}
-    )
+    start = _describe_start(settings) | {"seed": seed, "device": device, "earlier_starts": starts}
+    _write_record(record, start)
+    tidy_console()
+    atexit.unregister(end_readers)
+    atexit.register(end_readers)
+    run.signals.listen()
 
 
 def finish_run(
     output_dir: str, figures: Mapping[str, Any] | None = None, stopped_by: int | None = None
 ) -> None:
-    """Marks the run in `output_dir` as finished, adds its final figures and closes its log file.
+    """Marks the run in `output_dir` as finished, adds its final figures, closes its log and gives it up.
 
     Args:
         output_dir: the folder that was given to `start_run`.
@@ -111,33 +168,72 @@ def finish_run(
         sys.exit(128 + stopped_by)
 
 
+def note_event(output_dir: str, kind: str, **details: Any) -> None:
+    """Adds an event to `events` in the `run.json` of a run that `start_run` has begun; rank 0 only.
+
+    Args:
+        output_dir: the folder that was given to `start_run`.
+        kind: e.g. `rollback`.
+        details: numbers, strings and lists of them.
+    """
+    path = _record_of(Path(output_dir))
+    if not _is_secondary_process() and path.is_file():
+        record = _read_record(path)
+        record["events"] = [*record.get("events", []), {"time": _now(), "kind": kind, **details}]
+        _write_record(path, record)
+
+
 def report_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Ends a failed process with one clear line, as `sys.excepthook`.
+    """Ends a failed or stopped process with one clear line, as `sys.excepthook`.
 
     MONAI wraps what a component raises in RuntimeErrors. An error class of this project is reported by its
     message alone; any other error keeps its traceback, and its message is repeated in the last line. The open
     log file and `run.json` of the run get the error too.
+
+    Raises:
+        SystemExit: 128 + the signal's number if a signal has ended the process.
     """
-    message = own_message(error)
-    if message is None:
+    message, is_unread = own_message(error), _has_lost_its_reader(error)
+    if message is None and not is_unread:
         sys.__excepthook__(kind, error, trace)
-        message = short_message(error)
-    for handler in _run_logs():
+    message = message or short_message(error)
+    status = "stopped" if isinstance(error, StopRequested | KeyboardInterrupt) else "failed"
+    for run in list(_open_runs.values()):
         details = (kind, error, trace)
-        handler.handle(logging.LogRecord(__name__, logging.ERROR, __file__, 0, message, None, details))
+        run.log.handle(logging.LogRecord(__name__, logging.ERROR, __file__, 0, message, None, details))
         with suppress(OSError):  # a disk that is full may be what the message is about
-            _end_run(Path(handler.baseFilename).parent, {"status": "failed", "error": message})
+            _end_run(run.folder, {"status": status, "error": message})
+    if is_unread:
+        raise SystemExit(128 + signal.SIGPIPE)
     print(f"error: {message}", file=sys.stderr)
+    if isinstance(error, StopRequested):
+        raise SystemExit(128 + error.number)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file under a temporary name in its folder and renames it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def run_script(main: Callable[[], object]) -> None:
+    """Ends this process with the exit code of a script's `main`; errors end in one line.
+
+    Args:
+        main: returns the exit code; whatever is no number counts as 0.
+    """
+    sys.excepthook = report_error
+    code = main()
+    sys.stdout.flush()  # here and not at the end of Python, which would print a traceback of its own
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _has_lost_its_reader(error: BaseException) -> bool:
+    """Whether the output went to a program that has ended, as `| head` does; the rest is then thrown away."""
+    if not isinstance(error, BrokenPipeError):
+        return False
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return True
+    return False
 
 
 def _describe_start(settings: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -205,39 +301,68 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float | None) else _USER_IN_ADDRESS.sub("://***@", str(value))
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
-    path = folder / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _record_of(folder: Path) -> Path:
+    run = _open_runs.get(folder.resolve())
+    return run.record if run else folder / _RECORD
 
 
-def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    write_atomically(folder / "run.json", json.dumps(_plain(record), indent=2) + "\n")
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        with open_regular(path) as file:
+            return dict(json.loads(file.read()))
+    except (OSError, ValueError, TypeError):  # none, or not ours
+        return {}
+
+
+def _write_record(path: Path, record: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(_plain(record), indent=2) + "\n")
 
 
 def _end_run(folder: Path, ending: Mapping[str, Any]) -> None:
-    _write_record(folder, {**_read_record(folder), **ending, "end_time": _now()})
-    _close_logs()
+    path = _record_of(folder)
+    try:
+        _write_record(path, {**_read_record(path), **ending, "end_time": _now()})
+    finally:
+        _close_run(folder)
 
 
-def _run_logs() -> list[logging.FileHandler]:
-    handlers = logging.getLogger().handlers
-    return [h for h in handlers if isinstance(h, logging.FileHandler) and h.get_name() == _RUN_LOG]
+def _close_run(folder: Path) -> None:
+    """Closes the log, gives the signals back, and releases the folder if it was this process's alone."""
+    run = _open_runs.pop(folder.resolve(), None)
+    if run is not None:
+        run.signals.give_back()
+        logging.getLogger().removeHandler(run.log)
+        run.log.close()
+        release_folder(folder)
 
 
-def _open_log(path: Path, keep: bool) -> None:
-    _close_logs()
-    handler = logging.FileHandler(
-        path, mode="a" if keep else "w", encoding="utf-8", errors="backslashreplace"
-    )
-    handler.set_name(_RUN_LOG)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+class _RunLog(logging.StreamHandler):
+    """The log file of a run; if it cannot be written, one line says so and the run goes on."""
+
+    def __init__(self, path: Path, keep: bool) -> None:
+        flags = os.O_WRONLY | (os.O_APPEND if keep else os.O_TRUNC)
+        file = open_without_links(path, flags)
+        super().__init__(os.fdopen(file, "a", encoding="utf-8", errors="backslashreplace"))
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self.path, self.is_failing = path, False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Names the file and the reason, once."""
+        if not self.is_failing:
+            self.is_failing = True
+            print(f"warning: {self.path}: cannot be written ({sys.exception()}); make room", file=sys.stderr)
+
+    def close(self) -> None:
+        """Closes the file."""
+        with suppress(OSError):
+            self.stream.close()
+        super().close()
+
+
+def _open_log(path: Path, keep: bool) -> logging.Handler:
+    handler = _RunLog(path, keep)
     logging.getLogger().addHandler(handler)
-
-
-def _close_logs() -> None:
-    for handler in _run_logs():
-        logging.getLogger().removeHandler(handler)
-        handler.close()
+    return handler
 
 
 def _is_secondary_process() -> bool:

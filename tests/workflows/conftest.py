@@ -62,10 +62,10 @@ class Ended(NamedTuple):
         assert not output_dir.exists()
 
 
-def words_of(workflow: str, settings: dict) -> list[str]:
+def words_of(workflow: str, settings: dict, *overlays: str) -> list[str]:
     """The words behind `python -m monai.bundle run`; a network and patches for two cores unless told else."""
     tiny = {"num_embeddings": CODES} | (TINY if "configs/train.yaml" in CONFIGS[workflow] else {})
-    words = ["--config_file", str(CONFIGS[workflow])]
+    words = ["--config_file", str([*CONFIGS[workflow], *overlays])]
     for name, value in (tiny | settings).items():
         words += [f"--{name}", str(value)]
     return words
@@ -95,9 +95,9 @@ class Python:
         code = int(self.process.stdout.readline())
         return Ended(code, self.output.read_text(encoding="utf-8"))
 
-    def run(self, workflow: str, **settings: object) -> Ended:
-        """`python -m monai.bundle run` with the configs of a workflow and these overrides."""
-        return self("monai.bundle", "run", *words_of(workflow, settings))
+    def run(self, workflow: str, *overlays: str, **settings: object) -> Ended:
+        """`python -m monai.bundle run` with the configs of a workflow, overlays on them, and overrides."""
+        return self("monai.bundle", "run", *words_of(workflow, settings, *overlays))
 
     def run_cold(self, workflow: str, **settings: object) -> Ended:
         """The same in a process of its own, imports and all."""

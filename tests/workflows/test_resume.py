@@ -86,7 +86,7 @@ def assert_same_run(folder, whole):
     assert points_of(folder) == points_of(whole)
     assert best_of(folder) == best_of(whole)
     assert record_of(folder)["figures"] == record_of(whole)["figures"]
-    assert not [path.name for path in (folder / "checkpoints").iterdir() if "partial" in path.name]
+    assert not [path.name for path in (folder / "checkpoints").iterdir() if "unfinished" in path.name]
 
 
 def test_auto_starts_at_zero_where_there_is_nothing_to_resume(whole):

@@ -112,7 +112,7 @@ def test_a_base_run_has_no_adversarial_curve_and_no_discriminator(base):
 def test_the_log_counts_what_the_window_clips_and_says_which_patient_validates(base):
     log = (base / "training.log").read_text(encoding="utf-8")
 
-    assert "below -1000 HU and 0 (0.00 %) above 1000 HU will be clipped" in log
+    assert "below -1000 HU and 0 (0.00 %) above 1000 HU" in log
     assert "epoch 1 iteration 2  " in log
     assert "val/psnr" in log
 

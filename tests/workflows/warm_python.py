@@ -26,6 +26,10 @@ warnings.filterwarnings("ignore", "parsing config_file", UserWarning)
 def become(command: dict) -> None:
     """Turns this fork into the process of one command."""
     signal.alarm(LIMIT_S)  # ends a command that hangs
+    # as in a terminal: whoever starts the tests in the background or under nohup has some of them ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     output = os.open(command["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (output, 1), (output, 2)):

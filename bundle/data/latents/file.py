@@ -33,6 +33,7 @@ SUFFIX = "_codes.npz"
 FORMAT_VERSION = 1
 # LZMA packs codes to 0.81 of their size where deflate reaches 0.86; for latents it would take minutes
 COMPRESSION = {"indices": zipfile.ZIP_LZMA, "latents": zipfile.ZIP_DEFLATED}
+ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 MAX_RECORD_BYTES = 1 << 20
 MAX_DICTIONARY_BYTES = 1 << 24  # twice what Python asks for when it packs
 MAX_VOXELS = 1 << 32  # 27 times 512 x 512 x 604: codes of a record that lies unpack to 0.2 GB at most
@@ -97,9 +98,14 @@ def write_latent_file(path: Path, volume: EncodedVolume) -> None:
     record = {"format_version": FORMAT_VERSION, **asdict(volume.record)}
     record["sha256"] = _checksum(record, arrays)
     with complete_or_absent(path) as unfinished, zipfile.ZipFile(unfinished, "x") as archive:
-        archive.writestr("record.json", json.dumps(record, indent=1))
+        archive.writestr(_member_info("record.json"), json.dumps(record, indent=1))
         for name, content in arrays.items():
-            archive.writestr(f"{name}.npy", content, COMPRESSION[name])
+            archive.writestr(_member_info(f"{name}.npy"), content, COMPRESSION[name])
+
+
+def _member_info(name: str) -> zipfile.ZipInfo:
+    """A member without the time of writing, so that encoding twice gives the same bytes."""
+    return zipfile.ZipInfo(name, ZIP_EPOCH)
 
 
 def read_record(path: Path) -> Record:

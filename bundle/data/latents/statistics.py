@@ -16,7 +16,7 @@ from monai.config import PathLike
 from torch import Tensor
 
 from bundle.data.latents.file import EncodedVolume, LatentFileError, read_latent_file
-from bundle.run.atomic import complete_or_absent
+from bundle.run.atomic import write_text
 from bundle.run.files import open_regular
 
 logger = logging.getLogger(__name__)
@@ -60,11 +60,9 @@ class LatentStatistics:
 
     def save(self, path: PathLike) -> None:
         """Writes the JSON whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with complete_or_absent(path) as unfinished:
-            text = json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=1)
-            unfinished.write_text(text + "\n", encoding="utf-8")
+        write_text(
+            Path(path), json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=1) + "\n"
+        )
 
     @staticmethod
     def _column(values: Sequence[float], latent: Tensor) -> Tensor:

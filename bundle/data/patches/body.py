@@ -31,6 +31,39 @@ class BodyMap(NamedTuple):
     contrast: np.ndarray
 
 
+class Outside(NamedTuple):
+    """Voxels that an HU window clips; of the body every `STEP`-th along each axis is counted.
+
+    Attributes:
+        n_below: of all voxels, below the window.
+        n_above: above it.
+        n_body_below: of the samples of the body, below the window.
+        n_body_above: above it.
+        n_body: samples of the body.
+    """
+
+    n_below: int
+    n_above: int
+    n_body_below: int
+    n_body_above: int
+    n_body: int
+
+    def told(self, n_voxels: int, hu_min: float, hu_max: float) -> str:
+        """Says how many of `n_voxels` are outside, and how many of the body, which alone would matter."""
+        below, above = (100 * n / n_voxels for n in (self.n_below, self.n_above))
+        in_body = [100 * n / max(self.n_body, 1) for n in (self.n_body_below, self.n_body_above)]
+        return (
+            f"{self.n_below} of {n_voxels} voxels ({below:.2f} %) below {hu_min:g} HU and {self.n_above} "
+            f"({above:.2f} %) above {hu_max:g} HU"
+        ) + (f", of the body {in_body[0]:.2f} % and {in_body[1]:.2f} %" if self.n_body else "")
+
+
+def count_in_body(samples: np.ndarray, hu_min: float, hu_max: float) -> tuple[int, int, int]:
+    """Counts samples of the body below the window, above it, and all, see `map_body`."""
+    values = samples[find_body(samples)]
+    return int(np.count_nonzero(values < hu_min)), int(np.count_nonzero(values > hu_max)), values.size
+
+
 def map_body(samples: np.ndarray, spacing_mm: Sequence[float]) -> BodyMap:
     """Maps a volume.
 

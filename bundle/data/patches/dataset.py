@@ -14,6 +14,7 @@ from monai.utils import ensure_tuple_rep
 from torch.utils.data import Dataset, Sampler
 
 from bundle.data.cases.patients import patient_key
+from bundle.data.patches.body import Outside
 from bundle.data.patches.placing import PatchPlacer, grid_starts, warn_of_missing_contrast
 from bundle.data.store.store import PatchStore, StoredVolume
 from bundle.run.model_settings import STRIDE
@@ -74,12 +75,8 @@ class StoredDataset(Dataset):
                 logger.warning("%s: %s", volume.case["image"], volume.doubt)
         counts = np.array([volume.outside_window(self.hu_min, self.hu_max) for volume in self._volumes])
         n_voxels = sum(math.prod(volume.shape) for volume in self._volumes)
-        n_below, n_above = counts.sum(axis=0).tolist()
-        logger.info(
-            "%d of %d voxels (%.2f %%) below %g HU and %d (%.2f %%) above %g HU will be clipped",
-            *(n_below, n_voxels, 100 * n_below / n_voxels, self.hu_min),
-            *(n_above, 100 * n_above / n_voxels, self.hu_max),
-        )
+        outside = Outside(*counts.sum(axis=0).tolist())
+        logger.info("%s will be clipped", outside.told(n_voxels, self.hu_min, self.hu_max))
 
     def trained_on(self) -> dict[str, list[str]]:
         """Tells of which patients and volumes a network has seen these data, without a name.

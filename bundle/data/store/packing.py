@@ -6,13 +6,13 @@ import queue
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from monai.config import PathLike
 
-from bundle.data.patches.body import STEP, map_body
+from bundle.data.patches.body import STEP, Outside, count_in_body, map_body
 from bundle.data.store.file import CUBE, Writer
 from bundle.data.volumes.fingerprint import voxel_fingerprint
 from bundle.data.volumes.formats import VolumeHeader, is_series, read_header
@@ -27,19 +27,7 @@ INT16 = np.iinfo(np.int16)
 TEXT_FIELDS = ("data_type", "db_name", "descrip", "aux_file", "intent_name")
 
 
-class Packed(NamedTuple):
-    """What was counted on the way.
-
-    Attributes:
-        n_below: voxels below the window.
-        n_above: voxels above it.
-    """
-
-    n_below: int
-    n_above: int
-
-
-def pack_volume(path: Path, image: PathLike, hu_min: float, hu_max: float) -> Packed:
+def pack_volume(path: Path, image: PathLike, hu_min: float, hu_max: float) -> Outside:
     """Reads a volume once, turns it to RAS axes and writes its file; the file appears when it is complete.
 
     Args:
@@ -47,6 +35,9 @@ def pack_volume(path: Path, image: PathLike, hu_min: float, hu_max: float) -> Pa
         image: NIfTI file or DICOM series.
         hu_min: lower end of the window whose outside is counted.
         hu_max: upper end.
+
+    Returns:
+        what was counted on the way.
 
     Raises:
         VolumeError: see `bundle.data.volumes.reading.read_volume`; if it is a mask.
@@ -76,7 +67,7 @@ def pack_volume(path: Path, image: PathLike, hu_min: float, hu_max: float) -> Pa
         record = _record(image, header, orientation, affine) | figures
         record["voxel_fingerprint"] = voxel_fingerprint(whole)  # the last slab came when all was read
         writer.finish(record, map_body(samples, record["spacing_mm"])._asdict())
-    return Packed(n_below, n_above)
+    return Outside(n_below, n_above, *count_in_body(samples, hu_min, hu_max))
 
 
 def source_state(image: PathLike) -> list[tuple[str, int, int]]:

@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +24,8 @@ from bundle.data.store.stored_volume import StoredVolume, stored_volume
 from bundle.data.store.window_counts import window_key, write_counts
 from bundle.data.volumes.formats import VolumeError, read_header
 from bundle.data.volumes.values import Judgement, judge_volumes
-from bundle.run.atomic import remove_leftovers
+from bundle.run.atomic import free_bytes, remove_leftovers
+from bundle.run.lock import locked
 
 __all__ = ["PatchStore", "StoreError", "StoredVolume"]
 
@@ -40,16 +40,19 @@ class PatchStore:
     """Makes the files, finds them again, and reads patches out of them.
 
     A file is named by a hash of its source's path, size and time of change; a changed source gets a new one,
-    and an unfinished or damaged one is made again. Several processes may prepare the same store. Safe to
+    and an unfinished or damaged one is made again. Several processes may prepare the same store: each file is
+    made by one of them, while the others wait for it. Safe to
     pickle and to fork: it holds no open file.
 
     Args:
         cache_dir: folder of the files, about 1 byte per voxel (140 MB for 512 x 512 x 604), made if missing.
             It may be deleted between runs.
+        option: what sets the folder on the command line, for the advice in errors.
     """
 
-    def __init__(self, cache_dir: PathLike) -> None:
+    def __init__(self, cache_dir: PathLike, option: str = "--cache_dir") -> None:
         self.cache_dir = Path(cache_dir).expanduser()
+        self.option = option
 
     def prepare(
         self,
@@ -85,7 +88,7 @@ class PatchStore:
         for path, image in tqdm(
             missing.items(), "patch store", unit="volume", disable=None if missing and show_progress else True
         ):
-            _make_file(path, image, window)
+            self._make_file(path, image, window)
         logger.info(
             "patch store %s: %d volumes reused, %d made",
             self.cache_dir,
@@ -207,11 +210,11 @@ class PatchStore:
             )
         needed = EXPECTED_RATIO * sum(2 * math.prod(shape) for shape in shapes)
         remove_leftovers(self.cache_dir)  # first: after a kill they may be what fills the disk
-        free = free_bytes(self.cache_dir)
+        free = self._free_bytes()
         if needed > free:
             raise StoreError(
                 f"{self.cache_dir}: about {needed / 1e9:.1f} GB are needed for {len(shapes)} volumes, "
-                f"{free / 1e9:.1f} GB are free; set another `cache_dir` or a smaller `max_patients`"
+                f"{free / 1e9:.1f} GB are free; make room or give another {self.option}"
             )
         logger.info(
             "patch store %s: packing %d volumes, about %.1f GB, once; later runs reuse them. "
@@ -219,14 +222,29 @@ class PatchStore:
             *(self.cache_dir, len(shapes), needed / 1e9),
         )
 
+    def _free_bytes(self) -> int:
+        try:
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+            return free_bytes(self.cache_dir)
+        except OSError as error:
+            raise StoreError(
+                f"{self.cache_dir}: cannot be used ({error.strerror}); give another {self.option}"
+            ) from error
 
-def free_bytes(folder: Path) -> int:
-    """Room on the disk of a folder, which is made if missing; StoreError if it cannot be used."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return shutil.disk_usage(folder).free
-    except OSError as error:
-        raise StoreError(f"{folder}: cannot be used ({error.strerror}); set another `cache_dir`") from error
+    def _make_file(self, path: Path, image: PathLike, window: tuple[float, float]) -> None:
+        try:
+            with locked(path):
+                if is_sound(path, image):  # another process has made it in the meantime
+                    return
+                packed = pack_volume(path, image, *window)
+                write_counts(path, {window_key(*window): packed})
+        except OSError as error:
+            if not os.path.exists(image):
+                raise VolumeError(f"{image}: went away while it was being read", "unreadable") from error
+            raise StoreError(
+                f"{path.parent}: writing failed ({error.strerror or error}); make room or give another "
+                f"{self.option}"
+            ) from error
 
 
 def is_sound(path: Path, image: PathLike) -> bool:
@@ -238,15 +256,3 @@ def is_sound(path: Path, image: PathLike) -> bool:
             raise
         return False
     return True
-
-
-def _make_file(path: Path, image: PathLike, window: tuple[float, float]) -> None:
-    try:
-        packed = pack_volume(path, image, *window)
-        write_counts(path, {window_key(*window): tuple(packed)})
-    except OSError as error:
-        if not os.path.exists(image):
-            raise VolumeError(f"{image}: went away while it was being read", "unreadable") from error
-        raise StoreError(
-            f"{path.parent}: writing failed ({error.strerror or error}); make room or set another `cache_dir`"
-        ) from error

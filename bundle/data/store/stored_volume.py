@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bundle.data.patches.body import BodyMap
+from bundle.data.patches.body import STEP, BodyMap, Outside, count_in_body
 from bundle.data.store.file import CUBE, UNREADABLE, StoreError, read_box, read_layout, read_section
 from bundle.data.store.kept_fingerprint import kept_fingerprint
 from bundle.data.store.window_counts import read_counts, window_key, write_counts
@@ -64,18 +64,21 @@ class StoredVolume:
             raise StoreError(f"{self.path}: its maps are damaged; delete it and prepare again")
         return BodyMap(body, contrast)
 
-    def outside_window(self, hu_min: float, hu_max: float) -> tuple[int, int]:
-        """Numbers of voxels below `hu_min` and above `hu_max`; counted once, then kept beside the file."""
+    def outside_window(self, hu_min: float, hu_max: float) -> Outside:
+        """Counts voxels below `hu_min` and above `hu_max` once, then keeps the numbers beside the file."""
         counts = read_counts(self.path)
         key = window_key(hu_min, hu_max)
         if key not in counts:
             n_below = n_above = 0
+            samples = []
             for z in range(0, self.shape[2], CUBE):
                 stop = (*self.shape[:2], min(z + CUBE, self.shape[2]))
                 slab = self.read_box((0, 0, z), stop)
                 n_below += int(np.count_nonzero(slab < hu_min))
                 n_above += int(np.count_nonzero(slab > hu_max))
-            counts[key] = (n_below, n_above)
+                samples.append(slab[::STEP, ::STEP, ::STEP])
+            in_body = count_in_body(np.concatenate(samples, axis=2), hu_min, hu_max)
+            counts[key] = Outside(n_below, n_above, *in_body)
             write_counts(self.path, counts)
         return counts[key]
 

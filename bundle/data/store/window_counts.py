@@ -1,11 +1,13 @@
 """Keeps beside a stored volume how many of its voxels lie outside of HU windows."""
 
+import errno
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bundle.run.atomic import complete_or_absent
+from bundle.data.patches.body import Outside
+from bundle.run.atomic import UnwritableError, write_text
 from bundle.run.files import open_regular
 
 logger = logging.getLogger(__name__)
@@ -16,12 +18,12 @@ def window_key(hu_min: float, hu_max: float) -> str:
     return f"{hu_min:g} to {hu_max:g}"
 
 
-def read_counts(path: Path) -> dict[str, tuple[int, int]]:
+def read_counts(path: Path) -> dict[str, Outside]:
     """What is known about windows; nothing if the file beside the volume is missing or damaged."""
     try:
         with open_regular(path.with_suffix(".json")) as file:
             content = json.load(file)
-        return {str(window): (int(below), int(above)) for window, (below, above) in content.items()}
+        return {str(window): Outside(*map(int, counts)) for window, counts in content.items()}
     except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return {}
 
@@ -29,7 +31,8 @@ def read_counts(path: Path) -> dict[str, tuple[int, int]]:
 def write_counts(path: Path, counts: Mapping[str, Sequence[int]]) -> None:
     """Keeps what is known; a store that may only be read is counted anew each time."""
     try:
-        with complete_or_absent(path.with_suffix(".json")) as unfinished:
-            unfinished.write_text(json.dumps(counts))
-    except PermissionError:
+        write_text(path.with_suffix(".json"), json.dumps(counts))
+    except UnwritableError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         logger.debug("%s: cannot be written; windows are counted at every start", path.parent)

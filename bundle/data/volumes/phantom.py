@@ -206,7 +206,6 @@ def write_phantom(path: PathLike, shape: Sequence[int], affine: np.ndarray, seed
         seed: see `make_phantom`.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     to_ras = nib.io_orientation(affine)
     order = np.argsort(to_ras[:, 0])
     spacing_mm = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)

@@ -48,10 +48,22 @@ def read_volume(path: PathLike, on_slices: Callable[[np.ndarray, int], object] |
         voxels in HU, affine and header.
 
     Raises:
-        VolumeError: for everything that `read_header` refuses, for NaN or infinite voxels, and for damage
-            that only reading finds.
+        VolumeError: for everything that `read_header` refuses, for NaN or infinite voxels, for damage that
+            only reading finds, and for a volume that does not fit into memory.
     """
     path = Path(path)
+    try:
+        return _read(path, on_slices)
+    except MemoryError as error:
+        size = " x ".join(map(str, read_header(path).shape))
+        raise VolumeError(
+            f"{path}: {size} voxels do not fit into the memory that is left; end other programs, read fewer "
+            "volumes at a time (--num_workers) or take a machine with more",
+            "out_of_memory",
+        ) from error
+
+
+def _read(path: Path, on_slices: Callable[[np.ndarray, int], object] | None) -> Volume:
     if path.suffix == STORE_SUFFIX:
         shape, affine, header = read_header(path)
         return Volume(

@@ -153,13 +153,26 @@ def test_every_point_is_a_line_of_the_log(logged, caplog):
     assert "epoch 1 iteration 2  train/recon_loss 0." in caplog.text
 
 
-def test_the_progress_bar_shows_loss_and_psnr(tmp_path, logged, capfd):
+def test_without_a_terminal_there_is_no_bar_but_a_line_for_the_first_iteration(logged, capfd, caplog):
+    run, _ = logged(3, weights=(0, 0, 0), progress=True)
+    with caplog.at_level(logging.INFO, "bundle.handlers.curves"):
+        run.run()
+
+    assert capfd.readouterr().err == ""
+    told = [message for message in caplog.messages if "iteration" in message]
+    assert told[0].startswith("epoch 1 iteration 1 is done, the first of this start")
+    assert [message[:19] for message in told[1:]] == ["epoch 1 iteration 2", "epoch 1 iteration 3"]
+
+
+def test_the_progress_bar_shows_loss_and_psnr_once_they_are_known(tmp_path, logged, capfd, monkeypatch):
+    monkeypatch.setattr("bundle.handlers.curves.has_terminal", lambda: True)
     validator = validator_of({"val/psnr": 21.5})
     run, _ = logged(2, weights=(0, 0, 0), max_epochs=2, validator=validator, progress=True)
     run.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: validator.run([0]))
     run.run()
     shown = capfd.readouterr().err
     assert "training" in shown and "recon_loss=0." in shown and "val_psnr=21.5" in shown
+    assert "nan" not in shown
 
 
 def test_the_codebook_s_health_is_that_of_the_whole_window():

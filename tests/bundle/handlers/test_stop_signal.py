@@ -5,18 +5,20 @@ import signal
 
 import pytest
 from ignite.engine import Engine, Events
+from torch.utils.tensorboard import SummaryWriter
 
 from bundle.checkpoints.file import read_checkpoint
 from bundle.checkpoints.handler import CheckpointHandler
-from bundle.handlers.curves import TensorBoardLog
-from bundle.handlers.stop_signal import STOP_SIGNALS, StopOnSignal, ignore_stop_signals
+from bundle.handlers.curves import ScalarLog, TensorBoardLog
+from bundle.handlers.stop_signal import StopOnSignal
 from bundle.handlers.validation import ValidateEvery
+from bundle.run.signals import STOP_SIGNALS, ignore_stop_signals
 
 
 @pytest.fixture(autouse=True)
 def own_signals():
-    """What this process does with the signals otherwise."""
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    """Signals as in a terminal, however the tests were started."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in STOP_SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -51,7 +53,7 @@ def stopped_run(tmp_path, tiny_vqgan, small_run):
 
         def handlers(run):
             checkpoints = CheckpointHandler(run.state, tmp_path, 1000, None)
-            stops.append(StopOnSignal(checkpoints, TensorBoardLog(tmp_path), validator))
+            stops.append(StopOnSignal(validator))
             validate = [] if validator is None else [ValidateEvery(validator, 1)]
             return [stops[0], *senders, *validate, checkpoints]
 
@@ -81,7 +83,7 @@ def test_a_signal_before_the_first_iteration_still_leaves_a_checkpoint(stopped_r
 
 def test_after_the_first_signal_a_second_one_does_what_the_system_does(stopped_run):
     stopped_run(Send(Events.ITERATION_STARTED(once=1)))
-    assert [signal.getsignal(number) for number in STOP_SIGNALS] == [signal.SIG_DFL] * 2
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == [signal.SIG_DFL] * 3
 
 
 def test_a_validation_is_left_at_once_and_the_state_before_it_saved(stopped_run, tmp_path):
@@ -102,6 +104,25 @@ def test_a_run_without_signals_is_not_stopped(stopped_run):
     assert run.trainer.state.iteration == 6
 
 
+def test_an_ignored_signal_stays_ignored_as_under_nohup(stopped_run):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    run, stop = stopped_run(Send(Events.ITERATION_STARTED(once=2), signal.SIGHUP))
+    assert stop.stopped_by is None
+    assert run.trainer.state.iteration == 6
+
+
+def test_the_curves_are_flushed_when_a_run_is_stopped(tmp_path, tiny_vqgan, small_run, monkeypatch):
+    def handlers(run):
+        log = ScalarLog(TensorBoardLog(tmp_path), tmp_path, 2, run.optimizer, None, progress=False)
+        return [StopOnSignal(), Send(Events.ITERATION_STARTED(once=2)), log]
+
+    closed = []
+    monkeypatch.setattr(SummaryWriter, "close", lambda writer: closed.append(writer))
+    run = small_run(tiny_vqgan(), 3, weights=(0, 0, 0), handlers=handlers)
+    run.run()
+    assert run.trainer.state.iteration == 2 and closed
+
+
 def test_a_server_that_trained_gets_its_signals_back(stopped_run):
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     _, stop = stopped_run()
@@ -113,4 +134,4 @@ def test_a_server_that_trained_gets_its_signals_back(stopped_run):
 
 def test_readers_leave_the_signals_to_the_main_process():
     ignore_stop_signals(0)
-    assert [signal.getsignal(number) for number in STOP_SIGNALS] == [signal.SIG_IGN] * 2
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == [signal.SIG_IGN] * 3

@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 import torch
 from ignite.engine import Engine, Events
@@ -129,6 +131,15 @@ def test_every_run_ends_with_one_validation_and_then_its_last_checkpoint(
     assert (tmp_path / "checkpoints" / "best_1.pt").is_file()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [point.step for point in events.Scalars("val/psnr")] == validated_at
+
+
+def test_a_run_shorter_than_the_interval_is_not_validated(tmp_path, finished_run, caplog):
+    with caplog.at_level(logging.INFO, "bundle.handlers.validation"):
+        happened, _ = finished_run(iterations=2, max_epochs=1, interval=5)
+
+    assert happened == []
+    assert "No validation: `val_interval` 5 is more than `max_epochs` 1" in caplog.text
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.pt"]
 
 
 def test_validation_leaves_the_training_as_it_was(tmp_path, finished_run, tiny_vqgan, small_run):

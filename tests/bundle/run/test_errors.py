@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 
@@ -76,3 +77,31 @@ def test_own_message_is_found_in_what_a_loading_process_passes_on():
 class Holder:
     refuse = staticmethod(refuse)
     divide = staticmethod(divide)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "out of memory; end other programs"),
+        (
+            MemoryError("Unable to allocate 5.86 GiB for an array"),
+            "out of memory (Unable to allocate 5.86 GiB",
+        ),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+            "out of memory",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "/x/y: cannot be written (No space left"),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line(error, told):
+    wrapped = RuntimeError("applying transform <x>")
+    wrapped.__cause__ = error
+
+    message = own_message(wrapped)
+
+    assert message is not None and message.startswith(told) and "\n" not in message
+
+
+def test_an_error_that_nobody_expected_keeps_its_traceback():
+    assert own_message(OSError(errno.EBADF, "Bad file descriptor")) is None

@@ -2,8 +2,7 @@
 
 import json
 
-from bundle.run.events import note_event
-from bundle.run.record import finish_run, start_run
+from bundle.run.record import finish_run, note_event, start_run
 
 
 def test_events_are_added_in_order_and_survive_the_end_of_the_run(tmp_path):

@@ -65,3 +65,19 @@ def test_more_folders_than_allowed_are_refused(tmp_path):
     assert len(list(walk_files(tmp_path, max_folders=5))) == 5
     with pytest.raises(FolderError, match=r"holds more than 4 folders; name a folder with less in it"):
         list(walk_files(tmp_path, max_folders=4))
+
+
+def test_more_nested_folders_than_python_calls_are_walked(tmp_path):
+    deepest = tmp_path
+    for _ in range(1200):  # `mkdir(parents=True)` calls itself
+        deepest = deepest / "d"
+        deepest.mkdir()
+    (deepest / "ct.nii.gz").touch()
+
+    found = [path for _, paths in walk_files(tmp_path) for path in paths]
+
+    assert found == [deepest / "ct.nii.gz"]
+    (deepest / "ct.nii.gz").unlink()
+    while deepest != tmp_path:  # pytest's own cleaning calls itself too
+        deepest.rmdir()
+        deepest = deepest.parent

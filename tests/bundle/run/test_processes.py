@@ -5,6 +5,16 @@ from functools import partial
 import pytest
 
 from bundle.run.processes import ProcessError, StoppedError, run_tasks
+from bundle.run.signals import STOP_SIGNALS
+
+
+@pytest.fixture(autouse=True)
+def signals_of_a_terminal():
+    """However the tests were started: a process in the background of a script ignores Ctrl-C."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def doubled(number):
@@ -52,7 +62,5 @@ def test_a_signal_to_this_process_lets_its_workers_finish_what_they_have():
 
 
 def test_a_killed_process_is_told():
-    with pytest.raises(
-        ProcessError, match="a process was killed, most often for want of memory; run it again"
-    ):
+    with pytest.raises(ProcessError, match="a process was killed, usually out of memory; run it again"):
         list(run_tasks(partial(doubled_or_signal, sent=signal.SIGKILL, at=1), range(3), 1))

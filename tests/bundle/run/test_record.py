@@ -1,14 +1,16 @@
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from bundle.run.atomic import UnwritableError
 from bundle.run.command import UnknownOverrideError
-from bundle.run.record import OutputFolderError, finish_run, report_error, start_run, write_atomically
+from bundle.run.record import OutputFolderError, finish_run, report_error, run_script, start_run
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = """
@@ -41,7 +43,7 @@ def config_file(tmp_path):
 def output_dir(tmp_path):
     yield str(tmp_path / "out")
     for handler in list(logging.getLogger().handlers):
-        if str(getattr(handler, "baseFilename", "")).startswith(str(tmp_path)):
+        if str(getattr(handler, "path", "")).startswith(str(tmp_path)):
             logging.getLogger().removeHandler(handler)
             handler.close()
 
@@ -183,16 +185,57 @@ def test_a_record_that_cannot_be_written_does_not_hide_the_error(output_dir, cap
     assert record_of(output_dir)["status"] == "running"
 
 
-def test_interrupted_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
-    path = tmp_path / "run.json"
-    write_atomically(path, "old")
+def test_a_reader_that_has_left_is_no_error(tmp_path):
+    """As in `python -m scripts.inspect DIR | head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    errors = tmp_path / "stderr"
+    child = os.fork()
+    if child == 0:
+        os.dup2(writer, 1)
+        os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+        try:
+            run_script(lambda: print("a table of many lines"))
+        except BaseException as error:  # what Python's own end would do
+            try:
+                report_error(type(error), error, None)
+            except SystemExit as ended:
+                os._exit(int(ended.code))
+        os._exit(0)
+    os.close(writer)
 
-    def fail(*_):
-        raise OSError("disk full")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGPIPE
+    assert errors.read_text() == ""
 
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, "new")
 
-    assert path.read_text(encoding="utf-8") == "old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["run.json"]
+def test_a_record_that_lies_does_not_end_a_resumed_run(output_dir):
+    Path(output_dir).mkdir()
+    (Path(output_dir) / "run.json").write_text("[1, 2")
+
+    start_run(output_dir, resuming=True)
+    finish_run(output_dir)
+
+    assert record_of(output_dir)["status"] == "finished"
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+
+    with pytest.raises(UnwritableError, match="file/out: cannot be written .Not a directory.; make room or"):
+        start_run(str(tmp_path / "file" / "out"))
+
+
+def test_a_log_on_a_full_disk_is_one_warning_and_the_run_goes_on(output_dir, capsys, monkeypatch):
+    start_run(output_dir)
+    (log,) = [h for h in logging.getLogger().handlers if getattr(h, "path", None) is not None]
+    log.stream.close()
+    log.stream = open("/dev/full", "w", buffering=1)
+
+    logging.getLogger().error("one")
+    logging.getLogger().error("two")
+    finish_run(output_dir)
+
+    told = capsys.readouterr().err
+    assert told.count("training.log: cannot be written ([Errno 28] No space left on device)") == 1
+    assert "Traceback" not in told

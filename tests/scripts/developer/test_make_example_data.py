@@ -8,7 +8,7 @@ import pytest
 
 from scripts.developer.make_example_data import SCAN_IN_WHEEL, crop_scan, read_scan
 
-EXAMPLE_DIR = Path("tests/data")
+EXAMPLE_DIR = Path(__file__).resolve().parents[2] / "data"
 PARTS = ["training", "validation"]
 
 

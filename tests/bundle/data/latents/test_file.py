@@ -1,5 +1,6 @@
 import io
 import json
+import time
 import zipfile
 
 import nibabel as nib
@@ -46,6 +47,17 @@ def test_what_is_written_is_read(path, latents):
     assert (read.latents is None) == (not latents)
     if latents:
         np.testing.assert_array_equal(read.latents, written.latents)
+
+
+def test_encoding_twice_gives_the_same_bytes_whatever_the_time(path, monkeypatch):
+    write_latent_file(path, volume())
+    first = path.read_bytes()
+    monkeypatch.setattr(time, "time", lambda: 1.7e9)
+    monkeypatch.setattr(time, "localtime", lambda *_: time.gmtime(1.7e9))
+
+    write_latent_file(path, volume())
+
+    assert path.read_bytes() == first
 
 
 def test_what_a_killed_encoding_left_is_no_file_of_codes(path):

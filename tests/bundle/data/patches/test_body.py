@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bundle.data.patches.body import MAX_POINTS, STEP, find_body, map_body
+from bundle.data.patches.body import MAX_POINTS, STEP, Outside, count_in_body, find_body, map_body
 
 DATA = Path(__file__).resolve().parents[3] / "data"
 
@@ -27,6 +27,21 @@ def test_the_foam_of_the_table_is_not_body():
     samples[:, 6] = 100
     samples[8:22, 10:24] = 40
     assert not find_body(samples)[:, :7].any()
+
+
+def test_clipped_air_and_padding_around_a_body_are_told_apart_from_the_body():
+    samples = np.full((30, 30, 6), -2048, np.int16)
+    samples[8:22, 8:22] = 40
+    samples[10:12, 10:20] = 1500  # bone
+
+    n_below, n_above, n_body = count_in_body(samples, -1000, 1000)
+    told = Outside(4000, 120, n_below, n_above, n_body).told(5400, -1000, 1000)
+
+    assert (n_below, n_above, n_body) == (0, 120, (14 * 14 - 4) * 6)  # an opening rounds the corners
+    assert told == (
+        "4000 of 5400 voxels (74.07 %) below -1000 HU and 120 (2.22 %) above 1000 HU, of the body 0.00 % and "
+        "10.42 %"
+    )
 
 
 @pytest.mark.parametrize("part", ["training", "validation"])

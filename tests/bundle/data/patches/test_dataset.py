@@ -118,10 +118,7 @@ def test_the_clipped_voxels_of_all_volumes_are_logged(make, caplog):
         make(hu_min=10, hu_max=7000).prepare()
 
     # values n .. n + 7679 for volume n
-    assert (
-        "27 of 23040 voxels (0.12 %) below 10 HU and 2040 (8.85 %) above 7000 HU will be clipped"
-        in caplog.text
-    )
+    assert "27 of 23040 voxels (0.12 %) below 10 HU and 2040 (8.85 %) above 7000 HU" in caplog.text
 
 
 @pytest.mark.parametrize("patch_size", [0, 6, -8, (8, 8, 10)])

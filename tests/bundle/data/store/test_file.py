@@ -51,7 +51,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(save_nifti, store):
     message = messages.get(timeout=60)
     process.join()
 
-    assert "cache: writing failed (File too large); make room or set another `cache_dir`" in message
+    assert "cache: writing failed (File too large); make room or give another --cache_dir" in message
     assert maps(store) == []
 
 

@@ -1,0 +1,121 @@
+"""Locks on folders and files; they end with the process that holds them, whatever ends it.
+
+They are POSIX record locks: forks do not share them, and a process that opens and closes its own lock file
+loses it. Over NFS they hold between machines, as far as the server passes them on. A file
+system that knows no locks costs the protection, not the run: a warning says so.
+"""
+
+import errno
+import fcntl
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bundle.run.names import printable
+
+logger = logging.getLogger(__name__)
+
+FOLDER_LOCK = ".lock"
+FILE_LOCK = ".lock_"
+_TAKEN = (errno.EAGAIN, errno.EACCES)
+_UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_MAX_HOLDER_BYTES = 500
+_held: dict[Path, int] = {}  # folders that this process holds, each with its open lock file
+
+
+class FolderInUseError(RuntimeError):
+    """A folder that another process is writing; the message names that process."""
+
+
+def lock_folder(folder: Path) -> None:
+    """Claims a folder for this process until `release_folder` or its end; claiming it twice does nothing.
+
+    Args:
+        folder: exists; gets a file `.lock` with one line about this process.
+
+    Raises:
+        FolderInUseError: if another process holds it.
+        OSError: if the lock file cannot be made.
+    """
+    if folder.resolve() in _held:
+        return
+    path = folder / FOLDER_LOCK
+    file = _locked_file(path, wait=False)
+    if file is None:
+        holder = printable(_holder(path))
+        raise FolderInUseError(
+            f"{folder}: {holder} is writing there; wait until it ends, or give another --output_dir"
+        )
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    with suppress(OSError):  # on a full disk the lock holds all the same
+        os.ftruncate(file, 0)
+        os.write(file, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode())
+    _held[folder.resolve()] = file
+
+
+def release_folder(folder: Path) -> None:
+    """Gives a folder up, if this process holds it."""
+    file = _held.pop(folder.resolve(), None)
+    if file is not None:
+        _release(folder / FOLDER_LOCK, file)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Lets one process at a time make a file; the others wait for it.
+
+    Args:
+        path: the file; need not exist. Its folder does.
+    """
+    lock = path.with_name(f"{FILE_LOCK}{path.name}")
+    file = _locked_file(lock, wait=True)
+    try:
+        yield
+    finally:
+        if file is not None:
+            _release(lock, file)
+
+
+def _locked_file(path: Path, wait: bool) -> int | None:
+    """An open, locked file; None if another process holds it."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _UNKNOWN:
+                logger.warning(
+                    "%s: this file system knows no locks; start no second process there", path.parent
+                )
+                return file
+            os.close(file)
+            if error.errno in _TAKEN:
+                return None
+            raise
+        with suppress(FileNotFoundError):
+            # the holder before may have removed the file between our two calls; its lock would protect nobody
+            if os.path.samestat(os.fstat(file), os.stat(path, follow_symlinks=False)):
+                return file
+        os.close(file)
+
+
+def _release(path: Path, file: int) -> None:
+    with suppress(OSError):
+        path.unlink()  # before the lock goes: whoever waits for it notices
+    os.close(file)
+
+
+def _holder(path: Path) -> str:
+    with suppress(OSError, ValueError):
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            told = os.read(file, _MAX_HOLDER_BYTES).decode(errors="replace").strip()
+        finally:
+            os.close(file)
+        if told:
+            return told
+    return "another process"
