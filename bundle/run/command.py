@@ -80,7 +80,7 @@ def merge_configs(files: Sequence[str]) -> ConfigParser:
     parser = ConfigParser()
     try:
         parser.read_config(files)
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as error:
         for file in files:  # people edit configs: MONAI's error does not always name the file
             _require_config(file)
         raise ConfigFileError(f"{', '.join(map(str, files))}: cannot be merged ({error})") from error
@@ -92,7 +92,7 @@ def _require_config(file: str) -> None:
         content = ConfigParser.load_config_file(file)
     except FileNotFoundError as error:
         raise ConfigFileError(f"{file}: no such config file; check `config_file`") from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ConfigFileError(f"{file}: is no sound YAML or JSON ({reason}); correct it") from error
     if not isinstance(content, dict):

@@ -21,7 +21,7 @@ from scripts.prepare import main, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 N_VOLUMES = 20
-LIMIT_S = 120
+LIMIT_S = 480  # imports alone take minutes where many processes share two cores
 # What is killed, and by how many workers the volumes are packed.
 KILLS = {"group": 2, "parent": 1, "worker": 1}
 

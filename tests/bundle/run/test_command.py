@@ -159,6 +159,12 @@ def test_missing_config_files_are_named(words, message):
         ("none.yaml", None, "none.yaml: no such config file; check `config_file`"),
         ("a.yaml", "seed: 1\n  halo: 2", r"a.yaml: is no sound YAML or JSON \(mapping values .* line 2"),
         ("a.json", '{"seed": 1', r"a.json: is no sound YAML or JSON \(Expecting"),
+        (
+            "a.yaml",
+            "a: !!python/object/apply:os.kill [1]",
+            r"a.yaml: is no sound YAML or JSON \(could not",
+        ),
+        ("a.json", '{"a": ' + "[" * 3000 + "]" * 3000 + "}", r"a.json: is no sound YAML or JSON \(maximum"),
         ("a.yaml", "", "a.yaml: must hold lines `id: value`, got None"),
         ("a.txt", "seed: 1", r"a.txt: is no sound YAML or JSON \(unknown file input"),
     ],

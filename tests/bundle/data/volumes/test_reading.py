@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bundle.data.volumes import reading
 from bundle.data.volumes.reading import CTReader, VolumeError, read_volume
 
 # more than one slab of 4 MB, and not a whole number of slabs
@@ -168,3 +169,19 @@ def test_the_reader_takes_one_file_per_image(save_nifti):
 
     with pytest.raises(VolumeError, match="is one of 2 files given as one image; give one file per image"):
         CTReader().read([path, path])
+
+
+def test_a_volume_that_does_not_fit_into_memory_is_one_line_with_its_name_and_size(save_nifti, monkeypatch):
+    def refuse(*_):
+        raise MemoryError("Unable to allocate 5.86 GiB")
+
+    path = save_nifti(hu_voxels((20, 18, 16)))
+    monkeypatch.setattr(reading, "_read_voxels", refuse)
+
+    with pytest.raises(VolumeError) as refused:
+        read_volume(path)
+
+    assert str(refused.value).startswith(
+        f"{path}: 20 x 18 x 16 voxels do not fit into the memory that is left;"
+    )
+    assert refused.value.code == "out_of_memory"
