@@ -36,8 +36,9 @@ from bundle.evaluation.report import DISCLAIMER, PAGE, html_picture, html_table,
 from bundle.evaluation.tables import EMBOLI, METRICS, TableError, read_emboli_table, read_metrics
 from bundle.evaluation.volume import MODEL, PAIRS, WHOLE
 from bundle.evaluation.volume import Row as Figured
+from bundle.run.atomic import write_text
 from bundle.run.names import printable
-from bundle.run.record import report_error, write_atomically
+from bundle.run.record import run_script
 
 DIFFERENCE_HU = 200.0
 PANEL_PX = 300
@@ -85,9 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> Verdict:
     verdict = compare(*([one.judged for one in read[name]] for name in (reference, "other")))
     content = {"compared": f"other with {reference}", "folders": _names(read)} | verdict.as_dict()
     given.output_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(given.output_dir / "compare.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_text(given.output_dir / "compare.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     body = "\n".join(_page(read, reference, verdict))
-    write_atomically(given.output_dir / "compare.html", PAGE.substitute(title="Comparison", body=body))
+    write_text(given.output_dir / "compare.html", PAGE.substitute(title="Comparison", body=body))
     print(f"other against {reference}: {verdict.verdict} ({verdict.reason})")
     print(f"figures and pictures: {given.output_dir / 'compare.html'}")
     return verdict
@@ -289,5 +290,4 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.excepthook = report_error
-    main()
+    run_script(main)

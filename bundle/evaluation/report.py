@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from bundle.evaluation.emboli import CONTRASTS, SIZES_MM
 from bundle.evaluation.readings import PLACES, kind_name
 from bundle.evaluation.volume import REGIONS, WHOLE, Row
-from bundle.run.record import write_atomically
+from bundle.run.atomic import write_text
 
 MAX_PICTURES = 12
 DISCLAIMER = (
@@ -82,7 +82,7 @@ def write_report(output_dir: Path, summary: Mapping[str, Any], rows: Sequence[Ro
     page = PAGE.substitute(
         title="Evaluation of CT reconstructions", body="\n".join(_body(output_dir, summary, rows))
     )
-    write_atomically(output_dir / "report.html", page)
+    write_text(output_dir / "report.html", page)
 
 
 def html_table(head: Sequence[str], lines: Iterable[Sequence[Any]], classes: Sequence[str] = ()) -> str:

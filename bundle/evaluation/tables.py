@@ -11,7 +11,7 @@ from typing import Any
 
 from bundle.evaluation.readings import Reading
 from bundle.evaluation.volume import Row
-from bundle.run.record import write_atomically
+from bundle.run.atomic import write_text
 
 METRICS, EMBOLI, FALSE_EMBOLI = "metrics.csv", "emboli.csv", "false_emboli.csv"
 EMBOLI_COLUMNS = (
@@ -32,7 +32,7 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows([_cell(value) for value in row] for row in rows)
-    write_atomically(path, text.getvalue())
+    write_text(path, text.getvalue())
 
 
 def write_metrics(path: Path, rows: Sequence[Row]) -> None:

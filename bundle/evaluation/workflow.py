@@ -51,9 +51,8 @@ from bundle.evaluation.tables import (
 from bundle.evaluation.volume import MODEL, PAIRS, WHOLE, Findings, Inserted, Judge, Row, judge, rows_of
 from bundle.losses.perceptual import SlicePerceptualLoss, cached_backbone
 from bundle.metrics.codes import bits_per_voxel, code_use, nominal_bits_per_voxel
-from bundle.run.atomic import complete_or_absent
+from bundle.run.atomic import complete_or_absent, write_text
 from bundle.run.names import printable
-from bundle.run.record import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -342,10 +341,8 @@ class Evaluation:
         write_table(self.output_dir / EMBOLI, EMBOLI_COLUMNS, self.emboli)
         write_table(self.output_dir / FALSE_EMBOLI, FALSE_EMBOLI_COLUMNS, self.false_emboli)
         summary = summary_of(self.rows, self.refused, self.warnings, self._about())
-        write_atomically(
-            self.output_dir / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n"
-        )
-        write_atomically(self.output_dir / "volumes.json", json.dumps(self.volumes, indent=1) + "\n")
+        write_text(self.output_dir / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+        write_text(self.output_dir / "volumes.json", json.dumps(self.volumes, indent=1) + "\n")
         return summary
 
     def _about(self) -> dict[str, Any]:
