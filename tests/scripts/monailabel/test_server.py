@@ -36,7 +36,7 @@ def test_info_tells_an_image_to_image_model_and_a_trainer(server):
     assert (model["type"], model["dimension"], model["labels"]) == ("others", 3, {"image": 0})
     assert model["version"] == info["version"]
     assert model["config"]["model_filename"] == ["model.pt"]
-    assert info["trainers"]["ctpa_vqgan"]["config"]["epoch_length"] == 138  # of smoke.yaml
+    assert info["trainers"]["ctpa_vqgan"]["config"]["epoch_length"] == 300  # of smoke.yaml
 
 
 @pytest.mark.parametrize("case", CASES)
