@@ -5,6 +5,7 @@ loses it. Over NFS they hold between machines, as far as the server passes them 
 system that knows no locks costs the protection, not the run: a warning says so.
 """
 
+import atexit
 import errno
 import fcntl
 import logging
@@ -55,6 +56,13 @@ def lock_folder(folder: Path) -> None:
         os.ftruncate(file, 0)
         os.write(file, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode())
     _held[folder.resolve()] = file
+    atexit.register(_release_at_exit, folder, os.getpid())
+
+
+def _release_at_exit(folder: Path, owner: int) -> None:
+    """Removes the lock file of a process that ends by an error; a fork of it owns nothing."""
+    if os.getpid() == owner:
+        release_folder(folder)
 
 
 def release_folder(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Two processes on one folder or file: real ones, forked from this one."""
 
+import atexit
 import errno
 import fcntl
 import multiprocessing
@@ -85,6 +86,18 @@ def test_children_neither_keep_a_lock_nor_lose_it(tmp_path):
     release_folder(tmp_path)
 
     assert other.exitcode == 0
+
+
+def test_a_process_that_ends_by_an_error_leaves_no_lock_file(tmp_path):
+    child = os.fork()
+    if child == 0:
+        atexit._clear()  # of the tests' own
+        lock_folder(tmp_path)
+        atexit._run_exitfuncs()
+        os._exit(0)
+
+    assert os.waitpid(child, 0)[1] == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_stands_in_a_lock_file_cannot_forge_a_line(other, tmp_path):
