@@ -2,10 +2,10 @@
 
     python -m scripts.preflight --config_file configs/train.yaml --dataset_dir DIR
 
-Arguments are those of `python -m monai.bundle run`. Looks at the names and types of the overrides, the
-settings, the data and their split, LPIPS weights, the checkpoint to start from, output folder, free disk,
-device, precision, ranks and memory; writes nothing and downloads nothing. Exit code 0 if the run can start, 1
-if it cannot.
+Arguments are those of `python -m monai.bundle run`. Looks at the names of the overrides, every setting, the
+data and their split, LPIPS weights (also whether they can be downloaded), the checkpoint to start from, the
+output folder, free disk, precision, ranks and memory; writes nothing and downloads nothing. The exit code is
+0 if the run can start, 1 if it cannot.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.bundle import ConfigParser
 
 from bundle.checkpoints.start import StartFrom, continues_run
 from bundle.data.store.store import PatchStore
 from bundle.data.volumes.values import Judgement
-from bundle.engines.preflight import Check, check_device
-from bundle.losses.perceptual import BackboneError, cached_backbone
+from bundle.engines.preflight import Check
+from bundle.engines.settings import check_training_settings, settings_of
+from bundle.losses.perceptual import BackboneError, cached_backbone, reach_backbone
 from bundle.run.command import (
     BUNDLE_ROOT,
     Command,
     ConfigFileError,
     UnknownOverrideError,
     check_overrides,
-    is_alike,
 )
 from bundle.run.errors import own_message, short_message
 from bundle.run.record import run_script
+from bundle.run.rules import RULES
 
-SETTINGS = "bundle.engines.settings.check_training_settings"
 START = "bundle.engines.preflight.require_start"
 START_RUN = "bundle.run.record.start_run"  # the first that writes
 TABLE_LOGGER = "bundle.engines.preflight"  # tells the estimate of memory
@@ -82,7 +82,7 @@ def preflight(arguments: Sequence[str]) -> Iterator[Check]:
     try:
         command = Command(arguments)
         check_overrides(command)
-        parser = command.merged_config()
+        parser = command.applied_config()
     except (UnknownOverrideError, ConfigFileError) as error:
         yield Check("config", "error", str(error))
         return
@@ -91,19 +91,16 @@ def preflight(arguments: Sequence[str]) -> Iterator[Check]:
         yield Check("config", "error", f"{files}: no training config; give configs/train.yaml")
         return
     checks = []
-    for check in checks_of(parser, command.overrides):
-        checks.append(check)
-        yield check
-    if not any(check.level == "error" for check in checks):
+    yield Check("config", "ok", f"{len(command.overrides)} overrides are known")
+    for found in checks_of(parser):
+        checks.append(found)
+        yield found
+    if not any(found.level == "error" for found in checks):
         yield attempt("run", lambda: build_run(parser), "everything can be built as the run will build it")
 
 
-def checks_of(parser: ConfigParser, overrides: dict[str, Any]) -> Iterator[Check]:
+def checks_of(parser: ConfigParser) -> Iterator[Check]:
     """One part of the config after the other; a broken one is replaced, so that the others can be seen."""
-    yield check_types(parser, overrides)
-    for name, value in overrides.items():
-        if name not in parser or is_alike(parser[name], value):
-            parser.set(value, name)
     yield from check_settings(parser)
     data = attempt("data", lambda: parser.get_parsed_content("cases"), "found")
     if data.level == "error":
@@ -111,45 +108,37 @@ def checks_of(parser: ConfigParser, overrides: dict[str, Any]) -> Iterator[Check
         parser["cases"] = {"training": [], "validation": []}
     else:
         yield check_values(parser)
-    yield from check_perceptual(parser)
+    yield check_perceptual(parser)
     yield check_folder(parser)
-    device = check_device_of(parser)
-    if device.level == "error":
-        yield device
-        parser["device"] = "cpu"
     yield check_start_from(parser)
-    done = {check.name for check in (data, device) if check.level == "error"}
-    yield from check_built(parser, done)
-
-
-def check_types(parser: ConfigParser, overrides: dict[str, Any]) -> Check:
-    """Whether overrides of plain values are of the kind of their defaults."""
-    wrong = [
-        f"`{name}` must be like {parser[name]!r}, got {value!r}"
-        for name, value in overrides.items()
-        if name in parser and not is_alike(parser[name], value)
-    ]
-    if wrong:
-        return Check("config", "error", "; ".join(wrong))
-    return Check("config", "ok", f"{len(overrides)} overrides are known and of the right kind")
+    yield from check_built(parser, {"data"} if data.level == "error" else set())
 
 
 def check_settings(parser: ConfigParser) -> Iterator[Check]:
     """Every setting that cannot work; the bundle's default stands in for it from then on."""
     stand_ins = ConfigParser.load_config_file(str(BUNDLE_ROOT / "configs" / "train.yaml"))
-    all_named: set[str] = set()
-    while True:
-        check = attempt("settings", lambda: parsed_entry(parser, "run", SETTINGS), "can work together")
-        named = set(re.findall("`(\\w+)`", check.told)) & stand_ins.keys() - all_named
-        if check.level == "ok" or not named:
-            break
-        told = ", ".join(f"{name} {stand_ins[name]}" for name in sorted(named))
-        yield check._replace(told=f"{check.told} (checks below take {told})")
-        all_named |= named
-        for name in named:
+    replaced: set[str] = set()
+
+    def replace(found: Check, names: Iterable[str]) -> Check:
+        names = sorted(set(names) & stand_ins.keys() - replaced)
+        replaced.update(names)
+        for name in names:
             parser.set(stand_ins[name], name)
-    if check.level == "error" or not all_named:
-        yield check
+        told = ", ".join(f"{name} {stand_ins[name]}" for name in names)
+        return found._replace(told=f"{found.told} (checks below take {told})") if names else found
+
+    for name in (name for name in RULES if name in parser.get()):
+        found = attempt("settings", partial(settings_of, parser, [name]), "")
+        if found.level == "error":
+            yield replace(found, [name])
+    while True:
+        found = attempt("settings", lambda: check_training_settings(settings_of(parser)), "can work together")
+        named = set(re.findall("`(\\w+)`", found.told)) & stand_ins.keys() - replaced
+        if found.level == "ok" or not named:
+            break
+        yield replace(found, named)
+    if found.level == "error" or not replaced:
+        yield found
 
 
 def check_values(parser: ConfigParser) -> Check:
@@ -169,25 +158,21 @@ def check_values(parser: ConfigParser) -> Check:
     return Check("values", "error" if masks else "warning", told) if masks or doubts else outcome
 
 
-def check_perceptual(parser: ConfigParser) -> Iterator[Check]:
-    """Whether the LPIPS backbone is there, or will have to be downloaded; nothing is downloaded here."""
+def check_perceptual(parser: ConfigParser) -> Check:
+    """Whether the LPIPS backbone is there or can be downloaded; nothing is downloaded here."""
     names = ("perceptual_weight", "perceptual_weights_path", "perceptual_network")
     weight, path, network = (parser.get_parsed_content(name) for name in names)
     if weight == 0 and path is None:
-        yield Check("LPIPS", "ok", "not used")
-        return
-    check = Check("LPIPS", "ok", "weights found")
+        return Check("LPIPS", "ok", "not used")
     try:
-        if str(path) != "random" and cached_backbone(network, path) is None:
-            told = "weights will be downloaded; without internet give --perceptual_weights_path FILE"
-            check = Check("LPIPS", "warning", told)
+        if str(path) == "random" or cached_backbone(network, path) is not None:
+            return Check("LPIPS", "ok", "weights found")
+        reach_backbone(network)
     except BackboneError as error:
-        check = Check("LPIPS", "error", str(error))
-    if check.level == "warning":
-        parser["perceptual_weights_path"] = "random"
-    if check.level == "error":
         parser["perceptual_weight"], parser["perceptual_weights_path"] = 0, None
-    yield check
+        return Check("LPIPS", "error", str(error))
+    parser["perceptual_weights_path"] = "random"
+    return Check("LPIPS", "ok", "weights are not here yet, but can be downloaded")
 
 
 def check_folder(parser: ConfigParser) -> Check:
@@ -199,18 +184,6 @@ def check_folder(parser: ConfigParser) -> Check:
         told = f"{folder}: holds the checkpoints of another run; give another --output_dir or resume that run"
         return Check("folder", "error", told)
     return Check("folder", "ok", f"{folder} holds no other run")
-
-
-def check_device_of(parser: ConfigParser) -> Check:
-    """Whether the device has a name that torch knows, and is there."""
-    found: list[Check] = []
-
-    def look() -> None:
-        device = torch.device(parser.get_parsed_content("device"))
-        found.append(check_device(device, parser.get_parsed_content("amp")))
-
-    outcome = attempt("device", look, "there")
-    return found[0] if found else outcome
 
 
 def check_start_from(parser: ConfigParser) -> Check:

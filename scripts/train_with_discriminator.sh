@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Trains with both discriminators, in one line.
 #
-#   scripts/train_with_discriminator.sh [--background] [CHECKPOINT | fresh] [--id value ...]
+#   scripts/train_with_discriminator.sh [--background] [--smoke] [CHECKPOINT | fresh] [--id value ...]
 #
 #   CHECKPOINT     start from these weights, counters at zero; default: the base run's last.pt
 #   fresh          start from scratch
 #   --background   keep running after logout; returns when the first iteration is done, or says why it is not
+#   --smoke        laptop size: configs/smoke.yaml on top
+#   --config_file  config files of your own, merged on top of the launcher's; those that it lists are not repeated
 #   --id value     any override, e.g. --max_patients 30; an unknown id is refused
 #
 # The data folder comes from --dataset_dir or from the variable DATASET_DIR, the interpreter from PYTHON.
@@ -28,19 +30,60 @@ from_caller() { # a path that was typed in the caller's folder
     esac
 }
 
+physical() { # the same for every way to write a path of a file that exists
+    printf '%s/%s' "$(cd "$(dirname "$1")" && pwd -P)" "$(basename "$1")"
+}
+
+configs=(configs/train.yaml configs/train_with_discriminator.yaml)
+add_config() { # a file of the caller's folder, or of the bundle; each once, so that none undoes a later one
+    local path config
+    path=$(from_caller "$1")
+    [ -f "$path" ] || path=$root/$1
+    [ -f "$path" ] || fail "$1: no such config file, neither here nor below $root; check --config_file"
+    path=$(physical "$path")
+    for config in "${configs[@]}"; do
+        [ "$(physical "$config")" != "$path" ] || return 0
+    done
+    configs+=("$path")
+}
+
+add_configs() { # one file, or several as MONAI takes them: a,b or ['a','b']
+    if [ -f "$(from_caller "$1")" ] || [ -f "$1" ]; then add_config "$1" && return; fi
+    local names name
+    IFS=, read -r -a names <<<"$(printf '%s' "$1" | tr -d "[]'\" ")"
+    for name in "${names[@]}"; do add_config "$name"; done
+}
+
+as_list() { # words as a list of Python, which MONAI reads
+    local word list=
+    for word in "$@"; do
+        word=${word//\\/\\\\}
+        list+="${list:+,}'${word//\'/\\\'}'"
+    done
+    printf '[%s]' "$list"
+}
+
 background=false
+smoke=false
 start=$root/outputs/vqgan_patches/checkpoints/last.pt
 output=$root/outputs/vqgan_patches_with_disc
 dataset=${DATASET_DIR:-}
 [ -z "$dataset" ] || dataset=$(from_caller "$dataset")
 overrides=()
+added=()
 
 case ${1:-} in -h | --help)
-    sed -n '2,13s/^# \{0,1\}//p' "$0"
+    sed -n '2,15s/^# \{0,1\}//p' "$0"
     exit 0
     ;;
 esac
-if [ "${1:-}" = --background ]; then background=true && shift; fi
+while :; do
+    case ${1:-} in
+        --background) background=true && shift ;;
+        --smoke) smoke=true && shift ;;
+        *) break ;;
+    esac
+done
 case ${1:-} in
     '' | -*) ;;
     fresh) start='' && shift ;;
@@ -49,11 +92,8 @@ esac
 
 while [ $# -gt 0 ]; do
     case $1 in
-        --background)
-            background=true
-            shift
-            continue
-            ;;
+        --background) background=true && shift && continue ;;
+        --smoke) smoke=true && shift && continue ;;
         --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
     esac
     name=$1
@@ -71,6 +111,11 @@ while [ $# -gt 0 ]; do
             [ "$value" = auto ] || value=$(from_caller "$value") # auto is no file
             ;;
         __perceptual_weights_path) value=$(from_caller "$value") ;;
+        __config_file)
+            added+=("$value")
+            shift 2
+            continue
+            ;;
     esac
     overrides+=("$name" "$value")
     shift 2
@@ -86,8 +131,11 @@ if [ -z "${PYTHON:-}" ]; then
     [ ! -x .venv/bin/python ] || PYTHON=$root/.venv/bin/python
 fi
 
+if $smoke; then add_config "$root/configs/smoke.yaml"; fi
+for value in ${added[@]+"${added[@]}"}; do add_configs "$value"; done
+
 command=("$PYTHON" -m scripts.run
-    --config_file "['configs/train.yaml','configs/train_with_discriminator.yaml']"
+    --config_file "$(as_list "${configs[@]}")"
     --dataset_dir "$dataset" --output_dir "$output")
 [ -z "$start" ] || command+=(--init_from "$start")
 command+=(${overrides[@]+"${overrides[@]}"})

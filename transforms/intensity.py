@@ -13,6 +13,7 @@ from monai.transforms import MapTransform
 from monai.utils import CommonKeys, ImageMetaKey, convert_to_tensor
 
 from bundle.data.patches.body import STEP, Outside, count_in_body
+from bundle.run.rules import check
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class HUWindowd(MapTransform):
         allow_missing_keys: see `monai.transforms.MapTransform`.
 
     Raises:
-        ValueError: if `hu_min` is not below `hu_max`, or if the window does not fit int16.
+        SettingsError: if `hu_min` is not below `hu_max`, or if the window does not fit int16.
     """
 
     def __init__(
@@ -38,15 +39,7 @@ class HUWindowd(MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        if not hu_min < hu_max:
-            raise ValueError(
-                f"`hu_min` must be below `hu_max`, got {hu_min} and {hu_max}; swap or change them"
-            )
-        limits = torch.iinfo(torch.int16)
-        if hu_min < limits.min or hu_max > limits.max:
-            raise ValueError(
-                f"`hu_min` and `hu_max` must fit int16, got {hu_min} and {hu_max}; narrow the window"
-            )
+        check(hu_min=hu_min, hu_max=hu_max)
         self.hu_min, self.hu_max = hu_min, hu_max
         self.centre_hu = (hu_min + hu_max) / 2
         self.half_width_hu = (hu_max - hu_min) / 2

@@ -16,8 +16,7 @@ from bundle.data.dicom.writer import SeriesWriter, check_source, check_target
 from bundle.data.volumes.nifti import VolumeError
 from bundle.data.volumes.writing import CTWriter
 from bundle.run.names import output_name
-
-FORMATS = ("nifti", "dicom")
+from bundle.run.rules import check
 
 
 class OutputFormatError(ValueError):
@@ -42,7 +41,8 @@ class SaveImageCTPAd(SaveImaged):
         allow_missing_keys: see `monai.transforms.MapTransform`.
 
     Raises:
-        OutputFormatError: if `output_format` is neither, or dicom without `settings`.
+        SettingsError: if `output_format` is neither.
+        OutputFormatError: dicom without `settings`.
     """
 
     def __init__(
@@ -56,10 +56,7 @@ class SaveImageCTPAd(SaveImaged):
         settings: Mapping[str, Any] | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
-        if output_format not in FORMATS:
-            raise OutputFormatError(
-                f"`output_format` must be nifti or dicom, got {output_format!r}; set one of them"
-            )
+        check(output_format=output_format)
         if output_format == "dicom" and settings is None:
             raise OutputFormatError(
                 "`settings` must be given with `output_format` dicom, got None; give the model's"

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from bundle.checkpoints.trained_on import is_sound
 from bundle.run.atomic import UnwritableError, complete_or_absent
-from bundle.run.model_settings import NETWORK_SETTINGS, network_settings, settings_fault, shown
 from bundle.run.names import printable
+from bundle.run.rules import NETWORK_SETTINGS, network_settings, settings_fault, shown
 
 __all__ = [
     "NETWORK_SETTINGS",

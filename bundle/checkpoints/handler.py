@@ -14,8 +14,8 @@ from torch import nn
 from bundle.checkpoints.file import write_checkpoint
 from bundle.checkpoints.folder import BEST_COUNT, best_paths, rolling_paths, sound
 from bundle.checkpoints.state import TrainingState
-from bundle.engines.settings import SettingsError
 from bundle.run.atomic import remove_leftovers, rename
+from bundle.run.rules import check
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +60,7 @@ class CheckpointHandler:
         keep_last: int = 1,
         gate: Gate | None = None,
     ) -> None:
-        if interval < 1:
-            raise SettingsError(f"`checkpoint_interval` must be at least 1 iteration, got {interval}")
-        if keep_last < 1:
-            raise SettingsError(f"`keep_last` must be at least 1 checkpoint, got {keep_last}")
+        check(checkpoint_interval=interval, keep_last=keep_last)
         self.state = state
         self.folder = Path(output_dir) / "checkpoints"
         self.interval = interval

@@ -8,9 +8,12 @@ from torch import nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from bundle.run.rules import check
+
 
 def build_optimizer(network: nn.Module, learning_rate: float) -> Optimizer | None:
     """Builds Adam with the betas (0.5, 0.9) usual in adversarial training; None for an empty network."""
+    check(learning_rate=learning_rate)
     parameters = list(network.parameters())
     if not parameters:
         return None
@@ -29,6 +32,7 @@ def build_schedule(
         warmup_iterations: over which the learning rate rises from 0.
         final_ratio: 1.0 keeps it constant.
     """
+    check(learning_rate_warmup=warmup_iterations, learning_rate_final_ratio=final_ratio)
     if optimizer is None:
         return None
 

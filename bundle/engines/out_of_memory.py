@@ -9,13 +9,11 @@ from typing import Any
 import torch
 
 from bundle.engines.advice import ADVICE
-from bundle.engines.settings import SettingsError
 from bundle.inferers.tile_size import is_out_of_memory
 from bundle.networks.distributed import is_distributed
+from bundle.run.rules import check
 
 logger = logging.getLogger(__name__)
-
-POLICIES = ("stop", "degrade")
 
 
 class TrainingMemoryError(ValueError):
@@ -47,8 +45,7 @@ class MemoryFallback:
         perceptual_weight: float = 0.0,
         note_event: Callable[..., None] | None = None,
     ) -> None:
-        if oom_policy not in POLICIES:
-            raise SettingsError(f"`oom_policy` must be one of {', '.join(POLICIES)}, got {oom_policy!r}")
+        check(oom_policy=oom_policy)
         self.oom_policy = oom_policy
         weights = {"video": video_gan_weight, "perceptual": perceptual_weight}
         self.can_switch_off = [name for name, weight in weights.items() if weight > 0]

@@ -153,25 +153,34 @@ def check_disk(folder: str | Path, needed: int, what: str) -> Check:
 
 
 def check_device(device: torch.device, amp: bool) -> Check:
-    """Whether the device is there, and computes in bf16 where it shall."""
+    """Whether the device computes in bf16 where it shall; that it is there, the rule of `device` has told."""
     if device.type != "cuda":
         advice = "; a GPU is about a hundred times as fast" if torch.cuda.is_available() else ""
         return Check("device", "ok", f"{device}, float32{advice}")
-    count = torch.cuda.device_count()
-    if (device.index or 0) >= count:
-        return Check("device", "error", f"{device} is not there, torch sees {count} GPUs; give --device cpu")
     if amp and not torch.cuda.is_bf16_supported(including_emulation=False):
         return Check("device", "error", f"{device} does not compute in bf16; give --amp false")
     return Check("device", "ok", f"{device}, {'bf16' if amp else 'float32'}")
 
 
 def check_ranks() -> Check:
-    """Whether processes that `torchrun` has started train together; else they overwrite each other."""
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if ranks > 1 and not (dist.is_available() and dist.is_initialized()):
-        told = f"{ranks} processes that know nothing of each other; this version trains in one, so start "
-        return Check("ranks", "error", f"{told}`python -m monai.bundle run` without torchrun")
-    return Check("ranks", "ok", "1 process" if ranks == 1 else f"{ranks} processes that train together")
+    """Whether processes that were started together train together; else they overwrite each other."""
+    joined = dist.is_available() and dist.is_initialized()
+    ranks = _number_in_environment("WORLD_SIZE")
+    in_step = _number_in_environment("SLURM_STEP_NUM_TASKS")  # only inside of srun
+    if max(ranks, in_step) > 1 and not joined:
+        told = f"{max(ranks, in_step)} processes that know nothing of each other; this version trains in one"
+        how = "start `python -m monai.bundle run` without torchrun" if ranks > 1 else "give srun --ntasks=1"
+        return Check("ranks", "error", f"{told}, so {how}")
+    tasks = _number_in_environment("SLURM_NTASKS")
+    if tasks > 1 and not joined:
+        told = f"1 process, though this job asked SLURM for {tasks} tasks; ask for --ntasks=1"
+        return Check("ranks", "warning", told)
+    return Check("ranks", "ok", "1 process" if ranks <= 1 else f"{ranks} processes that train together")
+
+
+def _number_in_environment(name: str) -> int:
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else 1
 
 
 def check_memory(needed: int, free: int, own: int = 0) -> Check:

@@ -1,16 +1,98 @@
-"""Checks of the training settings, before anything is built, read or written."""
+"""The first step of every workflow: refuses names and values that cannot work, in one line.
 
-from collections.abc import Mapping, Sequence
+The rule of each single setting is in `bundle.run.rules`; here are those across settings of a training run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from types import FrameType
 from typing import Any
 
+from monai.bundle import ConfigExpression, ConfigParser, ReferenceResolver
+
 from bundle.networks.discriminators import MIN_PATCH_SIZE
-from bundle.run.model_settings import STRIDE
+from bundle.run.command import Command, check_overrides, current_command, path_for_monai
+from bundle.run.errors import short_message
+from bundle.run.record import report_error
+from bundle.run.rules import NETWORK_SETTINGS, PATHS, RULES, SettingsError, check
 
-SAMPLINGS = ("random", "grid")
+ADVERSARIAL_MARK = "_with_disc"  # in the name of an output folder
 
 
-class SettingsError(ValueError):
-    """A setting of the config that cannot work; the message names it, its value, the rule and what to do."""
+def check_settings(across: Callable[[Mapping[str, Any]], None] | None = None) -> None:
+    """Ends the run if a name is unknown or a value cannot work; nothing has been built or written by then.
+
+    It stands first in `initialize:`, so that no other step meets a wrong value. From another folder plain
+    MONAI finds the bundle's code only when it comes to `run:`, so it stands first there too. Names are
+    compared where there is a command line, values wherever the config is evaluated (MONAI Label,
+    `ConfigWorkflow`). From here on an error of this project ends a command with one line and no traceback.
+
+    Args:
+        across: called with the settings by name; refuses values that do not go together.
+
+    Raises:
+        UnknownOverrideError: naming each unknown id with the nearest known ones.
+        SettingsError: naming the setting, its value, the rule and what to do.
+    """
+    command = current_command()
+    if command is not None:
+        sys.excepthook = report_error
+        check_overrides(command)
+    parser = _calling_parser(sys._getframe())
+    if parser is None:
+        return
+    if command is not None:
+        _take_paths_as_typed(parser, command)
+    settings = settings_of(parser)
+    if across is not None:
+        across(settings)
+
+
+def settings_of(parser: ConfigParser, names: Iterable[str] = RULES) -> dict[str, Any]:
+    """Name and value of settings that a config has, expressions evaluated.
+
+    Raises:
+        SettingsError: naming the setting, its value, the rule and what to do.
+    """
+    present = [name for name in names if name in parser.get()]
+    settings: dict[str, Any] = {}
+    # expressions last: they are made of others, and a wrong one of these has to be told by its own name
+    for name in sorted(present, key=lambda name: ConfigExpression.is_expression(parser[name])):
+        settings[name] = _evaluated(parser, name)
+        check(**{name: settings[name]})
+    check(**settings)
+    return settings
+
+
+def _evaluated(parser: ConfigParser, name: str) -> Any:
+    try:
+        return parser.get_parsed_content(name)
+    except Exception as error:  # an expression may raise anything
+        raise SettingsError(
+            f"`{name}` must be {RULES[name].told}, got {parser[name]!r} which cannot be evaluated "
+            f"({short_message(error)}); set e.g. --{name} {RULES[name].example}"
+        ) from error
+
+
+def _calling_parser(frame: FrameType | None) -> ConfigParser | None:
+    """The parser that evaluates the running step: MONAI gives its steps no other way to the config."""
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, ConfigParser):
+            return caller
+        frame = frame.f_back
+    return None
+
+
+def _take_paths_as_typed(parser: ConfigParser, command: Command) -> None:
+    """Gives back to MONAI's config the paths that MONAI has read as numbers, lists or ids."""
+    merged = command.merged_config()
+    typed = {name: command.overrides.get(name, merged.get(name)) for name in PATHS if name in parser.get()}
+    for name, path in typed.items():
+        if isinstance(path, str) and ReferenceResolver.normalize_id(path_for_monai(path)) != parser[name]:
+            parser[name] = path_for_monai(path)
 
 
 def total_iterations(max_epochs: int, epoch_length: int, max_iterations: int | None) -> int:
@@ -19,119 +101,64 @@ def total_iterations(max_epochs: int, epoch_length: int, max_iterations: int | N
     return total if max_iterations is None else min(total, max_iterations)
 
 
-def check_training_settings(
-    patch_size: Sequence[int],
-    batch_size: int,
-    micro_batch_size: int,
-    max_epochs: int,
-    epoch_length: int,
-    max_iterations: int | None,
-    discriminator_iter_start: int,
-    discriminator_pretrain_iters: int,
-    weights: Mapping[str, float],
-    hu_min: float,
-    hu_max: float,
-    loss_margin: int,
-    sampling: Mapping[str, Any],
-    steps: Mapping[str, Any],
-) -> None:
-    """Refuses settings that would fail later, or that would never do what they promise.
+def check_training_settings(settings: Mapping[str, Any]) -> None:
+    """Refuses settings that would fail later together, or that would never do what they promise.
+
+    Args:
+        settings: of configs/train.yaml by name, each of which keeps its own rule.
 
     Raises:
-        SettingsError: naming the setting, its value, the rule and what to do.
+        SettingsError: naming the settings, their values, the rule and what to do.
     """
-    counts = {
-        "batch_size": batch_size,
-        "micro_batch_size": micro_batch_size,
-        "max_epochs": max_epochs,
-        "epoch_length": epoch_length,
-    }
-    _check_counts(counts if max_iterations is None else counts | {"max_iterations": max_iterations}, least=1)
-    iterations = {
-        "discriminator_iter_start": discriminator_iter_start,
-        "discriminator_pretrain_iters": discriminator_pretrain_iters,
-    }
-    _check_counts(iterations | {"loss_margin": loss_margin}, least=0)
-    _check_weights(weights)
-    _check_steps(**steps)
-    _check_window(hu_min, hu_max)
-    _check_sampling(patch_size, **sampling)
-    adversarial = weights["image_gan_weight"] > 0 or weights["video_gan_weight"] > 0
-    _check_patch(patch_size, loss_margin, MIN_PATCH_SIZE if adversarial else 4)
-    if adversarial or weights.get("perceptual_weight", 0) > 0:
-        total = total_iterations(max_epochs, epoch_length, max_iterations)
-        _check_gate(discriminator_iter_start + discriminator_pretrain_iters, total)
-
-
-def _check_counts(counts: Mapping[str, Any], least: int) -> None:
-    for name, value in counts.items():
+    for name in NETWORK_SETTINGS:
         _require(
-            isinstance(value, int) and value >= least,
-            f"`{name}` must be a whole number from {least}, got {value!r}",
+            settings[name] is not None,
+            f"`{name}` must be given for training, got null; set e.g. --{name} {RULES[name].example}",
         )
-
-
-def _check_weights(weights: Mapping[str, Any]) -> None:
-    for name, value in weights.items():
-        _require(
-            isinstance(value, int | float) and value >= 0, f"`{name}` must be a number from 0, got {value!r}"
-        )
-
-
-def _check_steps(gradient_clip: Any, **rates: Any) -> None:
-    for name, value in rates.items():
-        _require(
-            isinstance(value, int | float) and value > 0, f"`{name}` must be a number above 0, got {value!r}"
-        )
-    # 0 would scale every gradient to nothing: a run of days that moves no weight, and says nothing
+    adversarial = settings["image_gan_weight"] > 0 or settings["video_gan_weight"] > 0
+    _check_sampling(settings)
+    _check_patch(settings, MIN_PATCH_SIZE if adversarial else 1)
+    if adversarial or settings["perceptual_weight"] > 0:
+        _check_gate(settings)
     _require(
-        gradient_clip is None or (isinstance(gradient_clip, int | float) and gradient_clip > 0),
-        f"`gradient_clip` must be a number above 0, got {gradient_clip!r}; not to clip give '$None'",
+        adversarial or ADVERSARIAL_MARK not in settings["output_dir"].rstrip("/").rpartition("/")[2],
+        f"`output_dir` must name a run with discriminators if it says {ADVERSARIAL_MARK}, got "
+        f"{settings['output_dir']} with `image_gan_weight` 0 and `video_gan_weight` 0; list "
+        "configs/train_with_discriminator.yaml behind configs/train.yaml, or give another --output_dir",
     )
 
 
-def _check_sampling(patch_size: Sequence[int], patch_sampling: str, **shares: Any) -> None:
-    _require(
-        patch_sampling in SAMPLINGS,
-        f"`patch_sampling` must be one of {', '.join(SAMPLINGS)}, got {patch_sampling!r}",
-    )
-    for name, value in shares.items():
-        _require(
-            isinstance(value, int | float) and 0 <= value <= 1,
-            f"`{name}` must be a number from 0 to 1, got {value!r}",
-        )
-    placed = shares["foreground_ratio"] + shares["vessel_ratio"]
+def _check_sampling(settings: Mapping[str, Any]) -> None:
+    placed = settings["foreground_ratio"] + settings["vessel_ratio"]
     _require(
         placed <= 1,
-        f"`foreground_ratio` + `vessel_ratio` must be at most 1, got {placed:g}; both are shares of all",
+        f"`foreground_ratio` + `vessel_ratio` must be at most 1, got {placed:g}; lower one",
     )
+    patch_size = settings["patch_size"]
     _require(
-        shares["turn_probability"] == 0 or patch_size[0] == patch_size[1],
-        f"`patch_size` must have two equal first sides for `turn_probability` above 0, got {patch_size}",
-    )
-
-
-def _check_window(hu_min: Any, hu_max: Any) -> None:
-    _require(
-        all(isinstance(value, int | float) for value in (hu_min, hu_max)) and hu_min < hu_max,
-        f"`hu_min` must be a number below `hu_max`, got {hu_min!r} and {hu_max!r}",
+        settings["turn_probability"] == 0 or patch_size[0] == patch_size[1],
+        "`patch_size` must have two equal first sides for `turn_probability` above 0, "
+        f"got {patch_size}; make them equal or set --turn_probability 0",
     )
 
 
-def _check_patch(patch_size: Any, loss_margin: int, smallest: int) -> None:
+def _check_patch(settings: Mapping[str, Any], smallest: int) -> None:
+    patch_size, loss_margin = settings["patch_size"], settings["loss_margin"]
     _require(
-        isinstance(patch_size, Sequence)
-        and len(patch_size) == 3
-        and all(isinstance(size, int) and size % STRIDE == 0 and size >= smallest for size in patch_size),
-        f"`patch_size` must hold three multiples of {STRIDE}, each at least {smallest}, got {patch_size!r}",
+        min(patch_size) >= smallest,
+        f"`patch_size` must be at least {smallest} on each side for discriminators, got {patch_size}; "
+        "set e.g. --patch_size [64,64,64]",
     )
     _require(
         loss_margin < min(patch_size) / 2,
-        f"`loss_margin` must be below half of the smallest patch side, got {loss_margin} with {patch_size!r}",
+        "`loss_margin` must be below half of the smallest patch side, "
+        f"got {loss_margin} with {patch_size}; set e.g. --loss_margin 0",
     )
 
 
-def _check_gate(opens: int, total: int) -> None:
+def _check_gate(settings: Mapping[str, Any]) -> None:
+    total = total_iterations(settings["max_epochs"], settings["epoch_length"], settings["max_iterations"])
+    opens = settings["discriminator_iter_start"] + settings["discriminator_pretrain_iters"]
     _require(
         opens < total,
         "`discriminator_iter_start` + `discriminator_pretrain_iters` must be below the run's "

@@ -11,11 +11,11 @@ from ignite.handlers import ProgressBar
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
-from bundle.engines.settings import SettingsError
 from bundle.engines.trainer import AdversarialTrainer
 from bundle.handlers.codebook_window import CodebookWindow
 from bundle.handlers.curve_table import TAGS, append_row, keep_rows_until, rows_of
 from bundle.run.console import has_terminal
+from bundle.run.rules import check
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +82,7 @@ class ScalarLog:
         validator: Engine | None = None,
         progress: bool = True,
     ) -> None:
-        if interval < 1:
-            raise SettingsError(f"`log_interval` must be at least 1 iteration, got {interval}")
+        check(log_interval=interval)
         self.tensorboard = tensorboard
         self.csv_path = Path(output_dir) / "metrics.csv"
         self.interval = interval

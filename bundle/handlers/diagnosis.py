@@ -10,10 +10,10 @@ from ignite.engine import Engine, Events
 
 from bundle.checkpoints.state import TrainingState
 from bundle.engines.advice import ADVICE
-from bundle.engines.settings import SettingsError
 from bundle.engines.trainer import AdversarialTrainer
 from bundle.handlers.codebook_window import CodebookWindow
 from bundle.handlers.gate import IterationGate
+from bundle.run.rules import check
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +51,13 @@ class HealthWatch:
         no_improvement_validations: int = 10,
         note_event: Callable[..., None] | None = None,
     ) -> None:
-        counts = {"health_window": window, "no_improvement_validations": no_improvement_validations}
-        for name, count in counts.items():
-            if count < 1:
-                raise SettingsError(f"`{name}` must be at least 1, got {count}")
+        check(
+            health_window=window,
+            disc_loss_floor=disc_loss_floor,
+            explosion_ratio=explosion_ratio,
+            codebook_floor=codebook_floor,
+            no_improvement_validations=no_improvement_validations,
+        )
         self.state, self.gate, self.window, self.validator = state, gate, window, validator
         self.scale = sum(weights.values())
         self.disc_loss_floor, self.explosion_ratio = disc_loss_floor, explosion_ratio

@@ -2,6 +2,8 @@
 
 from ignite.engine import Engine
 
+from bundle.run.rules import check
+
 
 class IterationGate:
     """Opens at a number of iterations, which checkpoints keep; it looks at nothing else.
@@ -16,13 +18,11 @@ class IterationGate:
     """
 
     def __init__(self, start: int, pretrain_iterations: int = 0, ramp_iterations: int = 0) -> None:
-        for name, value in {
-            "discriminator_iter_start": start,
-            "discriminator_pretrain_iters": pretrain_iterations,
-            "adversarial_ramp_iters": ramp_iterations,
-        }.items():
-            if value < 0:
-                raise ValueError(f"`{name}` must be at least 0, got {value}")
+        check(
+            discriminator_iter_start=start,
+            discriminator_pretrain_iters=pretrain_iterations,
+            adversarial_ramp_iters=ramp_iterations,
+        )
         self.start = start
         self.pretrain_iterations = pretrain_iterations
         self.ramp_iterations = ramp_iterations

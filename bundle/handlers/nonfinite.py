@@ -14,13 +14,12 @@ from bundle.checkpoints.folder import newest_sound_checkpoint
 from bundle.checkpoints.state import TrainingState
 from bundle.engines.advice import ADVICE
 from bundle.engines.events import AdversarialEvents
-from bundle.engines.settings import SettingsError
 from bundle.engines.trainer import AdversarialTrainer
 from bundle.networks.distributed import all_reduce
+from bundle.run.rules import check
 
 logger = logging.getLogger(__name__)
 
-POLICIES = ("rollback", "stop")
 MAX_ROLLBACKS = 3
 
 
@@ -54,13 +53,10 @@ class HealthGuard:
         learning_rate_ratio: float = 0.5,
         note_event: Callable[..., None] | None = None,
     ) -> None:
-        _require(
-            policy in POLICIES, f"`nonfinite_policy` must be one of {', '.join(POLICIES)}, got {policy!r}"
-        )
-        _require(patience >= 1, f"`nonfinite_patience` must be at least 1 iteration, got {patience}")
-        _require(
-            0 < learning_rate_ratio <= 1,
-            f"`rollback_learning_rate_ratio` must lie above 0 and up to 1, got {learning_rate_ratio}",
+        check(
+            nonfinite_policy=policy,
+            nonfinite_patience=patience,
+            rollback_learning_rate_ratio=learning_rate_ratio,
         )
         self.state = state
         self.folder = Path(output_dir) / "checkpoints"
@@ -204,8 +200,3 @@ def _base_rates(state: TrainingState, name: str) -> list[float]:
 
 def _after(rollbacks: int) -> str:
     return f", after {rollbacks} rollbacks" if rollbacks else ""
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise SettingsError(message)

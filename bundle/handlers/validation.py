@@ -10,9 +10,9 @@ from ignite.metrics import Metric
 from monai.engines import Evaluator
 from torch import Tensor, nn
 
-from bundle.engines.settings import SettingsError
 from bundle.metrics.perceptual import slice_lpips
 from bundle.metrics.reconstruction import reconstruction_figures
+from bundle.run.rules import check
 
 logger = logging.getLogger(__name__)
 
@@ -106,8 +106,7 @@ class ValidateEvery:
     """
 
     def __init__(self, validator: Evaluator, interval: int, at_start: bool = False) -> None:
-        if interval < 1:
-            raise SettingsError(f"`val_interval` must be at least 1 epoch, got {interval}")
+        check(val_interval=interval)
         self.validator = validator
         self.interval = interval
         self.at_start = at_start

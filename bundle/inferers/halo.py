@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bundle.inferers.tile_size import budget_bytes, choose_tile_size, halved, is_out_of_memory
-from bundle.run.model_settings import STRIDE
+from bundle.run.rules import STRIDE
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,8 @@ class HaloInferer(Inferer):
 
     Args:
         tile_size: core of a tile, without halo, in voxels: one number or one per axis, multiples of the
-            stride; `auto` takes what free memory allows. Out of memory, tiles are halved and the log says so.
+            stride; `auto` or None takes what free memory allows. Out of memory, tiles are halved and the log
+            says so.
         halo: in voxels, a multiple of the stride; None = `network.halo`.
         progress: shows a bar with voxels per second and time left.
 
@@ -89,12 +90,15 @@ class HaloInferer(Inferer):
     """
 
     def __init__(
-        self, tile_size: Sequence[int] | int | str = 128, halo: int | None = None, progress: bool = False
+        self,
+        tile_size: Sequence[int] | int | str | None = 128,
+        halo: int | None = None,
+        progress: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(tile_size, str) and tile_size != "auto":
             raise TilingError(f"`tile_size` must be voxels or 'auto', got {tile_size!r}")
-        self.tile_size = None if tile_size == "auto" else tuple(ensure_tuple_rep(tile_size, 3))
+        self.tile_size = None if tile_size in (None, "auto") else tuple(ensure_tuple_rep(tile_size, 3))
         self.halo = halo
         self.progress = progress
 

@@ -9,6 +9,7 @@ from bundle.losses.adversarial import hinge_generator_loss
 from bundle.losses.feature_matching import feature_matching_loss
 from bundle.losses.views import discriminator_views, take_slices
 from bundle.networks.vqgan import Reconstruction
+from bundle.run.rules import check
 
 
 class GeneratorObjective(nn.Module):
@@ -41,6 +42,15 @@ class GeneratorObjective(nn.Module):
         loss_margin: int = 0,
     ) -> None:
         super().__init__()
+        check(
+            l1_weight=l1_weight,
+            commitment_weight=commitment_weight,
+            perceptual_weight=perceptual_weight,
+            image_gan_weight=image_gan_weight,
+            video_gan_weight=video_gan_weight,
+            gan_feat_weight=gan_feat_weight,
+            loss_margin=loss_margin,
+        )
         self.l1_weight, self.commitment_weight = l1_weight, commitment_weight
         self.perceptual_weight, self.gan_feat_weight = perceptual_weight, gan_feat_weight
         self.gan_weights = {"image": image_gan_weight, "video": video_gan_weight}

@@ -3,16 +3,21 @@
 Paper: Zhang et al. 2018, arXiv:1801.03924.
 """
 
+import http.client
 import logging
-import urllib.error
+import socket
 import urllib.request
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import lpips
 import torch
 import torchvision
 from torch import Tensor, nn
+
+from bundle.run.rules import check
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +27,9 @@ BACKBONES = {
     "alex": torchvision.models.AlexNet_Weights.IMAGENET1K_V1,
     "squeeze": torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1,
 }
-DOWNLOAD_TIMEOUT_S = 20
+DOWNLOAD_TIMEOUT_S = 20  # without a byte
+REACH_TIMEOUT_S = 5
+_NOT_REACHED = (OSError, http.client.HTTPException)  # urllib's own errors are OSErrors
 
 
 class BackboneError(ValueError):
@@ -38,25 +45,24 @@ class SlicePerceptualLoss(nn.Module):
             announced download; `random` = an untrained backbone, for tests only.
 
     Raises:
-        BackboneError: unknown network, no weights, or a file that does not hold this backbone.
+        SettingsError: unknown network.
+        BackboneError: no weights, or a file that does not hold this backbone.
     """
 
     def __init__(self, network: str = "vgg", weights_path: str | Path | None = None) -> None:
         super().__init__()
-        if network not in BACKBONES:
-            raise BackboneError(
-                f"`perceptual_network` must be one of {', '.join(BACKBONES)}, got {network!r}"
-            )
-        path = None if str(weights_path) == "random" else find_backbone(network, weights_path)
+        check(perceptual_network=network)
+        is_random = str(weights_path) == "random"
+        tensors = {} if is_random else backbone_weights(network, weights_path)
         with warnings.catch_warnings():  # lpips still calls torchvision by its old arguments
             warnings.simplefilter("ignore", UserWarning)
             self.lpips = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
-        if path is None:
+        if is_random:
             logger.warning(
                 "LPIPS runs on a RANDOM %s backbone: its values mean nothing, use it for tests only", network
             )
         else:
-            _load_backbone(self.lpips.net, path, network)
+            _fill_backbone(self.lpips.net, tensors, network, weights_path)
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "SlicePerceptualLoss":
@@ -70,21 +76,53 @@ class SlicePerceptualLoss(nn.Module):
             return self.lpips(real.detach().float(), fake.float()).flatten()
 
 
-def find_backbone(network: str, weights_path: str | Path | None = None) -> Path:
-    """The backbone's file: `weights_path`, else torch's hub cache, else one download with a timeout."""
-    found = cached_backbone(network, weights_path)
-    if found is not None:
-        return found
+def backbone_weights(network: str, weights_path: str | Path | None = None) -> Mapping[str, Tensor]:
+    """Torchvision's tensors of the backbone: from `weights_path`, else torch's hub cache, else one download.
+
+    A download is compared with the hash in its name, and is given up where no byte comes for a while.
+
+    Raises:
+        BackboneError: if there is no such file, if it cannot be read, or if it cannot be downloaded.
+    """
+    path = cached_backbone(network, weights_path)
+    if path is not None:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a foreign file may make torch raise anything
+            raise _foreign(path, network, error) from error
     url = BACKBONES[network].url
-    cached = _cache_path(network)
-    logger.info("Downloading the LPIPS backbone %s to %s (once)", url, cached)
+    logger.info("Downloading the LPIPS backbone %s to %s (once)", url, _cache_path(network))
     try:
-        _download(url, cached)
-    except (urllib.error.URLError, OSError) as error:
-        raise BackboneError(
-            f"{cached}: LPIPS backbone weights are missing ({error}); {_advice(network)}"
-        ) from error
-    return cached
+        with _socket_timeout(DOWNLOAD_TIMEOUT_S):
+            return torch.hub.load_state_dict_from_url(
+                url, map_location="cpu", progress=False, check_hash=True, weights_only=True
+            )
+    except (*_NOT_REACHED, RuntimeError) as error:  # torch's hub raises the last for a wrong hash
+        raise _missing(network, error) from error
+
+
+def reach_backbone(network: str) -> None:
+    """Asks the publisher for the backbone's file without reading it.
+
+    Raises:
+        BackboneError: if there is no answer within some seconds.
+    """
+    try:
+        with urllib.request.urlopen(BACKBONES[network].url, timeout=REACH_TIMEOUT_S):
+            pass
+    except _NOT_REACHED as error:
+        raise _missing(network, error) from error
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """A time limit for sockets: torch's hub takes none."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def cached_backbone(network: str, weights_path: str | Path | None = None) -> Path | None:
@@ -111,29 +149,27 @@ def _advice(network: str) -> str:
     )
 
 
-def _download(url: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    try:
-        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response, partial.open("wb") as file:
-            while block := response.read(2**20):
-                file.write(block)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def _missing(network: str, error: Exception) -> BackboneError:
+    path = _cache_path(network)
+    return BackboneError(f"{path}: LPIPS backbone weights are missing ({error}); {_advice(network)}")
 
 
-def _load_backbone(backbone: nn.Module, path: Path, network: str) -> None:
+def _foreign(path: str | Path | None, network: str, error: Exception) -> BackboneError:
+    return BackboneError(
+        f"{path or _cache_path(network)}: not torchvision's weights of the {network} backbone "
+        f"({type(error).__name__}: {error}); give {_cache_path(network).name} or set --perceptual_network"
+    )
+
+
+def _fill_backbone(
+    backbone: nn.Module, tensors: Mapping[str, Tensor], network: str, path: str | Path | None
+) -> None:
     """Torchvision's `features.N.*` into lpips' `sliceS.N.*`; the classifier's tensors stay out."""
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
         state = {key: tensors[f"features.{key.split('.', 1)[1]}"].float() for key in backbone.state_dict()}
         backbone.load_state_dict(state)
     except Exception as error:
-        raise BackboneError(
-            f"{path}: not torchvision's weights of the {network} backbone ({type(error).__name__}: {error}); "
-            f"give {BACKBONES[network].url.rsplit('/', 1)[1]} or set --perceptual_network"
-        ) from error
+        raise _foreign(path, network, error) from error
 
 
 def build_perceptual(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from bundle.run.model_settings import STRIDE
+from bundle.run.rules import STRIDE
 
 
 def seam_score(recon: torch.Tensor, tile_size: int | Sequence[int], stride: int = STRIDE) -> float:

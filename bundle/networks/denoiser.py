@@ -6,7 +6,7 @@ from monai.networks.nets import DiffusionModelUNet
 from monai.utils import optional_import
 
 from bundle.networks.quantizer import NetworkSettingError
-from bundle.run.model_settings import STRIDE
+from bundle.run.rules import STRIDE
 
 GROUPS = 32
 POSITION_CHANNELS = 3

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import functools
 import inspect
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +15,10 @@ from typing import Any
 import fire
 import monai.bundle
 import yaml
+from fire import decorators
 from monai.bundle import DEFAULT_EXP_MGMT_SETTINGS, ConfigParser, ConfigWorkflow, ReferenceResolver
+
+from bundle.run.rules import PATHS, RULES
 
 BUNDLE_ROOT = Path(__file__).resolve().parents[2]
 _NOT_FOR_USERS = (
@@ -32,14 +37,21 @@ class ConfigFileError(FileNotFoundError):
 
 
 class Command:
-    """A command line of `monai.bundle run`, read the way MONAI reads it.
+    """A command line of `monai.bundle run`, read the way MONAI reads it, but for paths.
+
+    To MONAI a folder `2024_01` is the number 202401, `a,b` is a list, and `data#1` is `data`. Here the value
+    of an id that is a path is the text that was typed.
 
     Args:
         arguments: the words behind `run`, e.g. `["--config_file", "configs/train.yaml", "--seed", "1"]`.
 
     Attributes:
         settings: arguments of `run` and overrides, those of `--args_file` included.
+        args_file: the file that gave some of them.
         nothing: ids that were given as `None`, which MONAI drops.
+
+    Raises:
+        ConfigFileError: if `args_file` cannot be read.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
@@ -50,10 +62,14 @@ class Command:
             given.update(inspect.signature(monai.bundle.run).bind(*args, **kwargs).arguments)
 
         # fire itself reads the words, with the signature of the real `run`: quoting, flags, `-` for `_`.
+        decorators.SetParseFns(**dict.fromkeys(PATHS, _path_as_typed))(capture)
         fire.Fire({"run": capture}, command=["run", *arguments])
         overrides = given.pop("override", {})
         self.nothing = [name for name, value in overrides.items() if value is None]
-        self.settings = monai.bundle.update_kwargs(args=given.pop("args_file", None), **given, **overrides)
+        args_file = given.pop("args_file", None)
+        defaults = {} if args_file is None else read_config_file(str(args_file))
+        self.settings = monai.bundle.update_kwargs(args=defaults, **given, **overrides)
+        self.args_file = None if args_file is None else Path(args_file)
 
     @property
     def config_files(self) -> list[str]:
@@ -70,6 +86,13 @@ class Command:
         """The listed files merged as MONAI merges them; overrides are not applied."""
         return merge_configs(self.config_files)
 
+    def applied_config(self) -> ConfigParser:
+        """The listed files merged, with the overrides that a config of this name takes."""
+        parser = self.merged_config()
+        for name, value in self.overrides.items():
+            parser.set(path_for_monai(value) if name in PATHS and isinstance(value, str) else value, name)
+        return parser
+
 
 def merge_configs(files: Sequence[str]) -> ConfigParser:
     """Merges config files as MONAI does: a later file replaces ids of an earlier one or adds to them.
@@ -82,21 +105,45 @@ def merge_configs(files: Sequence[str]) -> ConfigParser:
         parser.read_config(files)
     except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as error:
         for file in files:  # people edit configs: MONAI's error does not always name the file
-            _require_config(file)
+            read_config_file(file)
         raise ConfigFileError(f"{', '.join(map(str, files))}: cannot be merged ({error})") from error
     return parser
 
 
-def _require_config(file: str) -> None:
+def read_config_file(file: str) -> dict[str, Any]:
+    """Ids and values of one file.
+
+    Raises:
+        ConfigFileError: if it is missing or is no map of ids and values.
+    """
     try:
         content = ConfigParser.load_config_file(file)
     except FileNotFoundError as error:
-        raise ConfigFileError(f"{file}: no such config file; check `config_file`") from error
+        raise ConfigFileError(
+            f"{file}: no such config file; check `config_file`, or `args_file` if it was named there"
+        ) from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ConfigFileError(f"{file}: is no sound YAML or JSON ({reason}); correct it") from error
     if not isinstance(content, dict):
         raise ConfigFileError(f"{file}: must hold lines `id: value`, got {content!r:.60}; correct it")
+    return content
+
+
+def _path_as_typed(text: str) -> Any:
+    """A path as text, without quotes around it; None, and true of an option without a value, as they are."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value if value is None or isinstance(value, bool | str) else text
+
+
+def path_for_monai(path: str) -> str:
+    """A config value that MONAI reads as this path; in plain text it takes `#` for a separator of ids."""
+    if path.startswith(("$", "@", "%")) or "#" not in path:
+        return path
+    return "$" + repr(path).replace("#", r"\x23").replace("@", r"\x40")
 
 
 def _run_arguments() -> set[str]:
@@ -124,22 +171,29 @@ def arguments_from_anywhere(command: Command) -> list[str]:
 
     Returns:
         arguments to add to the command line: config files that are not found in the working folder but below
-        the bundle, and `bundle_root`; nothing in the bundle itself.
+        the bundle or beside the file of arguments that names them, and `bundle_root`; nothing in the bundle
+        itself.
 
     Raises:
         ConfigFileError: if a config file is neither here nor below the bundle, or none is given.
     """
     if not command.config_files:
         raise ConfigFileError("`config_file` must be given, e.g. --config_file configs/train.yaml")
-    found = [file if Path(file).is_file() else str(BUNDLE_ROOT / file) for file in command.config_files]
-    for given, file in zip(command.config_files, found, strict=True):
-        if not Path(file).is_file():
-            raise ConfigFileError(f"{given}: no such config file, neither here nor below {BUNDLE_ROOT}")
+    folders = [Path(), BUNDLE_ROOT] + ([command.args_file.parent] if command.args_file else [])
+    found = [_found_in(folders, file) for file in command.config_files]
     if Path.cwd().resolve() == BUNDLE_ROOT:
         return []
     added = [] if found == command.config_files else ["--config_file", repr(found)]
     has_root = "bundle_root" in command.overrides or "bundle_root" not in merge_configs(found)
     return added if has_root else [*added, "--bundle_root", str(BUNDLE_ROOT)]
+
+
+def _found_in(folders: Sequence[Path], file: str) -> str:
+    paths = [folder / file for folder in folders if (folder / file).is_file()]
+    if not paths:
+        places = f"neither here nor below {shlex.quote(str(BUNDLE_ROOT))}"
+        raise ConfigFileError(f"{file}: no such config file, {places}; check `config_file`")
+    return str(paths[0])
 
 
 def check_overrides(command: Command) -> None:
@@ -148,42 +202,48 @@ def check_overrides(command: Command) -> None:
     A nested id (`a::b` or `a#b`) must exist, or its parent must be a component (`_target_`) that it adds an
     argument to. The ids of an experiment tracker count as known if `--tracking` is given.
 
+    A nested id that takes its value from a top-level id is refused too: other parts would keep the old one.
+
     Raises:
         UnknownOverrideError: naming each unknown id with the nearest known ones.
     """
     parser = command.merged_config()
+    files = ", ".join(command.config_files)
+    run_id = command.settings.get("run_id", "run")
+    if run_id not in parser:
+        raise UnknownOverrideError(f"{files}: holds no id `{run_id}` to run; leave that word out")
     known = [name for name in _ids(parser.get()) if name.split("::")[0] not in _NOT_FOR_USERS]
     tracking_ids = _tracking_ids(command.settings.get("tracking"))
     problems = []
     for name, value in command.overrides.items():
-        if name in tracking_ids or _is_known(name, parser):
+        problem = None if name in tracking_ids else _problem_of(name, value, parser, known)
+        if problem is None:
             parser.set(value, name)
         else:
-            problems.append(_describe_unknown(name, known))
+            problems.append(problem)
     for name in command.nothing:
         if not _is_known(name, parser):
             problems.append(_describe_unknown(name, known))
         elif parser[name] is not None:
             problems.append(f"`{name}` (MONAI drops `None`; write --{name} '$None')")
     if problems:
-        files = ", ".join(command.config_files)
         raise UnknownOverrideError(f"override must name an id of {files}, got {'; '.join(problems)}")
 
 
-def is_alike(default: Any, value: Any) -> bool:
-    """Numbers for numbers, true or false for such, lists for lists; expressions and null can be anything."""
-    is_expression = any(isinstance(each, str) and each.startswith(("$", "@")) for each in (default, value))
-    if default is None or value is None or is_expression:
-        return True
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(default, bool) and isinstance(value, bool)
-    if isinstance(default, int):
-        return isinstance(value, int)
-    if isinstance(default, float):
-        return isinstance(value, int | float)
-    if isinstance(default, str):
-        return isinstance(value, str | int)
-    return isinstance(value, type(default)) or (isinstance(default, list) and isinstance(value, tuple))
+def _problem_of(name: str, value: Any, parser: ConfigParser, known: Sequence[str]) -> str | None:
+    """What is wrong with the name of an override; None if MONAI obeys it."""
+    source = _top_level_source(name, parser)
+    if source is not None:
+        return f"`{name}` (is set by `{source}`; write --{source} {shlex.quote(str(value))})"
+    return None if _is_known(name, parser) else _describe_unknown(name, known)
+
+
+def _top_level_source(name: str, parser: ConfigParser) -> str | None:
+    """The setting that a nested id takes its value from."""
+    parent, _ = ReferenceResolver.split_id(name, last=True)
+    value = parser.get(name) if parent else None
+    is_setting = isinstance(value, str) and value[:1] == "@" and value[1:] in RULES
+    return value[1:] if is_setting and isinstance(value, str) else None
 
 
 def _is_known(name: str, parser: ConfigParser) -> bool:

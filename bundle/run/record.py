@@ -1,9 +1,4 @@
-"""Guards the start of a run and keeps its record.
-
-MONAI takes any `--id value` in silence, also one that no config knows, and trains with the old value. The
-first entry of every `run:` list is therefore `refuse_unknown_overrides`, the second `start_run`, the last
-`finish_run`.
-"""
+"""Keeps the record of a run: `start_run` comes before anything is written, `finish_run` last."""
 
 from __future__ import annotations
 
@@ -27,7 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from bundle.run.atomic import UnwritableError, open_without_links, write_text
-from bundle.run.command import BUNDLE_ROOT, check_overrides, current_command
+from bundle.run.command import BUNDLE_ROOT, current_command
 from bundle.run.console import tidy_console
 from bundle.run.errors import own_message, short_message
 from bundle.run.files import open_regular
@@ -57,21 +52,6 @@ class _OpenRun:
 
 
 _open_runs: dict[Path, _OpenRun] = {}
-
-
-def refuse_unknown_overrides() -> None:
-    """Ends the run if the command line overrides an id that no listed config file has.
-
-    Does nothing where there is no command line (MONAI Label, `ConfigWorkflow`). From here on an error of this
-    project ends the process with one line instead of a traceback.
-
-    Raises:
-        UnknownOverrideError: naming each unknown id with the nearest known ones.
-    """
-    command = current_command()
-    if command is not None:
-        sys.excepthook = report_error
-        check_overrides(command)
 
 
 def lock_run(output_dir: str) -> None:

@@ -30,7 +30,7 @@ from bundle.metrics.grid import grid_score
 from bundle.metrics.reconstruction import reconstruction_figures
 from bundle.networks.discriminators import build_discriminators
 from bundle.networks.vqgan import VQGAN, build_vqgan, to_device
-from bundle.run.model_settings import STRIDE
+from bundle.run.rules import STRIDE
 
 HU = 1000
 SLAB = (128, 128, 64)

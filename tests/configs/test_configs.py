@@ -12,11 +12,11 @@ from monai.utils import set_determinism
 from bundle.checkpoints.file import NETWORK_SETTINGS, network_settings, write_checkpoint
 from bundle.checkpoints.start import DEFAULTS
 from bundle.data.volumes.phantom import write_phantom
-from bundle.engines.settings import SettingsError
 from bundle.handlers.curves import TAGS
 from bundle.handlers.updates import DiscriminatorUpdate
 from bundle.networks.vqgan import build_vqgan
 from bundle.run.command import merge_configs
+from bundle.run.rules import SettingsError
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "configs").glob("*.yaml"))
@@ -234,7 +234,7 @@ def test_a_discriminator_is_built_for_each_gan_weight_above_0(parser, weights, n
     assert len([handler for handler in updates if isinstance(handler, DiscriminatorUpdate)]) == 1
 
 
-CHECK = "run#1"
+CHECK = "run#0"
 LENGTH = {"max_epochs": 2, "epoch_length": 10}
 
 

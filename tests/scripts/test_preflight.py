@@ -66,7 +66,7 @@ def test_everything_that_is_wrong_is_told_at_once(run, tmp_path):
 
     assert code == 1
     names = [error.split()[1].rstrip(":") for error in errors_of(told)]
-    assert names == ["settings", "settings", "data", "LPIPS", "folder", "device", "start"]
+    assert names == ["settings", "settings", "settings", "data", "LPIPS", "folder", "start"]
     assert "`batch_size` must be a whole number from 1, got 0 (checks below take batch_size 4)" in told
     assert "`l1_weight` must be a number from 0, got -1" in told
     assert "--perceptual_weights_path FILE" in told and "lost.pt" in told
@@ -75,7 +75,7 @@ def test_everything_that_is_wrong_is_told_at_once(run, tmp_path):
 
 def test_a_device_that_torch_does_not_know_is_told(run):
     code, told = run(device="gpu")
-    assert code == 1 and "error   device: RuntimeError: Expected one of cpu, cuda" in told
+    assert code == 1 and "error   settings: `device` must be cpu, or cuda:N of a GPU that torch sees" in told
 
 
 def test_auto_passes_over_damage_without_moving_a_file(run, tmp_path):
@@ -119,7 +119,10 @@ def test_what_only_the_whole_run_would_refuse_is_told(run, name, value):
 def test_an_override_of_another_kind_is_told(run):
     code, told = run(max_epochs="ten")
     assert code == 1
-    assert errors_of(told) == ["error   config: `max_epochs` must be like 30, got 'ten'"]
+    assert errors_of(told) == [
+        "error   settings: `max_epochs` must be a whole number from 1, got 'ten'; "
+        "set e.g. --max_epochs 1 (checks below take max_epochs 30)"
+    ]
 
 
 def test_a_config_that_does_not_train_is_told(monkeypatch, capsys):

@@ -12,7 +12,7 @@ bundle_root: .
 output_dir: out
 max_epochs: 5
 run:
-- _target_: bundle.run.record.refuse_unknown_overrides
+- _target_: bundle.engines.settings.check_settings
 - {_target_: bundle.run.record.start_run, output_dir: '@output_dir', settings: {root: '@bundle_root'}}
 - {_target_: bundle.run.record.finish_run, output_dir: '@output_dir', figures: {root: '@bundle_root'}}
 """

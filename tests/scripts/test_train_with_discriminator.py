@@ -1,3 +1,4 @@
+import ast
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ output_dir: null
 init_from: null
 max_epochs: 5
 run:
-- _target_: bundle.run.record.refuse_unknown_overrides
+- _target_: bundle.engines.settings.check_settings
 - {_target_: bundle.run.record.start_run, output_dir: '@output_dir'}
 """
 
@@ -49,12 +50,44 @@ def launch(workplace, *words, python="tell", **environment):
     )
 
 
-def told(done):
+OWN = ["configs/train.yaml", "configs/train_with_discriminator.yaml"]
+
+
+def told(done, configs=()):
     assert done.returncode == 0, done.stderr
     folder, *words = done.stdout.splitlines()
     assert words[:3] == ["-m", "scripts.run", "--config_file"]
-    assert words[3] == "['configs/train.yaml','configs/train_with_discriminator.yaml']"
+    assert ast.literal_eval(words[3]) == [*OWN, *map(str, configs)]
     return folder, dict(zip(words[4::2], words[5::2], strict=True))
+
+
+SMOKE = ROOT / "configs" / "smoke.yaml"
+
+
+@pytest.mark.parametrize(
+    ("words", "added"),
+    [
+        (["--config_file", "['configs/train.yaml','configs/smoke.yaml']"], [SMOKE]),
+        (["--config_file", "configs/train.yaml,tiny.yaml"], ["tiny.yaml"]),
+        (["--config_file", f"{ROOT}/scripts/../configs/train.yaml"], []),
+        (["--config_file=it's a, b.yaml"], ["it's a, b.yaml"]),
+        (["--smoke", "--config_file", "tiny.yaml"], [SMOKE, "tiny.yaml"]),
+        (["--config_file", "tiny.yaml", "--smoke", "--config-file", "tiny.yaml"], [SMOKE, "tiny.yaml"]),
+    ],
+)
+def test_config_files_come_on_top_of_the_launcher_s_own_and_none_is_repeated(workplace, words, added):
+    (workplace / "it's a, b.yaml").touch()
+
+    done = launch(workplace, "fresh", *words, DATASET_DIR="data")
+
+    told(done, [workplace.resolve() / name for name in added])
+
+
+def test_a_config_file_that_does_not_exist_is_named(workplace):
+    done = launch(workplace, "fresh", "--config_file", "tinny.yaml", DATASET_DIR="data")
+
+    assert done.returncode != 0
+    assert done.stderr.startswith("error: tinny.yaml: no such config file")
 
 
 def test_checkpoint_and_paths_are_those_of_the_folder_where_it_was_called(workplace):
@@ -137,8 +170,6 @@ def test_a_refused_override_reaches_the_caller_through_the_launcher(workplace):
         "data",
         "--output_dir",
         "out",
-        "--config_file",
-        f"{workplace}/tiny.yaml",
     ]
 
     done = launch(workplace, "--background", *words, "--maxepochs", "3", python="real")

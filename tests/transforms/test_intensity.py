@@ -101,9 +101,9 @@ def test_a_prediction_that_is_not_finite_is_refused_by_the_name_of_its_file(numb
     [
         ((1000, -1000), "`hu_min` must be below `hu_max`, got 1000 and -1000"),
         ((40, 40), "`hu_min` must be below `hu_max`, got 40 and 40"),
-        ((float("nan"), 1000), "`hu_min` must be below `hu_max`, got nan and 1000"),
-        ((-40_000, 1000), "must fit int16, got -40000 and 1000"),
-        ((-1000, 40_000), "must fit int16, got -1000 and 40000"),
+        ((float("nan"), 1000), "`hu_min` must be a number from -32768 to 32767, or null, got nan"),
+        ((-40_000, 1000), "`hu_min` must be a number from -32768 to 32767, or null, got -40000"),
+        ((-1000, 40_000), "`hu_max` must be a number from -32768 to 32767, or null, got 40000"),
     ],
 )
 def test_an_impossible_window_is_refused(direction, window, message):

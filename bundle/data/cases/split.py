@@ -13,6 +13,7 @@ from bundle.data.cases.patients import Case, check_independence, keep_patients, 
 from bundle.data.latents.file import SUFFIX as CODES_SUFFIX
 from bundle.data.latents.file import LatentFileError, read_record
 from bundle.run.names import output_name
+from bundle.run.rules import check
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +66,11 @@ def split_cases(
         `{"training": cases, "validation": cases}`, neither empty.
 
     Raises:
+        SettingsError: if `max_patients` is below 1.
         SharedPatientsError: if a patient is on both sides and `allow_shared_patients` is false.
-        DatasetError: see `find_cases`; if `max_patients` is below 1; or if volumes are unusable, naming each.
+        DatasetError: see `find_cases`; or if volumes are unusable, naming each.
     """
-    if max_patients is not None and max_patients < 1:
-        raise DatasetError(f"`max_patients` must be at least 1, got {max_patients}; leave it out to use all")
+    check(max_patients=max_patients)
     source = existing_source(dataset_dir)
     everything = _find(source)
     volumes = [found for found in everything if found.listed in ("training", "")]

@@ -25,8 +25,8 @@ from bundle.data.cases.split import dataset_root, encoded_cases, split_cases
 from bundle.data.latents.file import SUFFIX, LatentFileError, read_latent_file, read_record
 from bundle.data.latents.statistics import LatentStatistics
 from bundle.run.atomic import complete_or_absent
-from bundle.run.model_settings import STRIDE
 from bundle.run.names import ANY_NAME, output_name
+from bundle.run.rules import STRIDE
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from bundle.data.cases.patients import patient_key
 from bundle.data.patches.body import Outside
 from bundle.data.patches.placing import PatchPlacer, grid_starts, warn_of_missing_contrast
 from bundle.data.store.store import PatchStore, StoredVolume
-from bundle.run.model_settings import STRIDE
+from bundle.run.rules import check
 
 logger = logging.getLogger(__name__)
 
@@ -136,14 +136,13 @@ class PatchDataset(StoredDataset):
     ) -> None:
         super().__init__(data, cache_dir, hu_min, hu_max, transform)
         self.patch_size = ensure_tuple_rep(patch_size, 3)
-        if any(size <= 0 or size % STRIDE for size in self.patch_size):
-            raise ValueError(
-                f"`patch_size` must be made of positive multiples of {STRIDE}, got {self.patch_size}"
-            )
-        if seed < 0:
-            raise ValueError(f"`seed` must be 0 or more, got {seed}")
-        if sampling not in ("random", "grid"):
-            raise ValueError(f"`sampling` must be random or grid, got {sampling!r}")
+        check(
+            patch_size=self.patch_size,
+            seed=seed,
+            patch_sampling=sampling,
+            foreground_ratio=foreground_ratio,
+            vessel_ratio=vessel_ratio,
+        )
         self.seed = seed
         self.augmentation, self.sampling = augmentation, sampling
         self.placer = PatchPlacer(self.patch_size, foreground_ratio, vessel_ratio)
@@ -215,8 +214,7 @@ class ResumableSampler(Sampler[list[int]]):
     """
 
     def __init__(self, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
+        check(batch_size=batch_size)
         if not 0 <= rank < world_size:
             raise ValueError(f"`rank` must be from 0 to {world_size - 1}, got {rank}")
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size

@@ -11,8 +11,8 @@ from bundle.checkpoints.file import read_checkpoint
 from bundle.checkpoints.folder import rolling_paths
 from bundle.checkpoints.handler import CheckpointHandler
 from bundle.checkpoints.state import TrainingState, random_state, set_random_state
-from bundle.engines.settings import SettingsError
 from bundle.handlers.gate import IterationGate
+from bundle.run.rules import SettingsError
 
 NAN, INF = math.nan, math.inf
 
@@ -219,12 +219,12 @@ def test_a_resumed_run_that_keeps_fewer_drops_the_oldest(tmp_path, tiny_settings
 
 
 def test_keeping_no_checkpoint_is_refused(tmp_path, tiny_settings):
-    with pytest.raises(SettingsError, match="`keep_last` must be at least 1 checkpoint, got 0"):
+    with pytest.raises(SettingsError, match="`keep_last` must be a whole number from 1, got 0"):
         CheckpointHandler(new_state(tiny_settings), tmp_path, 1, keep_last=0)
 
 
 def test_an_interval_below_one_iteration_is_refused(tmp_path, tiny_settings):
-    with pytest.raises(SettingsError, match="`checkpoint_interval` must be at least 1 iteration, got 0"):
+    with pytest.raises(SettingsError, match="`checkpoint_interval` must be a whole number from 1, got 0"):
         CheckpointHandler(new_state(tiny_settings), tmp_path, 0)
 
 

@@ -10,12 +10,12 @@ from bundle.engines.optimizers import PendingStep, build_optimizer, build_schedu
 def rates(total, warmup, final_ratio, steps):
     """Learning rate, in units of the base rate, of each of `steps` iterations."""
     network = nn.Linear(1, 1)
-    optimizer = build_optimizer(network, 2.0)
+    optimizer = build_optimizer(network, 0.5)
     schedule = build_schedule(optimizer, total, warmup, final_ratio)
     used = []
     for _ in range(steps):
         network(torch.ones(1, 1)).sum().backward()
-        used.append(optimizer.param_groups[0]["lr"] / 2.0)
+        used.append(optimizer.param_groups[0]["lr"] / 0.5)
         PendingStep("generator", optimizer, schedule).take()
     return used
 

@@ -5,7 +5,7 @@ import torch
 
 from bundle.engines.advice import ADVICE
 from bundle.engines.out_of_memory import MemoryFallback, TrainingMemoryError
-from bundle.engines.settings import SettingsError
+from bundle.run.rules import SettingsError
 
 
 def exhaust(module, limit, iterations, engine):

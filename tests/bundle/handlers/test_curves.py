@@ -220,5 +220,5 @@ def test_a_folder_that_cannot_take_the_curves_is_told_before_training(
 
 def test_an_interval_below_one_iteration_is_refused(tmp_path):
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    with pytest.raises(ValueError, match="`log_interval` must be at least 1 iteration, got 0"):
+    with pytest.raises(ValueError, match="`log_interval` must be a whole number from 1, got 0"):
         ScalarLog(TensorBoardLog(tmp_path), tmp_path, 0, optimizer)

@@ -10,9 +10,9 @@ from ignite.engine import Engine, Events
 
 from bundle.engines.advice import ADVICE
 from bundle.engines.events import IterationState
-from bundle.engines.settings import SettingsError
 from bundle.handlers.diagnosis import HealthWatch
 from bundle.handlers.gate import IterationGate
+from bundle.run.rules import SettingsError
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
@@ -130,7 +130,7 @@ def test_a_resumed_run_does_not_tell_again():
 
 @pytest.mark.parametrize("name", ["window", "no_improvement_validations"])
 def test_a_count_below_one_is_refused(name):
-    with pytest.raises(SettingsError, match=r"must be at least 1, got 0"):
+    with pytest.raises(SettingsError, match=r"must be a whole number from 1, got 0"):
         HealthWatch(SimpleNamespace(extras={}), IterationGate(0), {"image": 1.0}, **{name: 0})
 
 

@@ -55,5 +55,5 @@ def test_a_start_of_zero_is_open_from_the_first_iteration():
     ],
 )
 def test_negative_counts_are_refused_by_name(arguments, name):
-    with pytest.raises(ValueError, match=f"`{name}` must be at least 0, got -1"):
+    with pytest.raises(ValueError, match=f"`{name}` must be a whole number from 0, got -1"):
         IterationGate(*arguments)

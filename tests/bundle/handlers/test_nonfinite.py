@@ -14,8 +14,8 @@ from monai.handlers import from_engine
 from bundle.checkpoints.handler import CheckpointHandler
 from bundle.engines.advice import ADVICE
 from bundle.engines.events import AdversarialEvents
-from bundle.engines.settings import SettingsError
 from bundle.handlers.nonfinite import DivergenceError, HealthGuard
+from bundle.run.rules import SettingsError
 
 RANKS = Path(__file__).with_name("guard_on_ranks.py")
 
@@ -194,10 +194,10 @@ def test_a_resumed_run_keeps_the_lowered_learning_rate_and_the_counts(tiny_vqgan
     ("settings", "message"),
     [
         ({"policy": "hope"}, "`nonfinite_policy` must be one of rollback, stop, got 'hope'"),
-        ({"patience": 0}, "`nonfinite_patience` must be at least 1 iteration, got 0"),
+        ({"patience": 0}, "`nonfinite_patience` must be a whole number from 1, got 0"),
         (
             {"learning_rate_ratio": 0.0},
-            "`rollback_learning_rate_ratio` must lie above 0 and up to 1, got 0.0",
+            "`rollback_learning_rate_ratio` must be a number above 0 up to 1, got 0.0",
         ),
     ],
 )

@@ -151,7 +151,7 @@ def test_validation_leaves_the_training_as_it_was(tmp_path, finished_run, tiny_v
 
 
 def test_an_interval_below_one_epoch_is_refused():
-    with pytest.raises(ValueError, match="`val_interval` must be at least 1 epoch, got 0"):
+    with pytest.raises(ValueError, match="`val_interval` must be a whole number from 1, got 0"):
         ValidateEvery(Engine(lambda *_: None), 0)
 
 

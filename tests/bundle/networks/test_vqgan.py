@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from bundle.networks.vqgan import PRESETS, TrainingPass, build_vqgan
-from bundle.run.model_settings import STRIDE
+from bundle.run.rules import STRIDE
 
 
 @pytest.mark.parametrize(

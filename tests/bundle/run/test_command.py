@@ -1,15 +1,15 @@
 import json
 
 import pytest
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from bundle.run.command import (
     Command,
     UnknownOverrideError,
     arguments_from_anywhere,
     check_overrides,
-    is_alike,
     merge_configs,
+    path_for_monai,
 )
 
 CONFIG = {
@@ -21,6 +21,7 @@ CONFIG = {
     "patch_size": [128, 128, 128],
     "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [8, 8, 8]},
     "train": {"handlers": [{"_target_": "StatsHandler", "name": "log"}], "amp": True},
+    "copy": {"_target_": "dict", "epochs": "@max_epochs"},
     "run": [{"_target_": "print", "max_epochs": "@max_epochs"}],
 }
 
@@ -46,11 +47,47 @@ def command(config_file):
         (["--patch_size", "[64, 64,64]"], {"patch_size": [64, 64, 64]}),
         (["--train::amp"], {"train::amp": True}),
         (["--dataset_dir", "a b/c", "--dataset_dir", "d"], {"dataset_dir": "d"}),
+        (
+            ["--dataset-dir=2024_01", "--output_dir", "20240101"],
+            {"dataset_dir": "2024_01", "output_dir": "20240101"},
+        ),
+        (["--init_from", "a,b", "--cache_dir", "0x10"], {"init_from": "a,b", "cache_dir": "0x10"}),
+        (["--ckpt_path", "data#1", "--source_dir", "1e5"], {"ckpt_path": "data#1", "source_dir": "1e5"}),
+        (["--output_dir", "'a b'", "--dataset_dir"], {"output_dir": "a b", "dataset_dir": True}),
         (["training", "--meta_file", "m.json", "--tracking", "mlflow", "--workflow_type", "train"], {}),
     ],
 )
 def test_words_are_read_as_fire_reads_them(command, words, overrides):
     assert command(*words).overrides == overrides
+
+
+@pytest.mark.parametrize("path", ["data#1", "a#b@c/it's #1", 'x"#\\n', "a,b", "2024_01"])
+def test_monai_reads_a_path_as_it_was_typed(path):
+    parser = ConfigParser({"dataset_dir": path_for_monai(path), "c": "not this"})
+
+    assert parser.get_parsed_content("dataset_dir") == path
+
+
+def test_a_word_of_old_tutorials_is_refused_where_no_config_has_such_an_id(command):
+    with pytest.raises(UnknownOverrideError, match="holds no id `training` to run; leave that word out"):
+        check_overrides(command("training"))
+    check_overrides(command("run"))
+
+
+def test_a_config_beside_the_file_of_arguments_that_names_it_is_found(tmp_path, config_file, monkeypatch):
+    args = tmp_path / "args.json"
+    args.write_text(json.dumps({"config_file": "train.json"}), encoding="utf-8")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    added = arguments_from_anywhere(Command(["--args_file", str(args)]))
+
+    assert Command(added).config_files == [config_file]
+
+
+def test_a_file_of_arguments_that_does_not_exist_is_named():
+    with pytest.raises(FileNotFoundError, match="gone.json: no such config file; .* `args_file`"):
+        Command(["--args_file", "gone.json"])
 
 
 def test_args_file_gives_defaults_that_the_command_line_beats(tmp_path, config_file):
@@ -92,6 +129,10 @@ def test_overrides_that_monai_obeys_are_accepted(command, words):
         (["--halo::x", "8"], "`halo::x` .did you mean `halo`"),
         (["--experiment_name", "study"], "`experiment_name` .nothing like it there"),
         (["--zzz", "None"], "`zzz`"),
+        (
+            ["--inferer::roi_size", "[9,9,9]", "--copy::epochs", "9"],
+            r"`copy::epochs` .is set by `max_epochs`; write --max_epochs 9.",
+        ),
         (["--halo", "None"], r"`halo` .MONAI drops `None`; write --halo '\$None'"),
     ],
 )
@@ -174,16 +215,3 @@ def test_a_config_that_cannot_be_read_is_named(config_file, tmp_path, name, text
         (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(FileNotFoundError, match=message):
         merge_configs([config_file, str(tmp_path / name)])
-
-
-@pytest.mark.parametrize(
-    ("default", "value", "alike"),
-    [
-        (1, 2, True), (1, 2.5, False), (1, "2", False), (1, True, False),
-        (1.0, 2, True), (1.0, "1e-4", False), (True, False, True), (True, 1, False),
-        ("a", "b", True), ("a", 7, True), ("a", [1], False), ([1, 2], [3, 4], True), ([1], 3, False),
-        (None, 3, True), (3, None, True), ("$x", 3, True), (3, "$x", True),
-    ],
-)  # fmt: skip
-def test_the_kind_of_an_override_is_compared_with_its_default(default, value, alike):
-    assert is_alike(default, value) is alike

@@ -23,7 +23,7 @@ api_token: null
 tracking_uri: null
 network: {{_target_: torch.nn.Linear, in_features: 2, out_features: 2}}
 run:
-- _target_: bundle.run.record.refuse_unknown_overrides
+- _target_: bundle.engines.settings.check_settings
 - {{_target_: bundle.run.record.start_run, output_dir: '@output_dir', seed: '@seed', resuming: '@resuming'}}
 - "$@network(torch.ones(@max_epochs, 2))"
 - _target_: bundle.run.record.finish_run
@@ -87,16 +87,16 @@ def test_plain_monai_run_leaves_a_record_without_secrets(config_file, tmp_path):
 
 
 def test_failed_run_says_why_in_its_last_line_in_the_log_and_in_the_record(config_file, tmp_path):
-    done = run_monai("--config_file", config_file, "--max_epochs", "$'x'")
+    done = run_monai("--config_file", config_file, "--network::in_features", 3)
 
     message = done.stderr.splitlines()[-1]
     assert done.returncode != 0
-    assert message.startswith("error: TypeError: ones()")
+    assert message.startswith("error: RuntimeError: mat1 and mat2")
     assert "Traceback" in done.stderr
     record = record_of(tmp_path / "out")
     assert record["status"] == "failed"
     assert done.stderr.rstrip().endswith(record["error"])
-    assert "TypeError: ones()" in (tmp_path / "out" / "training.log").read_text(encoding="utf-8")
+    assert "RuntimeError: mat1 and mat2" in (tmp_path / "out" / "training.log").read_text(encoding="utf-8")
 
 
 def test_folder_with_checkpoints_is_refused_and_left_as_it_is(tmp_path):

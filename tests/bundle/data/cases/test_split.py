@@ -7,6 +7,7 @@ import pytest
 
 from bundle.data.cases.patients import SharedPatientsError
 from bundle.data.cases.split import DatasetError, dataset_root, find_cases, inference_cases, split_cases
+from bundle.run.rules import SettingsError
 
 VOXELS = np.zeros((6, 5, 4), np.int16)
 
@@ -132,7 +133,7 @@ def test_the_split_is_the_same_on_every_machine(save_patients):
 
 @pytest.mark.parametrize("max_patients", [0, -1])
 def test_a_subset_of_nobody_is_refused(save_patients, max_patients):
-    with pytest.raises(DatasetError, match=f"`max_patients` must be at least 1, got {max_patients}"):
+    with pytest.raises(SettingsError, match=f"`max_patients` must be a whole number .*, got {max_patients}"):
         split_cases(save_patients(1), max_patients)
 
 

@@ -123,12 +123,12 @@ def test_the_clipped_voxels_of_all_volumes_are_logged(make, caplog):
 
 @pytest.mark.parametrize("patch_size", [0, 6, -8, (8, 8, 10)])
 def test_a_patch_that_the_network_cannot_halve_twice_is_refused(make, patch_size):
-    with pytest.raises(ValueError, match="`patch_size` must be made of positive multiples of 4, got"):
+    with pytest.raises(ValueError, match="`patch_size` must be three multiples of 4, each at least 4, got"):
         make(patch_size=patch_size)
 
 
 def test_a_negative_seed_is_refused(make):
-    with pytest.raises(ValueError, match="`seed` must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match="`seed` must be a whole number from 0 .*, got -1"):
         make(seed=-1)
 
 
@@ -184,7 +184,7 @@ def test_the_sampler_has_no_length():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ((0,), "`batch_size` must be at least 1, got 0"),
+        ((0,), "`batch_size` must be a whole number from 1, got 0"),
         ((1, 2, 2), "`rank` must be from 0 to 1, got 2"),
         ((1, -1, 2), "`rank` must be from 0 to 1, got -1"),
     ],

@@ -79,7 +79,7 @@ def test_a_vessel_patch_at_the_border_of_the_volume_still_holds_contrast(save_ni
 
 
 def test_another_sampling_is_refused(make):
-    with pytest.raises(ValueError, match="`sampling` must be random or grid, got 'net'"):
+    with pytest.raises(ValueError, match="`patch_sampling` must be one of random, grid, got 'net'"):
         make(sampling="net")
 
 

@@ -1,0 +1,327 @@
+"""The rule of every setting that a person can give, written once; parts and the start of a run ask here.
+
+A new setting of a config needs one line in `RULES`; a test compares the table with the configs. At the end
+stands what a checkpoint or a file of codes may say of its generator, which is checked before it is built.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from bundle.run.names import printable
+
+STRIDE = 4
+"""Voxels per latent cell and axis, of every preset."""
+NETWORK_SETTINGS = ("preset", "quantizer", "num_embeddings", "hu_min", "hu_max")
+MOST_CODES = 65536  # indices are stored as uint16
+HU = (-32768, 32767)  # volumes are stored as int16
+SHOWN_CHARACTERS = 60
+LARGEST_COUNT = 10**9
+LARGEST_NUMBER = float(torch.finfo(torch.float32).max)
+
+
+class SettingsError(ValueError):
+    """A setting of the config that cannot work; the message names it, its value, the rule and what to do."""
+
+
+class Rule(NamedTuple):
+    """What a setting may be.
+
+    Attributes:
+        told: the rule in words, behind "must be".
+        holds: whether a value keeps it.
+        example: a value that does, for the message.
+        null: whether null may stand there too.
+        is_path: whether the command line's text is taken as it is, also if it looks like a number.
+    """
+
+    told: str
+    holds: Callable[[Any], bool]
+    example: Any
+    null: bool = False
+    is_path: bool = False
+
+    def or_null(self) -> Rule:
+        """The same rule for a setting that may be left out."""
+        return self._replace(told=f"{self.told}, or null", null=True)
+
+    def fault(self, name: str, value: Any) -> str | None:
+        """One line that names setting, rule, value and remedy; None where the value keeps the rule."""
+        if (value is None and self.null) or (value is not None and self.holds(value)):
+            return None
+        remedy = f"set e.g. --{name} {self.example}" + (f" or --{name} '$None'" if self.null else "")
+        return f"`{name}` must be {self.told}, got {_short(value)}; {remedy}"
+
+
+def whole(least: int, most: int = LARGEST_COUNT, example: int | None = None) -> Rule:
+    """A whole number, both ends included."""
+    told = f"a whole number from {least}" + (f" to {most}" if most != LARGEST_COUNT else "")
+    holds = lambda value: _is_whole(value) and least <= value <= most  # noqa: E731
+    return Rule(told, holds, least if example is None else example)
+
+
+def number(least: float, most: float = math.inf, example: float | None = None) -> Rule:
+    """A finite number, both ends included."""
+    told = f"a number from {least}" + (f" to {most}" if most != math.inf else "")
+    holds = lambda value: _is_number(value) and least <= value <= most  # noqa: E731
+    return Rule(told, holds, least if example is None else example)
+
+
+def number_above(bound: float, most: float, example: float) -> Rule:
+    """A finite number above `bound`, up to and with `most`."""
+    told = f"a number above {bound}" + (f" up to {most}" if most != math.inf else "")
+    return Rule(told, lambda value: _is_number(value) and bound < value <= most, example)
+
+
+def word(*words: str) -> Rule:
+    """One of these words."""
+    return Rule(
+        f"one of {', '.join(words)}", lambda value: isinstance(value, str) and value in words, words[0]
+    )
+
+
+def switch() -> Rule:
+    """True or false."""
+    return Rule("true or false", lambda value: isinstance(value, bool), "true")
+
+
+def path(example: str) -> Rule:
+    """A file or folder; whether it exists is told by who opens it."""
+    holds = lambda value: isinstance(value, str) and value != "" and "\0" not in value  # noqa: E731
+    return Rule("a path", holds, example, is_path=True)
+
+
+def sides(least: int, multiple: int) -> Rule:
+    """Three lengths in voxels."""
+
+    def holds(value: Any) -> bool:
+        return (
+            _is_list(value) and len(value) == 3 and all(_is_length(side, least, multiple) for side in value)
+        )
+
+    return Rule(f"three multiples of {multiple}, each at least {least}", holds, "[64,64,64]")
+
+
+def _is_length(value: Any, least: int, multiple: int) -> bool:
+    return _is_whole(value) and least <= value <= LARGEST_COUNT and value % multiple == 0
+
+
+def _is_tile(value: Any) -> bool:
+    if value == "auto":
+        return True
+    lengths = value if _is_list(value) and len(value) == 3 else [value]
+    return all(_is_length(length, 2 * STRIDE, STRIDE) for length in lengths)
+
+
+def _is_device(value: Any) -> bool:
+    try:
+        device = torch.device(value)
+    except (RuntimeError, TypeError, ValueError, OverflowError):
+        return False
+    return device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < torch.cuda.device_count())
+
+
+def _are_widths(value: Any) -> bool:
+    return _is_list(value) and len(value) > 0 and all(_is_length(width, 32, 32) for width in value)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return (_is_whole(value) or isinstance(value, float)) and abs(value) <= LARGEST_NUMBER
+
+
+def _short(value: Any) -> str:
+    """`value` as Python writes it, on one line and not too long."""
+    text = reprlib.repr(value) if isinstance(value, dict | list | tuple) else repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+
+
+_count = whole(1)
+_iterations = whole(0)
+_share = number(0, 1, example=0.5)
+_weight = number(0)
+_rate = number_above(0, 1, example=1e-4)
+
+RULES: dict[str, Rule] = {
+    "bundle_root": path("."),
+    "dataset_dir": path("dataset"),
+    "output_dir": path("outputs/run"),
+    "cache_dir": path("outputs/cache"),
+    "source_dir": path("dataset").or_null(),
+    "ckpt_path": path("models/model.pt"),
+    "pairs": path("pairs.csv").or_null(),
+    "init_from": path("outputs/vqgan_patches/checkpoints/last.pt").or_null(),
+    "resume_from_checkpoint": path("auto").or_null(),
+    "perceptual_weights_path": path("vgg16-397923af.pth").or_null(),
+    "latent_statistics": path("models/model_codes.json"),
+    "device": Rule("cpu, or cuda:N of a GPU that torch sees", _is_device, "cpu"),
+    "seed": whole(0, 2**32 - 1, example=1234),
+    "amp": switch(),
+    "torch_compile": switch(),
+    "num_workers": whole(0, 1024),
+    "max_patients": _count.or_null(),
+    "allow_shared_patients": switch(),
+    # network and window; null = the checkpoint's own
+    "preset": word("default", "large", "lite").or_null(),
+    "quantizer": word("ema", "fsq").or_null(),
+    "num_embeddings": whole(2, MOST_CODES, example=16384).or_null(),
+    "hu_min": number(*HU, example=-1000.0).or_null(),
+    "hu_max": number(*HU, example=1000.0).or_null(),
+    "trains_vqgan": switch(),
+    # length
+    "max_epochs": _count,
+    "epoch_length": _count,
+    "max_iterations": _count.or_null(),
+    "val_interval": _count,
+    "checkpoint_interval": _count,
+    "keep_last": _count,
+    "log_interval": _count,
+    # batches
+    "patch_size": sides(STRIDE, STRIDE),
+    "patch_sampling": word("random", "grid"),
+    "foreground_ratio": _share,
+    "vessel_ratio": _share,
+    "flip_probability": _share,
+    "turn_probability": _share,
+    "batch_size": _count,
+    "micro_batch_size": _count,
+    "tile_size": Rule(
+        f"auto, or one or three multiples of {STRIDE} voxels from {2 * STRIDE}", _is_tile, "auto"
+    ).or_null(),
+    "halo": Rule(
+        f"a multiple of {STRIDE} voxels from 0", lambda value: _is_length(value, 0, STRIDE), 44
+    ).or_null(),
+    # optimizers; a clip of 0 would scale every gradient to nothing, and say nothing
+    "learning_rate": _rate,
+    "discriminator_learning_rate": _rate,
+    "learning_rate_warmup": _iterations,
+    "learning_rate_final_ratio": _share,
+    "gradient_clip": number_above(0, math.inf, example=1.0).or_null(),
+    # objective
+    "l1_weight": _weight,
+    "commitment_weight": _weight,
+    "perceptual_weight": _weight,
+    "image_gan_weight": _weight,
+    "video_gan_weight": _weight,
+    "gan_feat_weight": _weight,
+    "loss_margin": _iterations,
+    "discriminator_iter_start": _iterations,
+    "discriminator_pretrain_iters": _iterations,
+    "adversarial_ramp_iters": _iterations,
+    "r1_gamma": _weight,
+    "lecam_weight": _weight,
+    "spectral_norm": switch(),
+    "codebook_restart_until": _iterations.or_null(),
+    "perceptual_network": word("vgg", "alex", "squeeze"),
+    # health
+    "nonfinite_policy": word("rollback", "stop"),
+    "nonfinite_patience": _count,
+    "rollback_learning_rate_ratio": number_above(0, 1, example=0.5),
+    "health_window": _count,
+    "disc_loss_floor": _weight,
+    "explosion_ratio": number_above(0, math.inf, example=10.0),
+    "codebook_floor": _share,
+    "no_improvement_validations": _count,
+    "oom_policy": word("stop", "degrade"),
+    # inference, codes and the latent diffusion model
+    "output_format": word("nifti", "dicom"),
+    "keep_latents": switch(),
+    "write_volumes": switch(),
+    "allow_seen": switch(),
+    "from_latents": switch(),
+    "latent_source": word("codes", "latents"),
+    "validation_patches": _count,
+    "timesteps": _count,
+    "diffusion_channels": Rule("a list of multiples of 32", _are_widths, "[64,128,256]"),
+}
+PATHS = tuple(name for name, rule in RULES.items() if rule.is_path)
+
+
+def faults(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name and message of each setting that breaks its rule; names without a rule are passed over."""
+    found = False
+    for name, value in settings.items():
+        told = RULES[name].fault(name, value) if name in RULES else None
+        if told is not None:
+            found = True
+            yield name, told
+    hu_min, hu_max = settings.get("hu_min"), settings.get("hu_max")
+    if not found and hu_min is not None and hu_max is not None and not hu_min < hu_max:
+        yield (
+            "hu_min",
+            f"`hu_min` must be below `hu_max`, got {hu_min} and {hu_max}; set e.g. --hu_min -1000.0",
+        )
+
+
+def check(**settings: Any) -> None:
+    """Refuses values that break the rule of their setting; for parts, by the names that users know.
+
+    Raises:
+        SettingsError: naming the first one, its value, the rule and what to do.
+    """
+    for _, told in faults(settings):
+        raise SettingsError(told)
+
+
+def network_settings(
+    preset: str, quantizer: str, num_embeddings: int, hu_min: float, hu_max: float
+) -> dict[str, Any]:
+    """The settings of a generator as plain values, in the order of `NETWORK_SETTINGS`."""
+    return {
+        "preset": str(preset),
+        "quantizer": str(quantizer),
+        "num_embeddings": int(num_embeddings),
+        "hu_min": float(hu_min),
+        "hu_max": float(hu_max),
+    }
+
+
+def settings_fault(settings: Any) -> str | None:
+    """Names the setting of a file that cannot be, its value and the rule; None if all are sound.
+
+    A word is not compared with the presets that exist: a newer version may have written the file.
+    """
+    if not isinstance(settings, Mapping):
+        return f"`network` must hold settings by name, got {shown(settings)}"
+    for name in NETWORK_SETTINGS:
+        if name in settings and not _keeps_its_rule(name, settings[name]):
+            return f"`{name}` must be {_RULES_OF_FILES[name]}, got {shown(settings[name])}"
+    low, high = settings.get("hu_min"), settings.get("hu_max")
+    if low is not None and high is not None and not low < high:
+        return f"`hu_min` must be below `hu_max`, got {low} and {high}"
+    return None
+
+
+def shown(value: Any) -> str:
+    """A value out of a file on one line, not too long, without control characters."""
+    text = printable(repr(value) if isinstance(value, str | int | float | None) else type(value).__name__)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+
+
+_RULES_OF_FILES = {
+    "preset": "a word",
+    "quantizer": "a word",
+    "num_embeddings": f"a whole number from 2 to {MOST_CODES}",
+    "hu_min": f"a number from {HU[0]} to {HU[1]}",
+    "hu_max": f"a number from {HU[0]} to {HU[1]}",
+}
+
+
+def _keeps_its_rule(name: str, value: Any) -> bool:
+    if name in ("preset", "quantizer"):
+        return isinstance(value, str) and value.isidentifier()
+    if name == "num_embeddings":
+        return type(value) is int and 2 <= value <= MOST_CODES
+    return type(value) in (int, float) and math.isfinite(value) and HU[0] <= value <= HU[1]
