@@ -28,7 +28,8 @@ from bundle.data.cases.find import DatasetError, find_volumes
 from bundle.data.cases.split import dataset_root, existing_source
 from bundle.data.cases.summary import VolumeSummary, summarise_volume
 from bundle.data.dicom.screening import SKIPPED
-from bundle.data.dicom.volume import tilt_note
+from bundle.data.volumes.formats import described_formats
+from bundle.data.volumes.geometry import tilt_note
 from bundle.run.atomic import write_text
 from bundle.run.names import printable
 from bundle.run.record import run_script
@@ -71,7 +72,7 @@ def find_paths(source: Path) -> list[str]:
     """
     paths = {found.case["image"] for found in find_volumes(existing_source(source))}
     if not paths:
-        raise DatasetError(f"{source}: holds no NIfTI file and no DICOM series; give another folder")
+        raise DatasetError(f"{source}: holds no volume ({described_formats()}); give another folder")
     return sorted(paths)
 
 
@@ -142,7 +143,7 @@ def _note(summary: VolumeSummary) -> str:
     """Why it cannot be used, or what is odd about it."""
     if not summary.is_usable:
         return f"{summary.message.removeprefix(f'{summary.path}: ')} [{summary.code}]"
-    return "; ".join(filter(None, [summary.doubt, tilt_note(summary.tilt_degrees)]))
+    return "; ".join(filter(None, [summary.doubt, summary.notes, tilt_note(summary.tilt_degrees)]))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -28,19 +28,17 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from bundle.data.cases.find import find_volumes
-from bundle.data.cases.patients import Case, patient_key
+from bundle.data.cases.patients import Case
 from bundle.data.cases.prepared_list import Prepared, prepared_lists
 from bundle.data.cases.split import DatasetError, existing_source
-from bundle.data.cases.summary import tilt_degrees
 from bundle.data.dicom.screening import smaller_than_a_patch
-from bundle.data.dicom.volume import tilt_note
 from bundle.data.store.export import export_volume
-from bundle.data.store.file import SUFFIX
-from bundle.data.store.store import PatchStore, StoreError
+from bundle.data.store.store import PatchStore, StoreError, is_prepared
 from bundle.data.volumes.formats import VolumeError, read_header
+from bundle.data.volumes.geometry import tilt_degrees, tilt_note
 from bundle.run.atomic import remove_leftovers, write_text
 from bundle.run.lock import locked
-from bundle.run.names import printable
+from bundle.run.names import patient_key, printable
 from bundle.run.processes import StoppedError, run_tasks
 from bundle.run.record import run_script
 
@@ -162,14 +160,13 @@ def _find(dataset_dir: Path) -> tuple[list[Case], dict[str, str], list[Line]]:
     for found in find_volumes(existing_source(dataset_dir)):
         image = found.case["image"]
         path = _shown(Path(image), dataset_dir)
-        if Path(image).suffix == SUFFIX:
+        if is_prepared(image):
             raise DatasetError(
                 f"{dataset_dir}: holds prepared volumes, such as {path}; train with --dataset_dir, or "
                 "prepare the data set that they were made from"
             )
-        if found.is_skipped and found.refusal and dataset_dir.is_dir():
-            patient = found.case["patient"] and patient_key(found.case["patient"])
-            lines.append(Line(path, patient, "skipped", found.refusal.code, found.refusal.message))
+        if found.entry.is_skipped and found.entry.refusal:
+            lines.append(Line(path, found.entry.patient, "skipped", *found.entry.refusal))
         else:
             cases[image] = found.case
             listed[path] = found.listed
@@ -190,7 +187,7 @@ def _prepare_one(folder: Path, dataset_dir: Path, patch_size: int, case: Case) -
         volume.outside_window(*WINDOW_HU)  # counted on the way, but a kill may have lost it
     except VolumeError as error:
         return Line(path, patient, "refused", error.code, str(error))
-    notes = "; ".join(filter(None, [volume.doubt, tilt_note(tilt_degrees(header.affine))]))
+    notes = "; ".join(filter(None, [volume.doubt, *header.notes, tilt_note(tilt_degrees(header.affine))]))
     code, made = "doubtful" if volume.doubt else "", "now" if is_new else "earlier"
     shape = "x".join(map(str, volume.shape))
     return Line(path, patient, "prepared", code, notes, shape, volume.path.name, made)

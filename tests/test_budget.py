@@ -19,7 +19,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "bundle.inferers": (),
     "bundle.metrics": ("bundle.losses.perceptual",),
     "bundle.drawing": (),
+    # run and the list of formats, which loads the others when it needs them, are below all rooms
     "bundle.data": (),
+    "bundle.data.volumes": (),
+    "bundle.data.dicom": ("bundle.data.volumes",),
+    "bundle.data.store": ("bundle.data.volumes",),
+    "bundle.data.patches": ("bundle.data.volumes", "bundle.data.store"),
+    "bundle.data.cases": ("bundle.data.volumes", "bundle.data.dicom", "bundle.data.store"),
+    "bundle.data.latents": tuple(f"bundle.data.{room}" for room in ("volumes", "cases", "store", "patches")),
     "bundle.engines": ("bundle.losses", "bundle.inferers", "bundle.networks"),
     "bundle.checkpoints": ("bundle.engines", "bundle.networks"),
     "bundle.handlers": tuple(

@@ -12,7 +12,6 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import ImageMetaKey, MetaKeys, convert_to_numpy
 
-from bundle.data.cases.patients import patient_key
 from bundle.data.latents.file import (
     SUFFIX,
     EncodedVolume,
@@ -24,7 +23,7 @@ from bundle.data.latents.file import (
 )
 from bundle.data.volumes.header_text import header_as_text
 from bundle.data.volumes.writing import geometry_header
-from bundle.run.names import output_name
+from bundle.run.names import output_name, patient_key
 from transforms.spatial import restore_orientation
 
 logger = logging.getLogger(__name__)

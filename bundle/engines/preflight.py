@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from bundle.data.volumes.formats import format_of
 from bundle.engines.advice import ADVICE
 from bundle.engines.memory import MIB, estimate_training_memory, memory_table
 from bundle.inferers.tile_size import free_bytes
@@ -24,9 +25,6 @@ CHECKPOINT_FILES = 7
 # up to 230 MiB more than the tensors even of small networks
 WORK_SPACE_FACTOR = 1.3
 GPU_WORK_SPACE_BYTES = 256 * MIB
-# int16 voxels of a CT take about twice the size of its gzip
-STORE_PER_COMPRESSED_BYTE = 2
-PREPARED_SUFFIX = ".ctpa"  # read where it lies
 
 
 class PreflightError(ValueError):
@@ -209,17 +207,10 @@ def store_bytes(cases: Mapping[str, Sequence[Mapping[str, Any]]], cache_dir: str
     if Path(cache_dir).is_dir() and any(Path(cache_dir).iterdir()):
         return 0
     paths = {Path(case["image"]) for part in cases.values() for case in part}
-    volumes = {path for path in paths if path.name.lower().endswith((".nii", ".nii.gz", PREPARED_SUFFIX))}
-    # a DICOM series stands as its folder, or as one of its files; files are mostly not compressed
-    series = paths - volumes
-    slices = {file for path in series if path.is_dir() for file in path.rglob("*")}
-    slices |= {file for path in series if path.is_file() for file in path.parent.iterdir()}
-    compressed = [path for path in volumes if path.suffix != PREPARED_SUFFIX]
-    return STORE_PER_COMPRESSED_BYTE * _bytes_of(compressed) + _bytes_of(slices)
-
-
-def _bytes_of(paths: Iterable[Path]) -> int:
-    return sum(path.stat().st_size for path in paths if path.is_file())
+    readers = [(path, found) for path in paths if (found := format_of(path))]
+    # several series may lie in one folder
+    ratios = {file: found.stored_ratio(path) for path, found in readers for file in found.source_files(path)}
+    return int(sum(ratio * file.stat().st_size for file, ratio in ratios.items() if file.is_file()))
 
 
 def _existing(folder: Path) -> Path:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from bundle.data.patches.body import STEP, find_body
-from bundle.data.patches.vessels import AIR_BELOW_HU, CONTRAST_HU, IN_PLANE, SOFT_TISSUE_HU, find_vessels
+from bundle.data.store.body import STEP, find_body
+from bundle.data.store.vessels import AIR_BELOW_HU, CONTRAST_HU, IN_PLANE, SOFT_TISSUE_HU, find_vessels
 
 SLAB_SLICES = 32
 SMOOTHING_MM = 0.7

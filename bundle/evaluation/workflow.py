@@ -17,7 +17,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from bundle.data.cases.find import DatasetError
-from bundle.data.cases.patients import patient_key
 from bundle.data.latents.file import EncodedVolume, Record, write_latent_file
 from bundle.data.volumes.fingerprint import voxel_fingerprint
 from bundle.data.volumes.formats import VolumeError
@@ -52,7 +51,7 @@ from bundle.evaluation.volume import MODEL, PAIRS, WHOLE, Findings, Inserted, Ju
 from bundle.losses.perceptual import SlicePerceptualLoss, cached_backbone
 from bundle.metrics.codes import bits_per_voxel, code_use, nominal_bits_per_voxel
 from bundle.run.atomic import complete_or_absent, write_text
-from bundle.run.names import printable
+from bundle.run.names import patient_key, printable
 
 logger = logging.getLogger(__name__)
 

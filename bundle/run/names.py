@@ -1,15 +1,23 @@
-"""Names that outputs get from their inputs, files and DICOM folders alike."""
+"""Names outputs by their inputs, files and DICOM folders alike, and patients by hashes."""
 
+import hashlib
+import os
 import re
 from pathlib import Path
 
 from monai.config import PathLike
 
+from bundle.data.volumes.formats import formats
+
 # Of names that are no UTF-8, which Python holds as lone surrogates: hashed as they are, never an error.
 ANY_NAME = "surrogatepass"
-ENDINGS = (".nii.gz", ".nii", ".dcm", ".dicom", ".ima")
-# What follows the number of a volume in a prepared store.
-STORED = re.compile(r"-[0-9a-f]{32}\.ctpa$")
+# Changes every patient's name and so the split: set it once, keep it secret. With the public default somebody
+# who knows how a hospital numbers its patients can find a number again by trying all.
+SALT_VARIABLE = "CTPA_PATIENT_SALT"
+DEFAULT_SALT = "ctpa_vqgan/patient"
+# A name of digits alone could be a number that a hospital gave. One hash in 1,800 has no letter and is hashed
+# again.
+IS_HASH = re.compile("(?=.*[a-f])[0-9a-f]{16}")
 
 
 def printable(text: str) -> str:
@@ -20,9 +28,12 @@ def printable(text: str) -> str:
 
 
 def volume_name(image: PathLike) -> str:
-    """Last part of a volume's path without its suffix; folders keep theirs, since UIDs are full of dots."""
-    name = STORED.sub("", Path(image).name)
-    return next((name[: -len(end)] for end in ENDINGS if name.lower().endswith(end)), name)
+    """Returns the last part of a volume's path without a suffix that a format has.
+
+    Other dots stay, since the names of DICOM folders are full of them.
+    """
+    name = Path(image).name
+    return next((short for found in formats() if (short := found.short_name(name)) != name), name)
 
 
 def output_name(image: PathLike, root: PathLike = "") -> Path:
@@ -35,3 +46,17 @@ def output_name(image: PathLike, root: PathLike = "") -> Path:
     image = Path(image)
     is_below = bool(str(root)) and image != Path(root) and image.is_relative_to(root)
     return (image.parent.relative_to(root) if is_below else Path()) / volume_name(image)
+
+
+def patient_hash(patient_id: str) -> str:
+    """A name for a patient that does not tell the PatientID: 16 hexadecimal digits of a salted SHA-256."""
+    salt = os.environ.get(SALT_VARIABLE) or DEFAULT_SALT
+    return hashlib.sha256(f"{salt}/{patient_id}".encode(errors=ANY_NAME)).hexdigest()[:16]
+
+
+def patient_key(patient: str) -> str:
+    """The hash by which a patient is known wherever names must not travel: codes, stores, checkpoints.
+
+    The patient of a DICOM series, and of a store, is such a hash already and stays as it is.
+    """
+    return patient if IS_HASH.fullmatch(patient) else patient_hash(patient)

@@ -12,7 +12,7 @@ from monailabel.tasks.infer.bundle import BundleConstants
 
 from bundle.data.cases.split import find_cases
 from bundle.data.latents.file import SUFFIX
-from bundle.data.volumes.formats import SUFFIXES
+from bundle.data.volumes.formats import writable_suffixes
 from bundle.networks.fingerprint import fingerprint
 from scripts.monailabel.infer import FOLDER, ReconstructionTask
 from transforms.codes import SaveCodesd
@@ -70,5 +70,5 @@ class EncodingTask(ReconstructionTask):
 
 def _patient_of(image: Path, folder: Path) -> str:
     """The patient as `configs/encode.yaml` names it; of an uploaded NIfTI file nobody knows it."""
-    is_nameless = image.parent == folder and image.name.endswith(SUFFIXES)
+    is_nameless = image.parent == folder and image.name.endswith(writable_suffixes())
     return "" if is_nameless else find_cases(image)[0]["patient"]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bundle.data.volumes.formats import SUFFIXES
+from bundle.data.volumes.formats import writable_suffixes
 from bundle.run.names import printable
 
 # What the config parser evaluates, looks up or replaces.
@@ -72,7 +72,7 @@ DEVICE = Rule(
     lambda value: isinstance(value, str) and value in _devices(),
 )
 
-INFERENCE = {"device": DEVICE, "result_extension": word(*SUFFIXES)}
+INFERENCE = {"device": DEVICE, "result_extension": word(*writable_suffixes())}
 TRAINING = {
     "device": DEVICE,
     "pretrained": FLAG,

@@ -121,7 +121,7 @@ def test_a_table_that_cannot_be_written_is_told_before_anything_is_read(tmp_path
 
 
 def test_an_empty_folder_is_named(tmp_path):
-    with pytest.raises(DatasetError, match=f"{tmp_path}: holds no NIfTI file and no DICOM series"):
+    with pytest.raises(DatasetError, match=f"{tmp_path}: holds no volume"):
         main([str(tmp_path)])
 
 

@@ -5,11 +5,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bundle.data.cases.patients import patient_hash
 from bundle.data.cases.split import DatasetError, inference_cases, split_cases
 from bundle.data.patches.dataset import PatchDataset
 from bundle.data.volumes.reading import read_volume
-from bundle.run.names import output_name
+from bundle.run.names import output_name, patient_hash
 from scripts.inspect import main as inspect
 from scripts.prepare import main, prepare
 

@@ -9,9 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bundle.data.cases.patients import patient_hash
 from bundle.data.store.store import StoreError
 from bundle.data.volumes.reading import read_volume
+from bundle.run.names import patient_hash
 from scripts.prepare import main, prepare
 
 HU = np.random.default_rng(0).integers(-1024, 2000, (8, 48, 40)).astype(np.int16)  # Z, rows, columns

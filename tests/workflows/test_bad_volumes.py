@@ -133,7 +133,7 @@ def test_damage_that_only_reading_finds_is_refused_with_the_file(python, checkpo
 def test_a_missing_or_empty_data_folder_is_named(python, checkpoint, tmp_path, out, workflow):
     model = {"ckpt_path": checkpoint} if workflow == "inference" else {}
     (tmp_path / "empty").mkdir()
-    for name, reason in {"none": "no such file or folder", "empty": "holds no .nii or .nii.gz"}.items():
+    for name, reason in {"none": "no such file or folder", "empty": "holds no volume"}.items():
         done = python.run(workflow, dataset_dir=tmp_path / name, output_dir=out, **model)
         done.expect_refusal(f"error: {tmp_path / name}: {reason}", output_dir=out)
 

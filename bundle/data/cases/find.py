@@ -1,4 +1,4 @@
-"""Finds the volumes of a folder, a file or a datalist: NIfTI and DICOM, alone or mixed.
+"""Finds the volumes of a folder, a file or a datalist: of all formats, alone or mixed.
 
 Patient = the hashed PatientID of a DICOM series; else the folder at the first level where volumes differ, or
 of a loose file its name.
@@ -14,13 +14,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bundle.data.cases.patients import CHANNEL, IMAGE_FOLDERS, Case, patients_by_folder
-from bundle.data.dicom.screening import SKIPPED, Refusal
-from bundle.data.dicom.series import Series, find_one_series, series_in
 from bundle.data.store.file import StoreError
-from bundle.data.volumes.formats import is_series, read_header
-from bundle.data.volumes.nifti import SUFFIXES, VolumeError
+from bundle.data.volumes.formats import (
+    Entry,
+    Format,
+    VolumeError,
+    described_formats,
+    format_of,
+    formats,
+    read_header,
+)
 from bundle.run.files import files_in, open_regular, walk_files
-from bundle.run.names import printable
+from bundle.run.names import printable, volume_name
 
 logger = logging.getLogger(__name__)
 
@@ -39,31 +44,22 @@ class Found(NamedTuple):
 
     Attributes:
         case: `{"image": path, "patient": name}`; the name is empty until all volumes are known.
-        is_dicom: whether its headers were read while it was found.
-        refusal: what is wrong with them.
-        series: hash of the SeriesInstanceUID.
+        entry: what its format knows of it.
         listed: name of the list that it stands on; empty if the split decides.
     """
 
     case: Case
-    is_dicom: bool = False
-    refusal: Refusal | None = None
-    series: str = ""
+    entry: Entry
     listed: str = ""
-
-    @property
-    def is_skipped(self) -> bool:
-        """Whether it is no CT volume by nature, such as a localizer, rather than a damaged one."""
-        return self.refusal is not None and self.refusal.code in SKIPPED
 
     def fault(self) -> str | None:
         """Says what makes it unusable, by its header; None if nothing does."""
-        if not self.is_dicom:
+        if not self.entry.is_checked:
             try:
                 read_header(self.case["image"])
             except (VolumeError, StoreError) as error:
                 return str(error)
-        return self.refusal.message if self.refusal else None
+        return self.entry.refusal[1] if self.entry.refusal else None
 
 
 def find_volumes(source: Path) -> list[Found]:
@@ -89,14 +85,10 @@ def find_volumes(source: Path) -> list[Found]:
         _warn_of_parts(volumes)
         _warn_of_results([found.case["image"] for found in volumes])
         return volumes
-    if os.path.isfile(source) and source.name.lower().endswith(SUFFIXES):
-        volumes = [Found(_case(source))]
-    elif is_series(source):
-        volumes = [_listed_series(source)]
-    else:
-        raise DatasetError(
-            f"{source}: must be a folder, a .nii or .nii.gz file, a DICOM file, or a datalist .json"
-        )
+    found_format = format_of(source) if os.path.isfile(source) else None
+    if found_format is None:
+        raise DatasetError(f"{source}: must be a folder, {described_formats()}, or a datalist .json")
+    volumes = [_named(found_format, source)]
     _name_patients(source.parent, volumes)
     return volumes
 
@@ -157,12 +149,14 @@ def _items(source: Path) -> dict[str, list[Any]]:
 def _volumes_below(folder: Path) -> Iterator[Found]:
     masks: dict[str, int] = {}
     for parent, paths in walk_files(folder):
-        files = [path for path in paths if path.name.lower().endswith(SUFFIXES)]
         if parent != folder and _holds_masks(parent):
-            masks[parent.name] = masks.get(parent.name, 0) + len(files)
+            masks[parent.name] = masks.get(parent.name, 0) + len(paths)
             continue
-        yield from (Found(_case(path)) for path in files)
-        yield from (_found_series(series) for series in series_in(parent, paths))
+        for candidate in formats():
+            entries = candidate.entries(parent, paths)
+            taken = {entry.path for entry in entries}
+            paths = [path for path in paths if str(path) not in taken]
+            yield from map(_found, entries)
     for name, count in masks.items():
         logger.warning(
             "%s: %d files in folders called %s are masks of the scans beside them and are left out",
@@ -175,7 +169,7 @@ def _holds_masks(folder: Path) -> bool:
     if folder.name in LABEL_FOLDERS:
         return any((folder.parent / name).is_dir() for name in IMAGE_FOLDERS)
     return folder.name == "segmentations" and any(
-        path.name.lower().endswith(SUFFIXES) for path in files_in(folder.parent)
+        candidate.entries(folder.parent, files_in(folder.parent)) for candidate in formats()
     )
 
 
@@ -197,27 +191,27 @@ def _set_test_images_apart(root: Path, volumes: Sequence[Found]) -> list[Found]:
     ]
 
 
-def _found_series(series: Series) -> Found:
-    return Found({"image": series.path, "patient": series.patient}, True, series.reason, series.uid_hash)
+def _found(entry: Entry) -> Found:
+    return Found({"image": entry.path, "patient": entry.patient}, entry)
 
 
 def _name_patients(root: Path, volumes: Sequence[Found]) -> None:
     """Sets the patient of each volume: the hash of its PatientID, else the name of its folder.
 
-    NIfTI files get the hash of the one DICOM patient whose series lie in the same patient's folder.
+    Files without a PatientID get the hash of the one DICOM patient whose series lie in the same folder.
     """
-    volumes = [found for found in volumes if not found.is_skipped]
+    volumes = [found for found in volumes if not found.entry.is_skipped]
     names = patients_by_folder(root, [Path(found.case["image"]) for found in volumes])
     hashes: dict[str, set[str]] = {}
     examples: dict[str, str] = {}
     for found, name in zip(volumes, names, strict=True):
-        if found.is_dicom:
+        if found.entry.series:
             hashes.setdefault(name, set()).add(found.case["patient"] or name)
             examples.setdefault(name, os.path.relpath(found.case["image"], root))
     _warn_of_one_id(root, hashes, examples)
     for found, name in zip(volumes, names, strict=True):
         known = hashes.get(name, set())
-        is_joined = not found.is_dicom and len(known) == 1 and Path(found.case["image"]).parent != root
+        is_joined = not found.entry.series and len(known) == 1 and Path(found.case["image"]).parent != root
         found.case["patient"] = next(iter(known)) if is_joined else found.case["patient"] or name
 
 
@@ -241,8 +235,8 @@ def _warn_of_parts(volumes: Sequence[Found]) -> None:
     """Some archives cut a series into folders of so many files."""
     places: dict[str, list[str]] = {}
     for found in volumes:
-        if found.is_dicom and not found.is_skipped:
-            places.setdefault(found.series, []).append(found.case["image"])
+        if found.entry.series and not found.entry.is_skipped:
+            places.setdefault(found.entry.series, []).append(found.case["image"])
     for images in places.values():
         if len(images) > 1:
             logger.warning(
@@ -288,7 +282,7 @@ def _shortened(item: Any) -> str:
 def _listed(source: Path, name: str, item: Any) -> Found:
     path = _with_channel(_listed_path(source, item))
     try:
-        found = _listed_series(path) if is_series(path) else Found(_case(path))
+        found = _named(format_of(path), path)
     except OSError as error:
         raise DatasetError(f"{source}: names what cannot be looked at ({error}); correct it") from error
     return found._replace(listed=name)
@@ -296,21 +290,17 @@ def _listed(source: Path, name: str, item: Any) -> Found:
 
 def _with_channel(path: Path) -> Path:
     """The file that is meant: lists of nnU-Net leave out the channel that its file names carry."""
-    for suffix in SUFFIXES:
-        if path.name.endswith(suffix) and path.parent.name in IMAGE_FOLDERS and not os.path.exists(path):
-            channel = path.with_name(f"{path.name.removesuffix(suffix)}{CHANNEL}{suffix}")
-            return channel if os.path.isfile(channel) else path
-    return path
+    if path.parent.name not in IMAGE_FOLDERS or os.path.exists(path):
+        return path
+    name = volume_name(path)
+    channel = path.with_name(f"{name}{CHANNEL}{path.name[len(name) :]}")
+    return channel if os.path.isfile(channel) else path
 
 
-def _listed_series(path: Path) -> Found:
-    """A series that somebody named: whatever is wrong with it is a fault."""
+def _named(named_format: Format | None, path: Path) -> Found:
+    """A volume that somebody named: whatever is wrong with it is a fault."""
     try:
-        found = _found_series(find_one_series(path))
+        entry = named_format.entry(path) if named_format else Entry(str(path))
     except VolumeError as error:
-        return Found(_case(path), True, Refusal(error.code, str(error)))
-    return found
-
-
-def _case(path: Path) -> Case:
-    return {"image": str(path), "patient": ""}
+        entry = Entry(str(path), True, (error.code, str(error)))
+    return _found(entry._replace(is_skipped=False))

@@ -6,7 +6,6 @@ So volumes that come later move nobody from training to validation.
 import hashlib
 import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,13 +18,6 @@ VALIDATION_RATIO = 0.2
 SPLIT_SALT = "ctpa_vqgan/validation"
 SUBSET_SALT = "ctpa_vqgan/max_patients"
 
-# Changes every patient's name and so the split: set it once, keep it secret. With the public default somebody
-# who knows how a hospital numbers its patients can find a number again by trying all.
-SALT_VARIABLE = "CTPA_PATIENT_SALT"
-DEFAULT_SALT = "ctpa_vqgan/patient"
-# A name of digits alone could be a number that a hospital gave. One hash in 1,800 has no letter and is hashed
-# again.
-IS_HASH = re.compile("(?=.*[a-f])[0-9a-f]{16}")
 SHOWN = 5  # patients that a message names
 # Folders of the Medical Segmentation Decathlon and of nnU-Net that hold one file, or channel, per patient.
 IMAGE_FOLDERS = ("imagesTr", "imagesTs")
@@ -96,20 +88,6 @@ def validation_patients(patients: set[str]) -> set[str]:
         validation = ranked[:-1]
         logger.warning("none of %d patients falls to training; %s is taken", len(ranked), ranked[-1])
     return set(validation)
-
-
-def patient_hash(patient_id: str) -> str:
-    """A name for a patient that does not tell the PatientID: 16 hexadecimal digits of a salted SHA-256."""
-    salt = os.environ.get(SALT_VARIABLE) or DEFAULT_SALT
-    return hashlib.sha256(f"{salt}/{patient_id}".encode(errors=ANY_NAME)).hexdigest()[:16]
-
-
-def patient_key(patient: str) -> str:
-    """The hash by which a patient is known wherever names must not travel: codes, stores, checkpoints.
-
-    The patient of a DICOM series, and of a store, is such a hash already and stays as it is.
-    """
-    return patient if IS_HASH.fullmatch(patient) else patient_hash(patient)
 
 
 def check_independence(split: Mapping[str, Sequence[Case]], allow_shared_patients: bool = False) -> None:

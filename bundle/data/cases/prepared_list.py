@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bundle.data.cases.patients import patient_hash, validation_patients
+from bundle.data.cases.patients import validation_patients
 from bundle.data.store.file import StoreError
 from bundle.run.files import open_regular
+from bundle.run.names import patient_hash
 
 TESTING = ("testing", "test")
 

@@ -2,16 +2,14 @@
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from monai.config import PathLike
 
 from bundle.data.cases.find import DatasetError, Found, datalist_root, find_volumes, is_datalist
 from bundle.data.cases.patients import Case, check_independence, keep_patients, validation_patients
-from bundle.data.latents.file import SUFFIX as CODES_SUFFIX
-from bundle.data.latents.file import LatentFileError, read_record
+from bundle.data.volumes.formats import described_formats
 from bundle.run.names import output_name
 from bundle.run.rules import check
 
@@ -21,7 +19,6 @@ __all__ = [
     "Case",
     "DatasetError",
     "dataset_root",
-    "encoded_cases",
     "existing_source",
     "find_cases",
     "inference_cases",
@@ -118,46 +115,6 @@ def inference_cases(dataset_dir: PathLike) -> list[Case]:
     return [found.case for found in volumes]
 
 
-def encoded_cases(dataset_dir: PathLike, settings: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Lists the files of codes below a folder (or the one file), each checked against the model's settings.
-
-    Args:
-        dataset_dir: folder, searched to its depth, or one `_codes.npz`.
-        settings: `network_settings` of the model that will decode them.
-
-    Returns:
-        sorted items `{"image": path}`.
-
-    Raises:
-        DatasetError: if there are none, or naming every unusable one.
-    """
-    source = Path(dataset_dir).expanduser()
-    if not os.path.exists(source):
-        raise DatasetError(f"{source}: no such file or folder; check `dataset_dir`")
-    # hidden ones are unfinished, of an encoding that was killed
-    found = (path for path in source.rglob(f"*{CODES_SUFFIX}") if not path.name.startswith("."))
-    files = [source] if source.is_file() else sorted(found)
-    if not files:
-        raise DatasetError(f"{source}: holds no *{CODES_SUFFIX}; make them with configs/encode.yaml")
-    faults = [fault for path in files if (fault := _fault_of_codes(path, settings))]
-    if faults:
-        lines = "\n  ".join(faults)
-        raise DatasetError(f"{source}: {len(faults)} of {len(files)} files cannot be used:\n  {lines}")
-    return [{"image": str(path)} for path in files]
-
-
-def _fault_of_codes(path: Path, settings: Mapping[str, Any]) -> str | None:
-    try:
-        record = read_record(path)
-    except LatentFileError as error:
-        return str(error)
-    different = {name for name in settings if record.settings.get(name) != settings[name]}
-    if not different:
-        return None
-    advice = " ".join(f"--{name} {record.settings.get(name)}" for name in sorted(different))
-    return f"{path}: was encoded with other settings; decode it with {advice}"
-
-
 def dataset_root(dataset_dir: PathLike) -> str:
     """Returns the folder that the volumes lie below: `dataset_dir`, or that of the file or list it names."""
     source = Path(dataset_dir)
@@ -174,7 +131,7 @@ def existing_source(dataset_dir: PathLike) -> Path:
     """
     if not str(dataset_dir or ""):
         raise DatasetError(
-            "`dataset_dir` must be given; name a folder, a NIfTI file, a DICOM file or a datalist .json"
+            f"`dataset_dir` must be given; name a folder, {described_formats()}, or a datalist .json"
         )
     source = Path(dataset_dir).expanduser()
     if not os.path.exists(source):  # unlike pathlib never an error, however long the name
@@ -186,16 +143,14 @@ def existing_source(dataset_dir: PathLike) -> Path:
 def _find(source: Path) -> list[Found]:
     volumes = []
     for found in find_volumes(source):
-        if found.is_skipped and found.refusal and source.is_dir():
-            logger.warning("%s; it is skipped", found.refusal.message)
+        if found.entry.is_skipped and found.entry.refusal:
+            logger.warning("%s; it is skipped", found.entry.refusal[1])
         else:
             volumes.append(found)
     if not volumes and is_datalist(source):
         raise DatasetError(f"{source}: its list `training` is empty; name at least one volume there")
     if not volumes:
-        raise DatasetError(
-            f"{source}: holds no .nii or .nii.gz volume and no DICOM CT; give another `dataset_dir`"
-        )
+        raise DatasetError(f"{source}: holds no volume ({described_formats()}); give another `dataset_dir`")
     return volumes
 
 

@@ -9,11 +9,10 @@ import numpy as np
 from monai.config import PathLike
 
 from bundle.data.dicom.screening import Refusal, smaller_than_a_patch
-from bundle.data.dicom.series import find_one_series
-from bundle.data.patches.body import STEP, find_body
-from bundle.data.patches.vessels import Vessels, find_vessels
-from bundle.data.volumes.formats import is_series
-from bundle.data.volumes.nifti import VolumeError
+from bundle.data.store.body import STEP, find_body
+from bundle.data.store.vessels import Vessels, find_vessels
+from bundle.data.volumes.formats import VolumeError, required_format
+from bundle.data.volumes.geometry import tilt_degrees
 from bundle.data.volumes.reading import Volume, read_volume
 from bundle.data.volumes.values import Values
 
@@ -39,6 +38,7 @@ class VolumeSummary:
         has_contrast_tag: whether the DICOM header names a contrast agent.
         tilt_degrees: angle between the axes' third and the normal of the other two, as a gantry's.
         doubt: why its values are hardly HU, in words; empty if they may be.
+        notes: what else is odd about its header.
     """
 
     path: str
@@ -55,6 +55,7 @@ class VolumeSummary:
     has_contrast_tag: bool = False
     tilt_degrees: float = 0.0
     doubt: str = ""
+    notes: str = ""
 
 
 def summarise_volume(path: PathLike, patch_size: Sequence[int] | None = None) -> VolumeSummary:
@@ -65,7 +66,9 @@ def summarise_volume(path: PathLike, patch_size: Sequence[int] | None = None) ->
         patch_size: (X, Y, Z) that it must hold, None if it need not.
     """
     try:
-        has_tag = is_series(Path(path)) and find_one_series(path).has_contrast_tag
+        found = required_format(path)
+        has_tag = found.has_contrast_tag(Path(path))
+        notes = found.read_header(Path(path)).notes
         volume = read_volume(path)
     except VolumeError as error:
         return VolumeSummary(str(path), False, error.code, str(error))
@@ -74,7 +77,8 @@ def summarise_volume(path: PathLike, patch_size: Sequence[int] | None = None) ->
     for slab in np.moveaxis(voxels, -1, 0):
         values.add(slab)
     refusal = smaller_than_a_patch(Path(path), voxels.shape, patch_size) if patch_size else None
-    if values.is_mask:
+    is_mask = values.is_mask and not found.is_prepared  # judged before it was rounded
+    if is_mask:
         refusal = Refusal("mask", values.refusal(path))
     vessels = _vessels(volume)
     return VolumeSummary(
@@ -91,16 +95,9 @@ def summarise_volume(path: PathLike, patch_size: Sequence[int] | None = None) ->
         is_contrast_seen=bool(vessels.is_filled.any()),
         has_contrast_tag=has_tag,
         tilt_degrees=tilt_degrees(volume.affine),
-        doubt="" if values.is_mask else values.doubt,
+        doubt="" if is_mask else values.doubt,
+        notes="; ".join(notes),
     )
-
-
-def tilt_degrees(affine: np.ndarray) -> float:
-    """Angle between the third axis of a volume and the normal of its slices; 0 for most."""
-    x, y, z = affine[:3, :3].T
-    normal = np.cross(x, y)
-    cosine = abs(float(normal @ z)) / float(np.linalg.norm(normal) * np.linalg.norm(z))
-    return float(np.degrees(np.arccos(min(1.0, cosine))))
 
 
 def _vessels(volume: Volume) -> Vessels:

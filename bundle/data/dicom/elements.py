@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable, Container
 from typing import BinaryIO
 
-from bundle.data.cases.patients import patient_hash
+from bundle.run.names import patient_hash
 
 PREAMBLE_BYTES = 128
 MAX_ELEMENTS = 20_000

@@ -20,12 +20,13 @@ from monai.utils import ensure_tuple_rep
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bundle.data.cases.patients import Case, check_independence, patient_key, validation_patients
-from bundle.data.cases.split import dataset_root, encoded_cases, split_cases
+from bundle.data.cases.patients import Case, check_independence, validation_patients
+from bundle.data.cases.split import dataset_root, split_cases
 from bundle.data.latents.file import SUFFIX, LatentFileError, read_latent_file, read_record
+from bundle.data.latents.find import encoded_cases
 from bundle.data.latents.statistics import LatentStatistics
 from bundle.run.atomic import complete_or_absent
-from bundle.run.names import ANY_NAME, output_name
+from bundle.run.names import ANY_NAME, output_name, patient_key
 from bundle.run.rules import STRIDE
 
 logger = logging.getLogger(__name__)

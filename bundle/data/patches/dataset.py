@@ -13,10 +13,10 @@ from monai.transforms import Compose
 from monai.utils import ensure_tuple_rep
 from torch.utils.data import Dataset, Sampler
 
-from bundle.data.cases.patients import patient_key
-from bundle.data.patches.body import Outside
 from bundle.data.patches.placing import PatchPlacer, grid_starts, warn_of_missing_contrast
+from bundle.data.store.body import Outside
 from bundle.data.store.store import PatchStore, StoredVolume
+from bundle.run.names import patient_key
 from bundle.run.rules import check
 
 logger = logging.getLogger(__name__)

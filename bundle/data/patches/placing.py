@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bundle.data.patches.body import body_share
+from bundle.data.store.body import body_share
 from bundle.data.store.stored_volume import StoredVolume
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class PatchPlacer:
         foreground_ratio: share of the patches of which at least half is body; the others may be air.
         vessel_ratio: share of the patches around a voxel of 150 to 1000 HU in a heart chamber or a filled
             vessel of the chest (in their middle unless the volume ends there), see
-            `bundle.data.patches.vessels`. What is left of 1 is placed anywhere.
+            `bundle.data.store.vessels`. What is left of 1 is placed anywhere.
     """
 
     def __init__(

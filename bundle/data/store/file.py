@@ -10,6 +10,7 @@ bytes, often returns wrong voxels without a word. The trailer is written last; a
 import json
 import math
 import os
+import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from zlib_ng import zlib_ng
 from bundle.run.files import open_regular
 
 SUFFIX = ".ctpa"
+# A file that `prepare` has numbered: what comes before the hash is a name for people.
+NUMBERED = re.compile(rf"(volume_(\d+))-([0-9a-f]{{32}}{re.escape(SUFFIX)})")
 # Part of the trailer and of every key: another format makes the next run build its files anew.
 MAGIC = b"CTPA_HU4"
 CUBE = 32  # a patch of 128^3 at any place unpacks 2.0 times its voxels; with 64 it would be 3.4 times

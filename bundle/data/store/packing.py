@@ -12,10 +12,10 @@ import nibabel as nib
 import numpy as np
 from monai.config import PathLike
 
-from bundle.data.patches.body import STEP, Outside, count_in_body, map_body
+from bundle.data.store.body import STEP, Outside, count_in_body, map_body
 from bundle.data.store.file import CUBE, Writer
 from bundle.data.volumes.fingerprint import voxel_fingerprint
-from bundle.data.volumes.formats import VolumeHeader, is_series, read_header
+from bundle.data.volumes.formats import VolumeHeader, read_header, required_format
 from bundle.data.volumes.header_text import header_as_text
 from bundle.data.volumes.reading import Volume, read_volume
 from bundle.data.volumes.values import Values
@@ -73,12 +73,7 @@ def pack_volume(path: Path, image: PathLike, hu_min: float, hu_max: float) -> Ou
 def source_state(image: PathLike) -> list[tuple[str, int, int]]:
     """Path, size and time of change of a volume's file, or of each file of a DICOM series' folder."""
     source = Path(image).absolute()
-    if not is_series(source):
-        files = [source]
-    else:
-        folder = source if source.is_dir() else source.parent
-        files = [source, *(path for path in sorted(folder.rglob("*")) if path.is_file())]
-    states = [(str(path), path.stat()) for path in files]
+    states = [(str(path), path.stat()) for path in required_format(source).source_files(source)]
     return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
 
 

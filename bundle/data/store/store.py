@@ -8,7 +8,6 @@ import hashlib
 import logging
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,11 +17,11 @@ import numpy as np
 from monai.config import PathLike
 from tqdm import tqdm
 
-from bundle.data.store.file import MAGIC, SUFFIX, StoreError, read_layout
+from bundle.data.store.file import MAGIC, NUMBERED, SUFFIX, StoreError, read_layout
 from bundle.data.store.packing import pack_volume, source_state
 from bundle.data.store.stored_volume import StoredVolume, stored_volume
 from bundle.data.store.window_counts import window_key, write_counts
-from bundle.data.volumes.formats import VolumeError, read_header
+from bundle.data.volumes.formats import VolumeError, format_of, read_header
 from bundle.data.volumes.values import Judgement, judge_volumes
 from bundle.run.atomic import free_bytes, remove_leftovers
 from bundle.run.lock import locked
@@ -33,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 # Of the raw int16 size: real CT takes 0.42 to 0.52, noise that cannot be packed a little more than 1.
 EXPECTED_RATIO = 0.6
-NUMBERED = re.compile(rf"volume_(\d+)-([0-9a-f]{{32}}{re.escape(SUFFIX)})")
 
 
 class PatchStore:
@@ -162,7 +160,7 @@ class PatchStore:
             the new path of each.
         """
         known = [NUMBERED.fullmatch(path.name) for path in self._numbered().values()]
-        number = max((int(found[1]) for found in known if found), default=0)
+        number = max((int(found[2]) for found in known if found), default=0)
         renamed = {}
         for path in paths:
             renamed[path] = path
@@ -179,11 +177,11 @@ class PatchStore:
         if not self.cache_dir.is_dir():
             return {}
         found = ((NUMBERED.fullmatch(name), name) for name in os.listdir(self.cache_dir))
-        return {match[2]: self.cache_dir / name for match, name in found if match}
+        return {match[3]: self.cache_dir / name for match, name in found if match}
 
     def _path_of(self, image: PathLike, numbered: Mapping[str, Path]) -> Path:
         source = Path(image)
-        if source.suffix == SUFFIX:
+        if is_prepared(source):
             return source
         if not source.exists():
             read_header(source)  # says what is wrong with it
@@ -252,7 +250,13 @@ def is_sound(path: Path, image: PathLike) -> bool:
     try:
         read_layout(path)
     except StoreError:
-        if Path(image).suffix == SUFFIX:
+        if is_prepared(image):
             raise
         return False
     return True
+
+
+def is_prepared(image: PathLike) -> bool:
+    """Whether patches can be read from a volume where it lies."""
+    found = format_of(Path(image))
+    return found is not None and found.is_prepared

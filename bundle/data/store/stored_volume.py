@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bundle.data.patches.body import STEP, BodyMap, Outside, count_in_body
+from bundle.data.store.body import STEP, BodyMap, Outside, count_in_body
 from bundle.data.store.file import CUBE, UNREADABLE, StoreError, read_box, read_layout, read_section
 from bundle.data.store.kept_fingerprint import kept_fingerprint
 from bundle.data.store.window_counts import read_counts, window_key, write_counts

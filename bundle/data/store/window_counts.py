@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bundle.data.patches.body import Outside
+from bundle.data.store.body import Outside
 from bundle.run.atomic import UnwritableError, write_text
 from bundle.run.files import open_regular
 

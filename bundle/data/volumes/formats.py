@@ -1,58 +1,234 @@
-"""The front door to headers: NIfTI files and DICOM series alike."""
+"""Lists the file formats of volumes: how each is found, read and written.
+
+A new format is a subclass of `Format` in a module of its own and a line in `FORMATS`; no other file names it.
+The modules are imported when they are first needed, so that every room may import this one.
+"""
 
 import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from functools import cache
+from importlib import import_module
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
+import nibabel as nib
 import numpy as np
 from monai.config import PathLike
-from nibabel.spatialimages import HeaderDataError
 
-from bundle.data.dicom.header import is_dicom
-from bundle.data.dicom.volume import read_series_header
-from bundle.data.store.file import SUFFIX as STORE_SUFFIX
-from bundle.data.store.file import UNREADABLE, StoreError, read_layout
-from bundle.data.volumes.nifti import SUFFIXES, VolumeError, VolumeHeader, header_of_affine, read_nifti_header
+# The first that matches a path reads it, so what looks into files comes last.
+FORMATS = [
+    "bundle.data.volumes.nifti.NiftiFormat",
+    "bundle.data.store.format.StoreFormat",
+    "bundle.data.dicom.format.DicomFormat",
+]
 
-__all__ = ["SUFFIXES", "VolumeError", "VolumeHeader", "is_series", "read_header"]
+OnSlices = Callable[[np.ndarray, int], object]
 
 
-def is_series(path: Path) -> bool:
-    """Whether a path stands for a DICOM series: a folder, or a file that is DICOM."""
-    is_file = os.path.isfile(path) and not path.name.lower().endswith(SUFFIXES)
-    return os.path.isdir(path) or (is_file and is_dicom(path))
+class VolumeError(ValueError):
+    """A file that cannot be used as a CT volume. The message begins with its path.
+
+    Args:
+        message: for a person.
+        code: the reason for a machine, one word of `bundle.data.dicom.screening`, `mask` or `unusable`.
+    """
+
+    def __init__(self, message: str, code: str = "unusable") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class VolumeHeader(NamedTuple):
+    """What is known of a volume before its voxels are read.
+
+    Attributes:
+        shape: (X, Y, Z), leading and trailing axes of 1 dropped.
+        affine: (4, 4) float64, voxel to RAS millimetres.
+        header: copy of the nibabel header, in the file's own byte order and NIfTI version; of other formats
+            one made of the affine.
+        notes: what is odd about it, a sentence each.
+    """
+
+    shape: tuple[int, ...]
+    affine: np.ndarray
+    header: nib.Nifti1Header
+    notes: tuple[str, ...] = ()
+
+
+class Volume(NamedTuple):
+    """One CT volume.
+
+    Attributes:
+        voxels: (X, Y, Z) in HU, slope and intercept applied; int16 where that is exact, else float32.
+        affine: (4, 4) float64, voxel to RAS millimetres.
+        header: see `VolumeHeader`.
+    """
+
+    voxels: np.ndarray
+    affine: np.ndarray
+    header: nib.Nifti1Header
+
+
+class Entry(NamedTuple):
+    """A volume, or what looks like one, in a folder.
+
+    Attributes:
+        path: what `read_header` and `Format.read` take.
+        is_checked: whether its headers were read while it was found.
+        refusal: code and message of what is wrong with it; None if nothing is known.
+        is_skipped: whether it is no CT volume by nature, such as a localizer, rather than a damaged one.
+        patient: salted hash of the patient's ID, empty if there is none.
+        series: hash of the series' ID, empty if there is none.
+    """
+
+    path: str
+    is_checked: bool = False
+    refusal: tuple[str, str] | None = None
+    is_skipped: bool = False
+    patient: str = ""
+    series: str = ""
+
+
+class Format(ABC):
+    """A file format of volumes.
+
+    The methods that are not abstract suit a format with one file per volume, known by the end of its name.
+
+    Attributes:
+        described: what a volume of it is called in messages, with its article.
+        suffixes: ends of its files' names, in lower case.
+        is_writable: whether results can be written in it.
+        is_prepared: whether patches can be read from it where it lies.
+        calls_on_slices: whether `read` hands over slices while it reads, so that reading can end early.
+    """
+
+    described: str
+    suffixes: tuple[str, ...]
+    is_writable = False
+    is_prepared = False
+    calls_on_slices = False
+
+    def matches(self, path: Path) -> bool:
+        """Whether this format reads a path, missing files included."""
+        return path.name.lower().endswith(self.suffixes)
+
+    def entries(self, folder: Path, files: Iterable[Path]) -> list[Entry]:
+        """Finds the volumes among files of one folder that no earlier format has taken."""
+        return [Entry(str(path)) for path in files if self.matches(path)]
+
+    def entry(self, path: Path) -> Entry:
+        """Looks at the volume that somebody named.
+
+        Raises:
+            VolumeError: if there is none.
+        """
+        return Entry(str(path))
+
+    @abstractmethod
+    def read_header(self, path: Path) -> VolumeHeader:
+        """Checks a volume by its header and its length, without reading its voxels.
+
+        Raises:
+            VolumeError: if it cannot be used.
+        """
+
+    @abstractmethod
+    def read(self, path: Path, on_slices: OnSlices) -> Volume:
+        """Reads a volume; see `bundle.data.volumes.reading.read_volume`.
+
+        Raises:
+            VolumeError: if it cannot be used.
+        """
+
+    def write(self, file: BinaryIO, path: Path, header: nib.Nifti1Header, voxels: np.ndarray) -> None:
+        """Writes a volume.
+
+        Args:
+            file: new file, open for writing.
+            path: the name that it will get.
+            header: its geometry.
+            voxels: (X, Y, Z) whole HU.
+        """
+        raise NotImplementedError(f"{path}: {self.described} is only read")
+
+    def source_files(self, path: Path) -> list[Path]:
+        """Returns the files that a volume is made of."""
+        return [path]
+
+    def stored_ratio(self, path: Path) -> float:
+        """Returns about how many bytes a patch store takes for a byte of a volume's files."""
+        return 1.0
+
+    def has_contrast_tag(self, path: Path) -> bool:
+        """Whether the header names a contrast agent."""
+        return False
+
+    def short_name(self, name: str) -> str:
+        """Returns the name of a file without suffix, as results are called."""
+        return next((name[: -len(end)] for end in self.suffixes if name.lower().endswith(end)), name)
+
+
+def formats() -> tuple[Format, ...]:
+    """Returns one object per format, in the order in which they are asked."""
+    return tuple(map(_format, FORMATS))
+
+
+@cache
+def _format(place: str) -> Format:
+    module, _, name = place.rpartition(".")
+    found: Format = getattr(import_module(module), name)()
+    return found
+
+
+def format_of(path: Path) -> Format | None:
+    """Returns the format that reads a path, None if there is none."""
+    return next((candidate for candidate in formats() if candidate.matches(path)), None)
 
 
 def read_header(path: PathLike) -> VolumeHeader:
     """Checks a volume by its header and its length, without reading its voxels.
 
-    A .gz file is unpacked to its end only if its trailer contradicts the header.
-
     Args:
-        path: .nii or .nii.gz file; or a folder that holds one DICOM series, or any file of a series;
-            or a file of the patch store, in RAS axes.
+        path: file of a format in `FORMATS`; of DICOM a folder that holds one series, or any file of one.
 
     Returns:
-        shape, affine and header.
+        shape, affine, header and what is odd.
 
     Raises:
-        VolumeError: if the file is missing, not NIfTI, truncated, 2D, of several volumes, in colour or
-            complex, or if its affine is singular, NaN or infinite; of DICOM, for everything that
+        VolumeError: if the file is missing, of no known format, truncated, 2D, of several volumes, in colour
+            or complex, or if its affine is singular, NaN or infinite; of DICOM, for everything that
             `bundle.data.dicom.screening` refuses.
         StoreError: if a file of the patch store is damaged.
     """
-    path = Path(path)
-    if path.suffix == STORE_SUFFIX:
-        return _stored_header(path)
-    return read_series_header(path) if is_series(path) else read_nifti_header(path)
+    return required_format(path).read_header(Path(path))
 
 
-def _stored_header(path: Path) -> VolumeHeader:
-    layout = read_layout(path)
-    try:
-        affine = np.array(layout.record["affine"], np.float64)
-        # written so that NaN fails it
-        if affine.shape != (4, 4) or not 0 < abs(np.linalg.det(affine[:3, :3])) < np.inf:
-            raise ValueError("its affine is wrong")
-        return VolumeHeader(layout.shape, affine, header_of_affine(affine, layout.shape))
-    except (*UNREADABLE, HeaderDataError, np.linalg.LinAlgError) as error:
-        raise StoreError(f"{path}: is damaged ({error}); delete it and prepare again") from error
+def required_format(path: PathLike) -> Format:
+    """Returns the format that reads a path.
+
+    Raises:
+        VolumeError: if the path is missing, or no format reads it.
+    """
+    found = format_of(Path(path))
+    if found is None and not os.path.exists(path):  # unlike pathlib never an error, however long the name
+        raise VolumeError(f"{path}: no such file; check the path")
+    if found is None:
+        raise VolumeError(f"{path}: is no volume; give {described_formats()}")
+    return found
+
+
+def described_formats() -> str:
+    """Returns what may be given as a volume, for messages."""
+    *most, last = (candidate.described for candidate in formats())
+    return f"{', '.join(most)} or {last}"
+
+
+def writable_suffixes() -> tuple[str, ...]:
+    """Returns the ends of names under which results can be written."""
+    return tuple(suffix for candidate in formats() if candidate.is_writable for suffix in candidate.suffixes)
+
+
+def is_series(path: Path) -> bool:
+    """Whether a path stands for a DICOM series: a folder, or a file that is DICOM."""
+    return format_of(path) is _format(FORMATS[-1])

@@ -1,6 +1,7 @@
-"""Checks a NIfTI file by its header and its length, before anything large is allocated.
+"""NIfTI as a file format of volumes, checked by header and length before anything large is allocated.
 
-X, Y, Z are the axes of the file in nibabel's voxel order. Nothing here reorients.
+X, Y, Z are the axes of the file in nibabel's voxel order. Nothing here reorients. Whether a file is packed is
+told by its first bytes and not by its name.
 """
 
 import gzip
@@ -11,14 +12,20 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import nibabel as nib
 import numpy as np
 from monai.config import PathLike
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from zlib_ng import zlib_ng
+
+from bundle.data.volumes.formats import Format, OnSlices, Volume, VolumeError, VolumeHeader
+from bundle.data.volumes.geometry import header_notes
+from bundle.data.volumes.unpacking import open_unpacked
+from bundle.run.files import open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -28,64 +35,125 @@ CHUNK_BYTES = 1 << 22
 MAX_GZIP_RATIO = 1032
 # Cosine between two axes: what rounding of cosines to six digits leaves.
 SHEAR_TOLERANCE = 1e-4
+# A header with more extensions than this lies.
+MAX_HEADER_BYTES = 1 << 24
+MIN_EXTENSION_BYTES, MAX_EXTENSION_CODE = 16, 64
+# Level 1, nibabel's own: level 6 takes four times as long for 10 % less.
+GZIP_LEVEL = 1
+SLAB_Z = 32
+# What unpacking raises.
+DAMAGED: tuple[type[Exception], ...] = (EOFError, zlib.error, cast(type[Exception], zlib_ng.error))
 UNREADABLE: tuple[type[Exception], ...] = (
-    *(ImageFileError, HeaderDataError, OSError, EOFError, ValueError, struct.error),
-    *(zlib.error, cast(type[Exception], zlib_ng.error)),
+    *(ImageFileError, HeaderDataError, WrapStructError, OSError, ValueError, struct.error),
+    *DAMAGED,
 )
 
 
-class VolumeError(ValueError):
-    """A file that cannot be used as a CT volume. The message begins with its path.
-
-    Args:
-        message: for a person.
-        code: the reason for a machine, one word of `bundle.data.dicom.screening` or `unusable`.
-    """
-
-    def __init__(self, message: str, code: str = "unusable") -> None:
-        super().__init__(message)
-        self.code = code
+# A quaternion of unit length whose numbers were rounded to six digits may come out a little too long.
+class _Nifti1(nib.Nifti1Header):
+    quaternion_threshold = 1e-5  # type: ignore[assignment]
 
 
-class VolumeHeader(NamedTuple):
-    """What is known of a volume before its voxels are read.
+class _Nifti2(nib.Nifti2Header):
+    quaternion_threshold = 1e-5  # type: ignore[assignment]
+
+
+class NiftiFormat(Format):
+    """One volume per .nii or .nii.gz file."""
+
+    described = "a .nii or .nii.gz file"
+    suffixes = (".nii.gz", ".nii")
+    is_writable = True
+    calls_on_slices = True
+
+    def read_header(self, path: Path) -> VolumeHeader:
+        """Checks a file by its header and its length.
+
+        A packed file is unpacked to its end only if its trailer contradicts the header.
+        """
+        return open_nifti(path).volume_header()
+
+    def read(self, path: Path, on_slices: OnSlices) -> Volume:
+        """Reads voxels in slabs of a few MB: a float64 or scaled file never needs a float64 copy."""
+        file = open_nifti(path)
+        try:
+            voxels, n_not_finite = _read_voxels(file, on_slices)
+        except UNREADABLE as error:
+            raise VolumeError(
+                f"{path}: is truncated or damaged ({error}); copy or convert it again"
+            ) from error
+        if n_not_finite:
+            raise VolumeError(
+                f"{path}: holds {n_not_finite:,} NaN or infinite voxels; replace them, for instance by -1024"
+            )
+        header = file.volume_header()
+        return Volume(voxels, header.affine, header.header)
+
+    def write(self, file: BinaryIO, path: Path, header: nib.Nifti1Header, voxels: np.ndarray) -> None:
+        """Streams header and voxels in slabs; with equal input the bytes are equal."""
+        packed = path.name.lower().endswith(".gz")
+        stream: Any = gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0) if packed else file
+        with stream:
+            stream.write(header.binaryblock)
+            stream.write(bytes(header.single_vox_offset - len(header.binaryblock)))
+            for z in range(0, voxels.shape[2], SLAB_Z):
+                slab = voxels[..., z : z + SLAB_Z]
+                slab = slab if slab.dtype == np.int16 else np.rint(slab)
+                stream.write(slab.astype("<i2", copy=False).tobytes(order="F"))
+
+    def stored_ratio(self, path: Path) -> float:
+        """Returns 2 for a packed file: a store packs less tightly than gzip, and far faster."""
+        return 2.0 if path.name.lower().endswith(".gz") else 1.0
+
+
+class NiftiFile(NamedTuple):
+    """A NIfTI file whose header and length were checked.
 
     Attributes:
-        shape: (X, Y, Z), leading and trailing axes of 1 dropped.
+        path: the file.
+        header: as it is stored, but for what nibabel repairs.
+        pixdim: lengths of a voxel's edges as they are stored.
         affine: (4, 4) float64, voxel to RAS millimetres.
-        header: copy of the nibabel header, in the file's own byte order and NIfTI version; of a DICOM series
-            one made of the affine.
     """
 
-    shape: tuple[int, ...]
-    affine: np.ndarray
+    path: Path
     header: nib.Nifti1Header
+    pixdim: np.ndarray
+    affine: np.ndarray
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(X, Y, Z)."""
+        return spatial_shape(self.header.get_data_shape())
 
-def read_nifti_header(path: PathLike) -> VolumeHeader:
-    """Checks a file by its header and its length, without reading its voxels.
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the stored voxels, in the file's byte order."""
+        return self.header.get_data_dtype()
 
-    A .gz file is unpacked to its end only if its trailer contradicts the header.
+    @property
+    def offset(self) -> int:
+        """Byte of the first voxel."""
+        return self.header.get_data_offset()
 
-    Args:
-        path: .nii or .nii.gz file.
+    @property
+    def scaling(self) -> tuple[float, float]:
+        """Slope and intercept; 1 and 0 if there are none."""
+        slope, intercept = self.header.get_slope_inter()
+        return (1.0 if slope is None else slope), (0.0 if intercept is None else intercept)
 
-    Returns:
-        shape, affine and header.
-
-    Raises:
-        VolumeError: if the file is missing, not NIfTI, truncated, 2D, of several volumes, in colour or
-            complex, or if its affine is singular, NaN or infinite.
-    """
-    image = open_image(Path(path))
-    return VolumeHeader(spatial_shape(image.shape), image.affine.copy(), image.header.copy())
+    def volume_header(self) -> VolumeHeader:
+        """Returns what readers of any format give."""
+        plain = nib.Nifti2Header if isinstance(self.header, nib.Nifti2Header) else nib.Nifti1Header
+        header = plain(self.header.binaryblock, self.header.endianness, check=False)
+        notes = header_notes(header, self.affine, self.pixdim)
+        return VolumeHeader(self.shape, self.affine.copy(), header, notes)
 
 
 def header_of_affine(affine: np.ndarray, shape: Sequence[int]) -> nib.Nifti1Header:
-    """A header of int16 voxels that an affine alone places in the scanner.
+    """Makes a header of int16 voxels that an affine alone places in the scanner.
 
-    A qform cannot hold a shear: of a sheared affine it is left out, lest a program that prefers it shows the
-    volume without.
+    A qform cannot hold a shear. A sheared affine gets none, so that no program shows the volume unsheared.
 
     Args:
         affine: (4, 4) voxel to RAS millimetres.
@@ -102,32 +170,91 @@ def header_of_affine(affine: np.ndarray, shape: Sequence[int]) -> nib.Nifti1Head
     return header
 
 
-def is_gzip(path: Path) -> bool:
-    """Whether the file's name says that it is packed."""
-    return path.name.lower().endswith(".gz")
+def spatial_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns a file's shape without trailing and leading axes of 1, down to three axes."""
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    while len(shape) > 3 and shape[0] == 1:
+        shape = shape[1:]
+    return shape
 
 
-def open_image(path: Path) -> nib.Nifti1Image:
-    """Opens a NIfTI file and checks it without reading its voxels; see `read_nifti_header`."""
+def open_nifti(path: PathLike) -> NiftiFile:
+    """Reads and checks a file without its voxels.
+
+    Raises:
+        VolumeError: if the file is missing, not NIfTI, truncated, 2D, of several volumes, in colour or
+            complex, or if its affine is singular, NaN or infinite.
+    """
+    path = Path(path)
     if not os.path.isfile(path):  # unlike pathlib never an error, however long the name
-        raise VolumeError(f"{path}: no such file; check the path")
+        what = "is no file" if os.path.exists(path) else "no such file"
+        raise VolumeError(f"{path}: {what}; check the path")
     try:
-        image = nib.load(path, mmap=False)
+        header, pixdim, n_layers = _read_header(path)
+        affine = header.get_best_affine()
+    except DAMAGED as error:
+        raise VolumeError(f"{path}: is truncated or damaged ({error}); copy or convert it again") from error
     except UNREADABLE as error:
         reason = " ".join(str(error).split())
         raise VolumeError(
             f"{path}: is not a readable NIfTI file ({reason}); convert the scan again"
         ) from error
-    if not isinstance(image, nib.Nifti1Image) or not path.name.lower().endswith(SUFFIXES):
-        raise VolumeError(f"{path}: is not a .nii or .nii.gz file with one volume; convert it to NIfTI")
-    _check_voxel_type(path, image.get_data_dtype())
-    _check_shape(path, image.shape)
-    _check_affine(path, image)
+    file = NiftiFile(path, header, pixdim, affine)
+    _check_voxel_type(path, file.dtype)
+    _check_shape(path, header.get_data_shape())
+    _check_affine(file)
     try:
-        _check_length(path, image.dataobj)
+        _check_length(file, n_layers)
     except OSError as error:
         raise VolumeError(f"{path}: cannot be read ({error.strerror}); check it", "unreadable") from error
-    return image
+    return file
+
+
+def _read_header(path: Path) -> tuple[nib.Nifti1Header, np.ndarray, int]:
+    """Header, pixdim as stored, and how often the file was packed."""
+    stream, n_layers = open_unpacked(path)
+    with stream:
+        head = stream.read(_Nifti2.sizeof_hdr + 4 + 8)
+        kind = _kind_of(head)
+        header = kind(head[: kind.sizeof_hdr], check=False)
+        pixdim = header["pixdim"][1:4].astype(np.float64)
+        offset = header.get_data_offset()
+        if not kind.single_vox_offset <= offset <= MAX_HEADER_BYTES:
+            raise ValueError(f"its voxels cannot begin at byte {offset:,}, inside its header")
+        head += stream.read(max(0, offset - len(head)))
+    _check_extension(head, kind, header.endianness, offset)
+    header = kind.from_fileobj(io.BytesIO(head[: max(offset, kind.sizeof_hdr + 4)]))
+    if header["sform_code"] and header["qform_code"] and not header.get_sform()[:3, :3].any():
+        header["sform_code"] = 0  # states a matrix of zeros: the quaternion is meant
+    return header, pixdim, n_layers
+
+
+def _kind_of(head: bytes) -> type[nib.Nifti1Header]:
+    """Class of a header, by the length and the mark that it states."""
+    for kind in (_Nifti1, _Nifti2):
+        lengths = (struct.pack(order + "i", kind.sizeof_hdr) for order in "<>")
+        place = 344 if kind is _Nifti1 else 4
+        if head[:4] in lengths and len(head) >= kind.sizeof_hdr:
+            if head[place:].startswith(kind.single_magic):
+                return kind
+            raise ValueError("it is the half of a pair, or of an older format")
+    raise ValueError("it does not begin with a NIfTI header")
+
+
+def _check_extension(head: bytes, kind: type[nib.Nifti1Header], order: str, offset: int) -> None:
+    """Refuses voxels that would begin inside the extensions, as where a program wrote the least offset."""
+    place = kind.sizeof_hdr + 4
+    if not head[kind.sizeof_hdr : place].strip(b"\0"):
+        return
+    while place <= offset and place + 8 <= len(head):
+        length, code = struct.unpack_from(f"{order}2i", head, place)
+        # bytes that are voxels after all hardly look like the beginning of an extension
+        if length < MIN_EXTENSION_BYTES or length % 16 or not 0 <= code <= MAX_EXTENSION_CODE:
+            return
+        if place + length > offset:
+            raise ValueError(f"its voxels cannot begin at byte {offset:,}, inside an extension of its header")
+        place += length
 
 
 def _check_voxel_type(path: Path, dtype: np.dtype) -> None:
@@ -135,15 +262,6 @@ def _check_voxel_type(path: Path, dtype: np.dtype) -> None:
         raise VolumeError(f"{path}: must hold one number per voxel, got RGB colours; convert the scan itself")
     if dtype.kind not in "iuf":
         raise VolumeError(f"{path}: must hold real numbers, got {dtype} voxels; give its real part as a file")
-
-
-def spatial_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A file's shape without trailing and leading axes of 1, down to three axes."""
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    while len(shape) > 3 and shape[0] == 1:
-        shape = shape[1:]
-    return shape
 
 
 def _check_shape(path: Path, file_shape: tuple[int, ...]) -> None:
@@ -161,9 +279,9 @@ def _check_shape(path: Path, file_shape: tuple[int, ...]) -> None:
         )
 
 
-def _check_affine(path: Path, image: nib.Nifti1Image) -> None:
-    axes = image.affine[:3, :3]
-    if not np.isfinite(image.affine).all():
+def _check_affine(file: NiftiFile) -> None:
+    path, axes = file.path, file.affine[:3, :3]
+    if not np.isfinite(file.affine).all():
         raise VolumeError(f"{path}: its affine holds NaN or infinite numbers; convert the scan again")
     # The volume of the voxel against that of a box with its edges: free of units, 1 for orthogonal axes.
     edges_mm = np.linalg.norm(axes, axis=0)
@@ -171,20 +289,24 @@ def _check_affine(path: Path, image: nib.Nifti1Image) -> None:
         raise VolumeError(
             f"{path}: its affine is singular (voxel edges {edges_mm.tolist()} mm); convert the scan again"
         )
-    if not image.header["sform_code"] and not image.header["qform_code"]:
+    if not file.header["sform_code"] and not file.header["qform_code"]:
         logger.warning("%s: states no orientation; its axes are taken as left, anterior, superior", path)
 
 
-def _check_length(path: Path, proxy: Any) -> None:
-    declared = int(proxy.offset) + int(np.prod([int(n) for n in proxy.shape])) * proxy.dtype.itemsize
+def _check_length(file: NiftiFile, n_layers: int) -> None:
+    path = file.path
+    declared = (
+        file.offset + int(np.prod([int(n) for n in file.header.get_data_shape()])) * file.dtype.itemsize
+    )
     held = path.stat().st_size
-    if is_gzip(path):
-        if declared > held * MAX_GZIP_RATIO:
+    if n_layers:
+        if declared > held * MAX_GZIP_RATIO**n_layers:
             raise VolumeError(
                 f"{path}: its header declares {declared:,} bytes, more than {held:,} packed bytes can hold; "
                 "convert the scan again"
             )
-        held = declared if _gzip_trailer(path) == declared % (1 << 32) else _unpacked_bytes(path, declared)
+        is_told = n_layers == 1 and _gzip_trailer(path) == declared % (1 << 32)
+        held = declared if is_told else _unpacked_bytes(path, declared)
     if held < declared:
         raise VolumeError(
             f"{path}: is truncated: its header declares {declared:,} bytes, it holds {held:,}; copy it again"
@@ -193,7 +315,7 @@ def _check_length(path: Path, proxy: Any) -> None:
 
 def _gzip_trailer(path: Path) -> int:
     """Length modulo 2^32 that a gzip file states in its last four bytes."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(-4, io.SEEK_END)
         return struct.unpack("<I", file.read(4))[0]
 
@@ -202,9 +324,74 @@ def _unpacked_bytes(path: Path, limit: int) -> int:
     """Bytes that can be unpacked, counted up to `limit`."""
     count = 0
     try:
-        with gzip.open(path) as file:
-            while count < limit and (chunk := file.read(CHUNK_BYTES)):
+        with open_unpacked(path)[0] as file:
+            while count < limit and (chunk := file.read1(CHUNK_BYTES)):  # type: ignore[attr-defined]
                 count += len(chunk)
     except UNREADABLE:
         logger.debug("%s: unpacking stopped after %d bytes", path, count, exc_info=True)
     return count
+
+
+def _read_voxels(nifti: NiftiFile, on_slices: OnSlices) -> tuple[np.ndarray, int]:
+    """Voxels in HU, Fortran order, and how many of them are NaN or infinite."""
+    size_x, size_y, size_z = nifti.shape
+    dtype, is_exact = nifti.dtype, _is_exact(nifti)
+    slab_z = max(1, CHUNK_BYTES // (size_x * size_y * dtype.itemsize))
+    voxels = np.empty(nifti.shape, np.int16 if is_exact else np.float32, order="F")
+    is_direct = voxels.dtype == dtype and nifti.scaling == (1, 0)
+    buffer = np.empty((size_x, size_y, 0 if is_direct else slab_z), dtype, order="F")
+    n_not_finite = 0
+    with open_unpacked(nifti.path)[0] as file:
+        file.read(nifti.offset)
+        for z in range(0, size_z, slab_z):
+            slab = voxels[..., z : z + slab_z]
+            raw = slab if is_direct else buffer[..., : slab.shape[2]]
+            _fill(file, raw)
+            slab_hu = _scale(raw, nifti.scaling, is_exact)
+            if voxels.dtype == np.int16 and not _fits_int16(slab_hu):
+                voxels = voxels.astype(np.float32)
+            if not is_direct:
+                voxels[..., z : z + slab_z] = slab_hu
+            if slab_hu.dtype.kind == "f":
+                n_not_finite += int(np.count_nonzero(~np.isfinite(slab_hu)))
+            on_slices(voxels, z + slab.shape[2])
+        while file.read(CHUNK_BYTES):  # gzip compares its checksum at the end only
+            pass
+    return voxels, n_not_finite
+
+
+def _fill(file: Any, raw: np.ndarray) -> None:
+    """Reads `raw`, Fortran-ordered, to its last byte."""
+    view = raw.reshape(-1, order="F").view(np.uint8)
+    while len(view):
+        n_read = file.readinto(view)
+        if not n_read:
+            raise EOFError("the file ends before its last voxel")
+        view = view[n_read:]
+
+
+def _is_exact(nifti: NiftiFile) -> bool:
+    """Whether HU are integers: integer voxels with integer slope and intercept."""
+    return (
+        nifti.dtype.kind in "iu"
+        and nifti.dtype.itemsize <= 4
+        and all(float(number).is_integer() and abs(number) < 1 << 30 for number in nifti.scaling)
+    )
+
+
+def _scale(raw: np.ndarray, scaling: tuple[float, float], is_exact: bool) -> np.ndarray:
+    """One slab in HU: integers where exact, else float32 rounded once."""
+    slope, intercept = scaling
+    if scaling != (1, 0):
+        if is_exact:
+            return raw.astype(np.int64) * int(slope) + int(intercept)
+        raw = raw.astype(np.float64) * slope + intercept
+    with np.errstate(over="ignore"):
+        return raw if is_exact else raw.astype(np.float32, copy=False)
+
+
+def _fits_int16(slab_hu: np.ndarray) -> bool:
+    limits = np.iinfo(np.int16)
+    return np.can_cast(slab_hu.dtype, np.int16) or (
+        slab_hu.min() >= limits.min and slab_hu.max() <= limits.max
+    )

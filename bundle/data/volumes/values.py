@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from monai.config import PathLike
 
-from bundle.data.volumes.formats import VolumeError, is_series
+from bundle.data.volumes.formats import VolumeError, format_of
 from bundle.data.volumes.reading import read_volume
 
 NO_AIR_ABOVE_HU = -300
@@ -121,11 +121,12 @@ class Judgement(NamedTuple):
 
 
 def judge_volumes(images: Sequence[PathLike]) -> Judgement:
-    """Looks at the values of NIfTI files, a few at a time; what cannot be read is left to its reader.
+    """Looks at the values of volumes, a few at a time; what cannot be read is left to its reader.
 
-    DICOM series are left out, since one slice after the other would have to be decoded.
+    Formats that are only read as a whole are left out.
     """
-    paths = [Path(image) for image in images if not is_series(Path(image))]
+    readers = [(path, format_of(path)) for path in map(Path, images)]
+    paths = [path for path, reader in readers if reader is not None and reader.calls_on_slices]
     with ThreadPoolExecutor(N_THREADS) as pool:
         looked = list(zip(paths, pool.map(_try_to_look, paths), strict=True))
     found = [(path, values) for path, values in looked if values is not None]

@@ -1,11 +1,10 @@
 """Writes a volume in HU as int16 NIfTI with the geometry of the file or series it was made from."""
 
-import gzip
 import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -14,8 +13,9 @@ from monai.config import NdarrayOrTensor, PathLike
 from monai.data import ImageWriter
 from monai.utils import ImageMetaKey, MetaKeys, convert_to_numpy
 
+from bundle.data.volumes.formats import VolumeError, format_of, read_header, writable_suffixes
 from bundle.data.volumes.header_text import header_from_text
-from bundle.data.volumes.nifti import SUFFIXES, VolumeError, header_of_affine, is_gzip, read_nifti_header
+from bundle.data.volumes.nifti import header_of_affine
 from bundle.run.atomic import complete_or_absent
 
 logger = logging.getLogger(__name__)
@@ -25,8 +25,6 @@ GEOMETRY_FIELDS = (
     *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"),
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
 )
-# Level 1, nibabel's own: level 6 takes four times as long for 10 % less.
-GZIP_LEVEL = 1
 SLAB_Z = 32
 
 
@@ -109,12 +107,14 @@ class CTWriter(ImageWriter):
             VolumeError: if the file is the source itself, or has another suffix.
         """
         path = Path(filename)
-        if not path.name.lower().endswith(SUFFIXES):
-            raise VolumeError(f"{path}: must end in .nii or .nii.gz; change the output's extension")
+        written = format_of(path)
+        if written is None or not written.is_writable:
+            suffixes = " or ".join(reversed(writable_suffixes()))
+            raise VolumeError(f"{path}: must end in {suffixes}; change the output's extension")
         if self.source.is_file() and path.exists() and os.path.samefile(path, self.source):
             raise VolumeError(f"{path}: is the input itself and will not be overwritten; change `output_dir`")
         with complete_or_absent(path) as unfinished, unfinished.open("xb") as file:
-            _write_nifti(file, self.header, self.data_obj, packed=is_gzip(path))
+            written.write(file, path, self.header, self.data_obj)
         if verbose:
             logger.info("wrote %s", path)
 
@@ -122,8 +122,9 @@ class CTWriter(ImageWriter):
 def geometry_header(source: Path, shape: tuple[int, ...], affine: np.ndarray) -> nib.Nifti1Header:
     """A header for int16 voxels of `shape` with the source file's geometry bits, or with the affine's."""
     header: nib.Nifti1Header | None = None
-    if source.is_file() and source.name.lower().endswith(SUFFIXES):
-        original = read_nifti_header(source)
+    source_format = format_of(source) if source.is_file() else None
+    if source_format is not None and source_format.is_writable:
+        original = read_header(source)
         if original.shape == shape and np.array_equal(original.affine, affine):
             header = (
                 nib.Nifti2Header() if isinstance(original.header, nib.Nifti2Header) else nib.Nifti1Header()
@@ -139,15 +140,3 @@ def geometry_header(source: Path, shape: tuple[int, ...], affine: np.ndarray) ->
     header["magic"] = header.single_magic
     header["vox_offset"] = header.single_vox_offset
     return header
-
-
-def _write_nifti(file: BinaryIO, header: nib.Nifti1Header, voxels: np.ndarray, packed: bool) -> None:
-    """Streams header and voxels in slabs; with equal input the bytes are equal."""
-    stream: Any = gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0) if packed else file
-    with stream:
-        stream.write(header.binaryblock)
-        stream.write(bytes(header.single_vox_offset - len(header.binaryblock)))
-        for z in range(0, voxels.shape[2], SLAB_Z):
-            slab = voxels[..., z : z + SLAB_Z]
-            slab = slab if slab.dtype == np.int16 else np.rint(slab)
-            stream.write(slab.astype("<i2", copy=False).tobytes(order="F"))

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zlib_ng import zlib_ng
 
-from bundle.data.cases.split import DatasetError, encoded_cases
+from bundle.data.cases.split import DatasetError
 from bundle.data.latents.file import (
     EncodedVolume,
     LatentFileError,
@@ -23,6 +23,7 @@ from bundle.data.latents.file import (
     read_record,
     write_latent_file,
 )
+from bundle.data.latents.find import encoded_cases
 from bundle.data.store.export import export_volume
 from bundle.data.store.file import INDEX_ENTRY, TRAILER
 from bundle.data.store.store import PatchStore, StoreError

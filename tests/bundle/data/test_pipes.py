@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from bundle.data.cases.find import DatasetError
-from bundle.data.cases.split import encoded_cases, find_cases, inference_cases
+from bundle.data.cases.split import find_cases, inference_cases
 from bundle.data.dicom.series import find_one_series
+from bundle.data.latents.find import encoded_cases
 from bundle.data.latents.statistics import StatisticsError, read_statistics
 from bundle.data.store.file import StoreError
 from bundle.data.store.store import PatchStore

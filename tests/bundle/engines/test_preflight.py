@@ -125,12 +125,12 @@ def test_a_new_store_has_room_for_dicom_series_and_none_for_prepared_volumes(tmp
     for folder in ("alone", "shared"):
         (tmp_path / folder).mkdir()
         for name in ("1", "2", "3"):
-            (tmp_path / folder / name).write_bytes(b"0" * 10)
+            (tmp_path / folder / name).write_bytes(bytes(128) + b"DICM" + bytes(68))
     (tmp_path / "a.ctpa").write_bytes(b"0" * 100)
     images = ["alone", "shared/1", "shared/2", "a.ctpa"]
     cases = {"training": [{"image": str(tmp_path / image)} for image in images], "validation": []}
 
-    assert store_bytes(cases, tmp_path / "cache") == 60
+    assert store_bytes(cases, tmp_path / "cache") == 6 * 200
 
 
 def test_errors_are_told_together_and_warnings_do_not_end_the_run(caplog):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bundle.data.cases.patients import patient_hash, patient_key
+from bundle.run.names import patient_hash, patient_key
 
 
 def test_a_hash_stays_as_it_is_so_that_a_patient_has_one_key_in_scans_stores_and_codes():

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bundle.data.cases.patients import patient_hash
 from bundle.data.cases.prepared_list import Prepared, prepared_lists
 from bundle.data.store.store import StoreError
+from bundle.run.names import patient_hash
 
 PATIENTS = st.sets(st.text("abcdefgh", min_size=1, max_size=4), max_size=12)
 

@@ -84,11 +84,11 @@ def test_one_file_is_a_data_set(save_nifti):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("", "`dataset_dir` must be given; name a folder, a NIfTI file, a DICOM file or a datalist"),
+        ("", "`dataset_dir` must be given; name a folder, a .nii or .nii.gz file, a .ctpa file or a DICOM"),
         (None, "`dataset_dir` must be given"),
         ("gone", "gone: no such file or folder; check `dataset_dir`"),
-        ("empty", "empty: holds no .nii or .nii.gz volume and no DICOM CT; give another `dataset_dir`"),
-        ("notes.txt", "notes.txt: must be a folder, a .nii or .nii.gz file, a DICOM file, or a datalist"),
+        ("empty", "empty: holds no volume .a .nii or .nii.gz file, a .ctpa file or a DICOM series.; give"),
+        ("notes.txt", "notes.txt: must be a folder, a .nii or .nii.gz file, a .ctpa file or"),
     ],
 )
 def test_what_is_no_data_set_is_named(tmp_path, name, message):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from bundle.data.cases.patients import SALT_VARIABLE, patient_hash
 from bundle.data.cases.split import inference_cases, split_cases
 from bundle.data.dicom.pixels import thread_decoder
 from bundle.data.dicom.series import find_series
 from bundle.data.volumes.formats import VolumeError, read_header
 from bundle.data.volumes.reading import CTReader, read_volume
+from bundle.run.names import SALT_VARIABLE, patient_hash
 from transforms.load import LoadImageCTPAd
 from transforms.save import SaveImageCTPAd
 from transforms.spatial import OrientRASd, RestoreOrientationd

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.data.cases.patients import SharedPatientsError, patient_hash, validation_patients
+from bundle.data.cases.patients import SharedPatientsError, validation_patients
 from bundle.data.cases.split import DatasetError, split_cases
 from bundle.data.latents.dataset import LatentDataError, LatentDataset, split_encoded
 from bundle.data.latents.file import EncodedVolume, LatentFileError, Record, write_latent_file
@@ -19,6 +19,7 @@ from bundle.data.latents.statistics import (
     statistics_for,
 )
 from bundle.data.volumes.header_text import header_as_text
+from bundle.run.names import patient_hash
 
 SETTINGS = {"preset": "lite", "quantizer": "ema", "num_embeddings": 32, "hu_min": -1000.0, "hu_max": 1000.0}
 MODEL, OTHER_MODEL = "a" * 64, "b" * 64

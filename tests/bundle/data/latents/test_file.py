@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bundle.data.cases.split import encoded_cases
+from bundle.data.cases.find import DatasetError
 from bundle.data.latents.file import (
     EncodedVolume,
     LatentFileError,
@@ -16,6 +16,7 @@ from bundle.data.latents.file import (
     read_record,
     write_latent_file,
 )
+from bundle.data.latents.find import encoded_cases
 from bundle.data.volumes.header_text import header_as_text
 
 SETTINGS = {"preset": "lite", "quantizer": "ema", "num_embeddings": 512, "hu_min": -1000.0, "hu_max": 1000.0}
@@ -153,3 +154,8 @@ def _rewrite(path, change):
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():
             archive.writestr(name, content)
+
+
+def test_a_missing_file_of_codes_is_called_missing(tmp_path):
+    with pytest.raises(DatasetError, match="gone_codes.npz: no such file or folder; check `dataset_dir`"):
+        encoded_cases(tmp_path / "gone_codes.npz", {})

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from bundle.data.cases.patients import patient_hash
 from bundle.data.patches.dataset import PatchDataset, ResumableSampler, WholeVolumeDataset
 from bundle.data.volumes.fingerprint import voxel_fingerprint
+from bundle.run.names import patient_hash
 
 SHAPE = (20, 24, 16)
 

@@ -9,9 +9,9 @@ import torch
 from monai.transforms import Compose, RandFlipd, RandRotate90d
 from torch.utils.data import DataLoader
 
-from bundle.data.patches.body import body_share
 from bundle.data.patches.dataset import PatchDataset, ResumableSampler
 from bundle.data.patches.placing import PatchPlacer, grid_starts
+from bundle.data.store.body import body_share
 from bundle.data.store.store import PatchStore
 
 SIZE = (16, 16, 16)

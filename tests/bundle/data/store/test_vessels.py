@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from bundle.data.patches.body import find_body
-from bundle.data.patches.vessels import find_vessels
+from bundle.data.store.body import find_body
+from bundle.data.store.vessels import find_vessels
 
 SPACING_MM = (3.0, 3.0, 3.0)
 HEART = np.s_[40:56, 36:56, 8:24]

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bundle.data.patches.body import MAX_POINTS, STEP, Outside, count_in_body, find_body, map_body
+from bundle.data.store.body import MAX_POINTS, STEP, Outside, count_in_body, find_body, map_body
 
 DATA = Path(__file__).resolve().parents[3] / "data"
 

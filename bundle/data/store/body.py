@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from bundle.data.patches.vessels import AIR_BELOW_HU, IN_PLANE, Vessels, find_vessels
+from bundle.data.store.vessels import AIR_BELOW_HU, IN_PLANE, Vessels, find_vessels
 
 STEP = 4  # every fourth voxel along each axis is looked at
 CELL = 16  # voxels along the edge of a cell of the body map
@@ -68,7 +68,7 @@ def map_body(samples: np.ndarray, spacing_mm: Sequence[float]) -> BodyMap:
     """Maps a volume.
 
     Body is what the air at the sides of an axial slice does not reach, so the lungs are part of it; what is
-    thinner than 3 samples (table, blanket, tubes) is not. For contrast see `bundle.data.patches.vessels`.
+    thinner than 3 samples (table, blanket, tubes) is not. For contrast see `bundle.data.store.vessels`.
 
     Args:
         samples: every `STEP`-th voxel of a volume along X, Y, Z, in HU, RAS axes.
