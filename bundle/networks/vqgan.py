@@ -203,12 +203,20 @@ def build_vqgan(preset: str = "default", quantizer: str = "ema", num_embeddings:
     """
     if preset not in PRESETS:
         raise NetworkSettingError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}")
-    return VQGAN(PRESETS[preset], build_quantizer(quantizer, num_embeddings))
+    return _channels_last(VQGAN(PRESETS[preset], build_quantizer(quantizer, num_embeddings)))
 
 
 def to_device(network: Network, device: torch.device | str) -> Network:
     """The network on its device, with channels-last convolutions: faster on a GPU in bf16, and on a CPU."""
-    network = network.to(device)
+    return _channels_last(network.to(device))
+
+
+def _channels_last(network: Network) -> Network:
+    """Lays convolutions out channels-last; copying, loading and moving the network keep that.
+
+    A sum in another order differs in its last bit, and HU are rounded to whole ones: whoever builds the
+    network without `to_device`, as MONAI Label's stock app does, must get the same layout.
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv3d | nn.ConvTranspose3d | BlurredUpsample):
             module.to(memory_format=torch.channels_last_3d)

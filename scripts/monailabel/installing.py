@@ -14,13 +14,15 @@ from scripts.install import install
 
 logger = logging.getLogger(__name__)
 
-ADVERSARIAL_WEIGHTS = ("image_gan_weight", "video_gan_weight", "gan_feat_weight")
+# As `gate` of the checkpoint handler in train.yaml: what opens behind the gate.
+GATED_WEIGHTS = ("image_gan_weight", "video_gan_weight", "perceptual_weight")
 
 
 def result_of_round(output_dir: Path, settings: Mapping[str, Any]) -> Path:
-    """The checkpoint that a round was for: its best one, of an adversarial round the best behind the gate.
+    """The checkpoint that a round was for: its best one, of an adversarial round one from behind the gate.
 
-    `val/psnr` falls when the discriminators open; a checkpoint from before that is the base model.
+    `val/psnr` falls when the gate opens; a checkpoint from before that is the base model. Training ranks
+    those behind it first, but a round may end without a validation there.
 
     Args:
         output_dir: of the finished run.
@@ -30,8 +32,8 @@ def result_of_round(output_dir: Path, settings: Mapping[str, Any]) -> Path:
     if not best.is_file():
         return last
     gate = settings["discriminator_iter_start"] + settings["discriminator_pretrain_iters"]
-    is_adversarial = any(settings[name] > 0 for name in ADVERSARIAL_WEIGHTS)
-    return last if is_adversarial and read_checkpoint(best)["trainer"]["iteration"] <= gate else best
+    is_gated = any(settings[name] > 0 for name in GATED_WEIGHTS)
+    return last if is_gated and read_checkpoint(best)["trainer"]["iteration"] <= gate else best
 
 
 def install_round(output_dir: Path, settings: Mapping[str, Any], model: Path) -> Path:

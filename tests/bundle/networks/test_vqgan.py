@@ -1,7 +1,9 @@
+import copy
+
 import pytest
 import torch
 
-from bundle.networks.vqgan import PRESETS, TrainingPass, build_vqgan
+from bundle.networks.vqgan import PRESETS, TrainingPass, build_vqgan, to_device
 from bundle.run.rules import STRIDE
 
 
@@ -90,3 +92,18 @@ def test_voxels_are_not_rounded_to_bf16_under_autocast(tiny_vqgan):
 
     assert image.dtype == torch.float32
     assert not torch.equal(image, image.bfloat16().float())
+
+
+def test_a_network_that_is_copied_and_loaded_without_to_device_computes_in_the_same_order():
+    """MONAI Label's stock app builds the network that way; half a HU must round to the same side."""
+    placed = to_device(build_vqgan("lite", "fsq", 64), "cpu")
+    copied = copy.deepcopy(build_vqgan("lite", "fsq", 64)).to(torch.device("cpu"))
+    copied.load_state_dict({name: tensor.contiguous() for name, tensor in placed.state_dict().items()})
+
+    layouts = [{name: each.stride() for name, each in net.named_parameters()} for net in (placed, copied)]
+
+    assert layouts[0] == layouts[1]
+    assert any(
+        layout != tensor.contiguous().stride()
+        for layout, tensor in zip(layouts[0].values(), placed.parameters(), strict=True)
+    )

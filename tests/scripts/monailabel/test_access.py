@@ -106,7 +106,7 @@ def test_an_adversarial_round_installs_a_checkpoint_from_behind_the_gate(
         }
         write_checkpoint(tmp_path / "checkpoints" / name, content)
     gate = {"discriminator_iter_start": 8, "discriminator_pretrain_iters": 2}
-    weights = {"image_gan_weight": 0.0, "video_gan_weight": 0.0, "gan_feat_weight": weight}
+    weights = {"image_gan_weight": weight, "video_gan_weight": 0.0, "perceptual_weight": 0.0}
 
     assert result_of_round(tmp_path, gate | weights).name == installed
 
