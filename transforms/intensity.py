@@ -12,7 +12,7 @@ from monai.engines import PrepareBatch
 from monai.transforms import MapTransform
 from monai.utils import CommonKeys, ImageMetaKey, convert_to_tensor
 
-from bundle.data.patches.body import STEP, Outside, count_in_body
+from bundle.data.store.body import STEP, Outside, count_in_body
 from bundle.run.rules import check
 
 logger = logging.getLogger(__name__)
