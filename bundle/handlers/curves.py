@@ -21,11 +21,11 @@ logger = logging.getLogger(__name__)
 
 
 class LogFolderError(ValueError):
-    """A folder for curves that cannot be used, or not any more; the message names it."""
+    """A folder for curves that cannot be used; the message names it."""
 
 
 class TensorBoardLog:
-    """The run's TensorBoard folder; made when the first value is written, not before."""
+    """Holds the run's TensorBoard folder, which is made when the first value is written."""
 
     def __init__(self, output_dir: str | Path) -> None:
         self.folder = Path(output_dir) / "tensorboard"
@@ -40,7 +40,7 @@ class TensorBoardLog:
         return self._writer
 
     def check(self) -> None:
-        """Finds out before training whether the folder can be used.
+        """Checks before training whether the folder can be used.
 
         Raises:
             LogFolderError: if something else has its name, or it belongs to somebody else.
@@ -57,12 +57,12 @@ class TensorBoardLog:
 
 
 class ScalarLog:
-    """Means of the losses over `interval` iterations, the codebook's health and the validation figures.
+    """Logs means of the losses over `interval` iterations, the codebook's health and the validation figures.
 
     Curves that do not exist yet (all adversarial ones below the gate) are not written. Values leave the
-    device once per interval, so that logging never holds up training. A resumed run takes back the points
-    after its checkpoint, which it comes by again, and goes on with the sums that the checkpoint holds: its
-    curves are those of a run that was never interrupted.
+    device once per interval, so that logging never holds up training. A resumed run drops the points after
+    its checkpoint, since it computes them again, and continues the sums that the checkpoint holds: its curves
+    are those of a run that was never interrupted.
 
     Args:
         tensorboard: where curves go.
@@ -112,7 +112,7 @@ class ScalarLog:
             bar.attach(engine, output_transform=self._beside_bar)
 
     def start(self, engine: AdversarialTrainer) -> None:
-        """Takes back what an earlier run in this folder logged after this one's first iteration.
+        """Drops what an earlier run in this folder logged after this one's first iteration.
 
         That includes the validation of this very iteration, if the checkpoint was written before it was done.
 
@@ -128,7 +128,7 @@ class ScalarLog:
             self._draw_again(iteration)
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums since the last point, and the last value of every curve."""
+        """Returns the sums since the last point, and the last value of every curve."""
         return {
             "sums": dict(self._sums),
             "counts": dict(self._counts),
@@ -138,14 +138,14 @@ class ScalarLog:
         }
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Restores what `state_dict` returned."""
         self._sums, self._counts = dict(content["sums"]), dict(content["counts"])
         self.codebook.load_state_dict(content["codebook"])
         self._validated_at = content["validated_at"]
         self.figures.update(content["figures"])
 
     def finish(self, engine: AdversarialTrainer) -> None:
-        """One last point of the iterations since the last one; flushes the curves."""
+        """Writes a point of the iterations since the last one; flushes the curves."""
         if self._counts:
             self.write_training(engine)
         self.tensorboard.close()
@@ -158,7 +158,7 @@ class ScalarLog:
         self.codebook.add(engine.network.quantizer)
 
     def write_training(self, engine: AdversarialTrainer) -> None:
-        """One point of every training curve."""
+        """Writes one point of every training curve."""
         values = {f"train/{name}": float(total) / self._counts[name] for name, total in self._sums.items()}
         values.pop("train/loss", None)
         values["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
@@ -168,7 +168,7 @@ class ScalarLog:
         self._write(engine, values)
 
     def write_validation(self, validator: Engine, engine: AdversarialTrainer) -> None:
-        """One point of every validation curve."""
+        """Writes one point of every validation curve."""
         metrics = validator.state.metrics
         self._validated_at = engine.state.iteration
         self._write(

@@ -31,7 +31,7 @@ def own_message(error: BaseException) -> str | None:
             return passed_on[1].strip()
         if _READER_DIED.match(str(link)):
             return (
-                "`num_workers`: a process that reads patches was killed, most often for want of memory; set "
+                "`num_workers`: a process that reads patches was killed, usually out of memory; set "
                 "fewer with --num_workers and go on with --resume_from_checkpoint auto"
             )
         if type(link).__module__.partition(".")[0] in OUR_PACKAGES:

@@ -121,7 +121,7 @@ def test_a_run_stopped_in_a_validation_then_by_ctrl_c_in_a_write_then_damaged_en
     assert content_of(folder)["trainer"]["iteration"] == 4  # saved for the signal; 3 was the last before it
     assert not [row for row in table_of(folder) if row["val/psnr"]]
 
-    done = start(folder, "writing", 2, signal.SIGINT)  # first the best of the validation that was made up for
+    done = start(folder, "writing", 2, signal.SIGINT)  # first the best of the validation that was repeated
     assert done.code == 128 + signal.SIGINT, done.output[-3000:]
     assert "Traceback" not in done.output
     assert content_of(folder)["trainer"]["iteration"] == 7  # the one that was under way

@@ -29,7 +29,7 @@ def read_counts(path: Path) -> dict[str, Outside]:
 
 
 def write_counts(path: Path, counts: Mapping[str, Sequence[int]]) -> None:
-    """Keeps what is known; a store that may only be read is counted anew each time."""
+    """Keeps what is known; a store that may only be read is counted again at every start."""
     try:
         write_text(path.with_suffix(".json"), json.dumps(counts))
     except UnwritableError as error:
