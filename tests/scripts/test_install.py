@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bundle.checkpoints.file import read_checkpoint, write_checkpoint
+from bundle.checkpoints.file import FORMAT_VERSION, read_checkpoint, write_checkpoint
 from bundle.networks.vqgan import build_vqgan
 from scripts.install import main
 
@@ -64,7 +64,7 @@ def test_foreign_files_are_refused_by_name_and_the_installed_model_stays(
     main([str(checkpoint), "--output", str(output)])
     before = output.read_bytes()
     foreign = tmp_path / "foreign.ckpt"
-    torch.save(content, foreign)
+    torch.save({"format_version": FORMAT_VERSION, **content}, foreign)
 
     assert main([str(foreign), "--output", str(output)]) == 1
 
