@@ -75,6 +75,7 @@ def start_run(
     resuming: bool = False,
     settings: Mapping[str, Any] | None = None,
     shared: bool = False,
+    network: Mapping[str, Any] | None = None,
 ) -> None:
     """Opens the output folder: creates it, locks it, starts the log file and writes `run.json`.
 
@@ -90,6 +91,8 @@ def start_run(
         settings: recorded as the config where there is no command line to rebuild it from (MONAI Label).
         shared: whether other processes may write results there at the same time. Whoever comes second then
             has a record and a log of its own, with its process number in their names.
+        network: recorded: preset, quantizer, number of codes and HU window as they are used, also where the
+            config leaves them to a checkpoint or an expression.
 
     Raises:
         OutputFolderError: if `output_dir` holds checkpoints and `resuming` is false.
@@ -121,6 +124,8 @@ def start_run(
     earlier = _read_record(record) if resuming else {}
     starts = earlier.pop("earlier_starts", []) + ([earlier] if earlier else [])
     start = _describe_start(settings) | {"seed": seed, "device": device, "earlier_starts": starts}
+    if network is not None:
+        start["network"] = dict(network)
     _write_record(record, start)
     tidy_console()
     atexit.unregister(end_readers)
