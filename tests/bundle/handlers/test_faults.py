@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import resource
 import signal
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -37,7 +38,10 @@ def failed(tmp_path, tiny_vqgan, small_run):
             run.trainer.data_loader = run.trainer.state.dataloader = loader
             run.trainer.prepare_batch = PrepareHUBatch(ScaleHUWindowd("image"))
         run.trainer.add_event_handler(Events.ITERATION_COMPLETED(once=INTERVAL + 1), happens)
-        with pytest.raises((OSError, ValueError, RuntimeError)) as caught:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        with pytest.raises((OSError, ValueError, RuntimeError)) as caught, ExitStack() as after:
+            # at once: pytest's own output may go to a file
+            after.callback(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
             run.run()
         return own_message(caught.value)
 
@@ -94,15 +98,12 @@ def test_a_killed_reader_ends_the_run_instead_of_hanging_it(failed, patches, tmp
     assert_whole(tmp_path)
 
 
-@pytest.fixture
-def fill_disk():
-    """Lets no file grow beyond so many bytes until the test is over."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda room: resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+def fill_disk(room):
+    """Lets no file grow beyond so many bytes until the run has failed."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
-def test_without_room_for_a_checkpoint_the_last_one_stays(failed, fill_disk, tmp_path):
+def test_without_room_for_a_checkpoint_the_last_one_stays(failed, tmp_path):
     last = tmp_path / "checkpoints" / "last.pt"
     message = failed(lambda: fill_disk(last.stat().st_size // 2))
     assert message.startswith(f"{last.with_name('last_new.pt')}: cannot be written (File too large)")
@@ -111,7 +112,7 @@ def test_without_room_for_a_checkpoint_the_last_one_stays(failed, fill_disk, tmp
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
-def test_without_room_for_the_curves_the_checkpoint_stays(failed, fill_disk, tmp_path):
+def test_without_room_for_the_curves_the_checkpoint_stays(failed, tmp_path):
     message = failed(lambda: fill_disk((tmp_path / "metrics.csv").stat().st_size))
     assert message.startswith(f"{tmp_path}: curves cannot be written (File too large); make room and go on")
     assert_whole(tmp_path)
