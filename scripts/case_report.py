@@ -22,6 +22,7 @@ from bundle.drawing.triptych import render_comparison, render_triptych
 from bundle.drawing.video import Display, write_comparison_video
 from bundle.metrics.reconstruction import Figures, reconstruction_figures
 from bundle.run.atomic import complete_or_absent, write_text
+from bundle.run.names import printable
 
 POSTFIX = "_recon.nii.gz"
 COLUMNS = {
@@ -128,7 +129,7 @@ def figures_table(cases: Sequence[CaseFigures], hu_min: float, hu_max: float) ->
         hu_max: upper end.
     """
     labels = list(cases[0].figures)
-    rows = [(case.name, [case.figures[label] for label in labels]) for case in cases]
+    rows = [(printable(case.name), [case.figures[label] for label in labels]) for case in cases]
     if len(cases) > 1:
         rows.append(("mean", [_mean([case.figures[label] for case in cases]) for label in labels]))
     lines = [["case", *COLUMNS]]

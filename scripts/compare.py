@@ -37,6 +37,7 @@ from bundle.evaluation.tables import EMBOLI, METRICS, TableError, read_emboli_ta
 from bundle.evaluation.volume import MODEL, PAIRS, WHOLE
 from bundle.evaluation.volume import Row as Figured
 from bundle.run.atomic import write_text
+from bundle.run.console import tell
 from bundle.run.names import printable
 from bundle.run.record import run_script
 
@@ -89,8 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> Verdict:
     write_text(given.output_dir / "compare.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     body = "\n".join(_page(read, reference, verdict))
     write_text(given.output_dir / "compare.html", PAGE.substitute(title="Comparison", body=body))
-    print(f"other against {reference}: {verdict.verdict} ({verdict.reason})")
-    print(f"figures and pictures: {given.output_dir / 'compare.html'}")
+    tell(f"other against {reference}: {verdict.verdict} ({verdict.reason})")
+    tell(f"figures and pictures: {given.output_dir / 'compare.html'}")
     return verdict
 
 

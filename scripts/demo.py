@@ -23,6 +23,7 @@ import yaml
 from bundle.drawing.planes import EMBOLISM, PLANES
 from bundle.drawing.triptych import DIFFERENCE_HU
 from bundle.drawing.video import Display
+from bundle.run.console import tell
 from bundle.run.record import run_script
 from scripts.case_report import figures_table, report_case
 from scripts.reconstruct import output_name
@@ -49,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     checkpoint = output_dir / "checkpoints" / "last.pt"
     reconstruct(checkpoint, output_dir / "reconstruction")
     picture = report(checkpoint, output_dir)
-    print(f"Took {time.monotonic() - start:.0f} s. Everything is in {output_dir}")
-    print(f"Open {picture}")
+    tell(f"Took {time.monotonic() - start:.0f} s. Everything is in {output_dir}")
+    tell(f"Open {picture}")
 
 
 def set_aside(output_dir: Path) -> None:
@@ -60,7 +61,7 @@ def set_aside(output_dir: Path) -> None:
     number = next(n for n in range(1, 10_000) if not output_dir.with_name(f"{output_dir.name}-{n}").exists())
     aside = output_dir.with_name(f"{output_dir.name}-{number}")
     output_dir.rename(aside)
-    print(f"The earlier demo is now in {aside}")
+    tell(f"The earlier demo is now in {aside}")
 
 
 def train(output_dir: Path) -> None:
@@ -91,7 +92,7 @@ def run_bundle(config_file: str, **overrides: object) -> None:
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", config_file]
     for name, value in overrides.items():
         command += [f"--{name}", str(value)]
-    print(f"\n$ {shlex.join(['python', *command[1:]])}", flush=True)
+    tell(f"\n$ {shlex.join(['python', *command[1:]])}", flush=True)
     # MONAI warns at every start that configs are code; here they are this project's own
     result = subprocess.run([command[0], "-W", "ignore::UserWarning", *command[1:]], cwd=BUNDLE_ROOT)
     if result.returncode:
@@ -104,7 +105,7 @@ def report(checkpoint: Path, output_dir: Path) -> Path:
     hu_min, hu_max = -1000.0, 1000.0
     display = Display(EMBOLISM, DIFFERENCE_HU, hu_min, hu_max)
     case = report_case(BUNDLE_ROOT / VALIDATION, {checkpoint.name: recon}, list(PLANES), 10, display)
-    print("\n" + figures_table([case], hu_min, hu_max))
+    tell("\n" + figures_table([case], hu_min, hu_max))
     drawn = next(recon.parent.glob("*_picture.png"))
     return Path(shutil.copy(drawn, output_dir / "picture.png"))
 

@@ -31,6 +31,7 @@ from bundle.data.dicom.screening import SKIPPED
 from bundle.data.volumes.formats import described_formats
 from bundle.data.volumes.geometry import tilt_note
 from bundle.run.atomic import write_text
+from bundle.run.console import csv_cells, tell
 from bundle.run.names import printable
 from bundle.run.record import run_script
 
@@ -50,11 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     summaries = summarise_all(paths, patch_size, given.num_workers)
     root = Path(dataset_root(given.dir))
-    print(table(summaries, root))
+    tell(table(summaries, root))
     verdicts = [_verdict(summary) for summary in summaries]
     n_skipped, n_doubtful = verdicts.count("skipped"), verdicts.count("doubtful")
     n_usable = verdicts.count("yes") + n_doubtful
-    print(
+    tell(
         f"\n{n_usable} of {len(summaries) - n_skipped} volumes can be used as they are"
         + (f"; {n_doubtful} of them doubtful, see the notes" if n_doubtful else "")
         + (f"; skipped, since no CT volumes by nature: {n_skipped}" if n_skipped else "")
@@ -106,7 +107,7 @@ def write_csv(path: Path, summaries: Iterable[VolumeSummary]) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(names)
-    writer.writerows([getattr(summary, name) for name in names] for summary in summaries)
+    writer.writerows(csv_cells(getattr(summary, name) for name in names) for summary in summaries)
     write_text(path, text.getvalue(), "make room or give another --csv")
 
 

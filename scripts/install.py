@@ -23,6 +23,7 @@ from bundle.checkpoints.file import (
 )
 from bundle.checkpoints.trained_on import without_patients
 from bundle.networks.vqgan import build_vqgan
+from bundle.run.console import tell
 from bundle.run.record import run_script
 
 WRITE_ADVICE = "make room or give another --output"
@@ -72,13 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         install(given.checkpoint, given.output)
     except (CheckpointError, CheckpointWriteError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"installed {given.checkpoint} as {given.output}")
+    tell(f"installed {given.checkpoint} as {given.output}")
     # MONAI Label takes the .pt file with the shortest name in the folder, whatever it is.
     for other in given.output.parent.glob("[!.]*.pt"):
         if len(other.name) < len(given.output.name):
-            print(f"warning: {other} has a shorter name, MONAI Label would load it; move it", file=sys.stderr)
+            tell(f"warning: {other} has a shorter name, MONAI Label would load it; move it", file=sys.stderr)
     return 0
 
 

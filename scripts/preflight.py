@@ -33,6 +33,7 @@ from bundle.run.command import (
     UnknownOverrideError,
     check_overrides,
 )
+from bundle.run.console import tell
 from bundle.run.errors import own_message, short_message
 from bundle.run.record import run_script
 from bundle.run.rules import RULES
@@ -47,7 +48,7 @@ START_FROM = "bundle.checkpoints.start.StartFrom"
 def main(arguments: Sequence[str]) -> int:
     """Prints the checks; returns the exit code."""
     if not arguments or {"-h", "--help"} & set(arguments):
-        print(__doc__)
+        tell(__doc__)
         return 0
     logging.getLogger(TABLE_LOGGER).setLevel(logging.INFO)
     to_terminal = logging.StreamHandler(sys.stdout)
@@ -57,11 +58,11 @@ def main(arguments: Sequence[str]) -> int:
     try:
         for check in preflight(arguments):
             levels.append(check.level)
-            print(check, flush=True)
+            tell(check, flush=True)
     finally:
         logging.getLogger().removeHandler(to_terminal)
     failed = "error" in levels
-    print("error: this run cannot start; see above" if failed else "this run can start")
+    tell("error: this run cannot start; see above" if failed else "this run can start")
     return int(failed)
 
 

@@ -19,6 +19,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -37,6 +38,7 @@ from bundle.data.store.store import PatchStore, StoreError, is_prepared
 from bundle.data.volumes.formats import VolumeError, read_header
 from bundle.data.volumes.geometry import tilt_degrees, tilt_note
 from bundle.run.atomic import remove_leftovers, write_text
+from bundle.run.console import csv_cells, tell
 from bundle.run.lock import locked
 from bundle.run.names import patient_key, printable
 from bundle.run.processes import StoppedError, run_tasks
@@ -84,30 +86,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     if given.export:
         export_volume(*given.export)
-        print(f"wrote {given.export[1]}")
+        tell(f"wrote {given.export[1]}")
         return 0
     if given.dataset_dir is None or given.output is None:
         parser.error("DIR and --output STORE are needed, or --export")
     try:
         lines = prepare(given.dataset_dir, given.output, given.num_workers, given.patch_size)
     except StoppedError as stopped:
-        print(f"\nerror: {stopped}", file=sys.stderr)  # below the progress bar
+        tell(f"\nerror: {stopped}", file=sys.stderr)  # below the progress bar
         return 128 + stopped.number
     prepared = [line for line in lines if line.status == "prepared"]
     n_new = sum(line.made == "now" for line in prepared)
     n_refused, n_skipped = (sum(line.status == status for line in lines) for status in ("refused", "skipped"))
-    print(
+    tell(
         f"{n_new} prepared, {len(prepared) - n_new} already there, {n_refused} refused, {n_skipped} skipped; "
         f"see {given.output / REPORT}"
     )
     doubtful = [line for line in prepared if line.code]
     if doubtful:
-        print(f"look at these before training, {len(doubtful)} in all:")
+        tell(f"look at these before training, {len(doubtful)} in all:")
     for line in doubtful[:MAX_SHOWN]:
-        print(f"  {printable(line.path)}: {line.message}")
+        tell(f"  {printable(line.path)}: {line.message}")
     if not prepared:
         return 2
-    print(f"train with --dataset_dir {given.output}")
+    tell(f"train with --dataset_dir {shlex.quote(str(given.output))}")
     return int(n_refused > 0)
 
 
@@ -212,7 +214,7 @@ def _as_csv(lines: Iterable[Line]) -> str:
     table = csv.writer(text)  # lines end as RFC 4180 says, so that names with line breaks are quoted
     # all but `made`: after a kill the report is what it would have been without
     table.writerow(Line._fields[:-1])
-    table.writerows(line[:-1] for line in lines)
+    table.writerows(csv_cells(line[:-1]) for line in lines)
     return text.getvalue()
 
 

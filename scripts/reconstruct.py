@@ -32,6 +32,7 @@ from bundle.drawing.planes import PLANES, WINDOWS, HUWindow
 from bundle.drawing.triptych import DIFFERENCE_HU
 from bundle.drawing.video import Display
 from bundle.run import names
+from bundle.run.console import tell
 from bundle.run.record import run_script
 from scripts.case_report import CaseFigures, figures_table, report_case
 
@@ -69,8 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> list[CaseFigures]:
             label: folder / output_name(image, root) for label, folder in zip(labels, folders, strict=True)
         }
         figures.append(report_case(image, recons, given.axes, given.fps, display))
-    print(figures_table(figures, hu_min, hu_max))
-    print(f"NIfTI, figures, pictures and videos: {given.output_dir}")
+    tell(figures_table(figures, hu_min, hu_max))
+    tell(f"NIfTI, figures, pictures and videos: {given.output_dir}")
     return figures
 
 

@@ -1,6 +1,7 @@
 """The two ways to start from a file: weights only, or the whole run."""
 
 import logging
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
@@ -114,7 +115,7 @@ class StartFrom:
             reason = printable(" ".join(str(error).split()))
             raise CheckpointError(
                 f"{self.path}: cannot be resumed, its state does not fit this run ({type(error).__name__}: "
-                f"{reason:.200}); to start from its weights use --init_from {self.path}"
+                f"{reason:.200}); to start from its weights use --init_from {shlex.quote(str(self.path))}"
             ) from error
 
     def _check_same_parts(self) -> None:
@@ -131,7 +132,8 @@ class StartFrom:
             if set(self.content.get(part, ())) != mine:
                 raise CheckpointError(
                     f"{self.path}: its {part} are not those of this run, so it cannot be resumed here; to "
-                    f"start from its weights use --init_from {self.path} instead of --resume_from_checkpoint"
+                    f"start from its weights use --init_from {shlex.quote(str(self.path))} "
+                    "instead of --resume_from_checkpoint"
                 )
 
     def _check_epoch_length(self, engine: Trainer) -> None:
@@ -171,7 +173,7 @@ def _read_to_resume(path: Path) -> dict[str, Any]:
         if sound is None:
             raise
         raise CheckpointError(
-            f"{error}. The newest sound one beside it: --resume_from_checkpoint {sound}"
+            f"{error}. The newest sound one beside it: --resume_from_checkpoint {shlex.quote(str(sound))}"
         ) from error
 
 

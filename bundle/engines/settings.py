@@ -14,6 +14,7 @@ from monai.bundle import ConfigExpression, ConfigParser, ReferenceResolver
 
 from bundle.networks.discriminators import MIN_PATCH_SIZE
 from bundle.run.command import Command, check_overrides, current_command, path_for_monai
+from bundle.run.console import tidy_console
 from bundle.run.errors import short_message
 from bundle.run.record import report_error
 from bundle.run.rules import NETWORK_SETTINGS, PATHS, RULES, SettingsError, check
@@ -39,6 +40,7 @@ def check_settings(across: Callable[[Mapping[str, Any]], None] | None = None) ->
     command = current_command()
     if command is not None:
         sys.excepthook = report_error
+        tidy_console()
         check_overrides(command)
     parser = _calling_parser(sys._getframe())
     if parser is None:

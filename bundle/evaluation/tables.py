@@ -12,6 +12,7 @@ from typing import Any
 from bundle.evaluation.readings import Reading
 from bundle.evaluation.volume import Row
 from bundle.run.atomic import write_text
+from bundle.run.console import csv_cells
 
 METRICS, EMBOLI, FALSE_EMBOLI = "metrics.csv", "emboli.csv", "false_emboli.csv"
 EMBOLI_COLUMNS = (
@@ -31,7 +32,7 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows([_cell(value) for value in row] for row in rows)
+    writer.writerows(csv_cells(_cell(value) for value in row) for row in rows)
     write_text(path, text.getvalue())
 
 

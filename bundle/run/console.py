@@ -1,10 +1,18 @@
-"""What a terminal shows: bars only where there is one, and log lines above them."""
+"""The one edge to terminal, log and CSV: bars only on a terminal, and no control character out of a file.
+
+File names, headers and checkpoints can hold anything: escape sequences that rename a window, line breaks that
+forge a line of the log, formulas that a spreadsheet runs.
+"""
 
 import logging
 import sys
+from collections.abc import Iterable
+from pathlib import PurePath
 from typing import Any, TextIO
 
 from tqdm import tqdm
+
+from bundle.run.names import printable
 
 # ignite says so of every fresh run, and of every validation.
 _MISLEADING = "Engine run resuming from iteration 0,"
@@ -15,9 +23,61 @@ def has_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
+def tell(text: object, file: TextIO | None = None, flush: bool = False) -> None:
+    """Prints text; all but its line breaks is printable.
+
+    Args:
+        text: of one or several lines; names in a table of several lines have to be `printable` before.
+        file: standard output if None.
+        flush: see `print`.
+    """
+    print("\n".join(map(printable, str(text).split("\n"))), file=file or sys.stdout, flush=flush)
+
+
+def as_message(text: str) -> str:
+    """A message for terminal and log: printable; later lines are indented, so none looks like a new one."""
+    first, *later = text.split("\n")
+    indented = [line if not line or line[0] == " " else f"  {line}" for line in map(printable, later)]
+    return "\n".join([printable(first), *indented])
+
+
+def csv_cells(row: Iterable[Any]) -> list[Any]:
+    """The cells of a row; text is printable and no formula of a spreadsheet, numbers stay as they are."""
+    return [_csv_text(str(cell)) if isinstance(cell, str | PurePath) else cell for cell in row]
+
+
+def _csv_text(text: str) -> str:
+    try:
+        float(text)
+    except ValueError:
+        return ("'" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else "") + printable(text)
+    return text
+
+
+class MessageFormatter(logging.Formatter):
+    """Formats as another formatter does, then makes a message of it.
+
+    Args:
+        inner: the other one; None = `logging`'s own.
+    """
+
+    def __init__(self, inner: logging.Formatter | None = None) -> None:
+        super().__init__()
+        self.inner = inner or logging.Formatter()
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the record as text."""
+        return as_message(self.inner.format(record))
+
+
 def tidy_console() -> None:
-    """Lets the console handlers of the root logger write above progress bars, without ignite's wrong line."""
+    """Lets the console handlers of the root logger write messages only, above progress bars.
+
+    Ignite's wrong line about resuming is left out.
+    """
     for handler in logging.getLogger().handlers:
+        if not isinstance(handler.formatter, MessageFormatter):
+            handler.setFormatter(MessageFormatter(handler.formatter))
         if not any(isinstance(known, _Filter) for known in handler.filters):
             handler.addFilter(_Filter())
         stream = getattr(handler, "stream", None)

@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from typing import Any
 
 from bundle.run.atomic import UnwritableError, open_without_links, write_text
 from bundle.run.command import BUNDLE_ROOT, current_command
-from bundle.run.console import tidy_console
+from bundle.run.console import MessageFormatter, as_message, tell, tidy_console
 from bundle.run.errors import own_message, short_message
 from bundle.run.files import open_regular
 from bundle.run.lock import FolderInUseError, lock_folder, release_folder
@@ -180,8 +181,8 @@ def report_error(kind: type[BaseException], error: BaseException, trace: Traceba
     """
     message, is_unread = own_message(error), _has_lost_its_reader(error)
     if message is None and not is_unread:
-        sys.__excepthook__(kind, error, trace)
-    message = message or short_message(error)
+        tell("".join(traceback.format_exception(kind, error, trace)).rstrip(), file=sys.stderr)
+    message = as_message(message or short_message(error))
     status = "stopped" if isinstance(error, StopRequested | KeyboardInterrupt) else "failed"
     for run in list(_open_runs.values()):
         details = (kind, error, trace)
@@ -190,7 +191,7 @@ def report_error(kind: type[BaseException], error: BaseException, trace: Traceba
             _end_run(run.folder, {"status": status, "error": message})
     if is_unread:
         raise SystemExit(128 + signal.SIGPIPE)
-    print(f"error: {message}", file=sys.stderr)
+    tell(f"error: {message}", file=sys.stderr)
     if isinstance(error, StopRequested):
         raise SystemExit(128 + error.number)
 
@@ -202,6 +203,7 @@ def run_script(main: Callable[[], object]) -> None:
         main: returns the exit code; whatever is no number counts as 0.
     """
     sys.excepthook = report_error
+    tidy_console()
     code = main()
     sys.stdout.flush()  # here and not at the end of Python, which would print a traceback of its own
     sys.exit(code if isinstance(code, int) else 0)
@@ -328,14 +330,16 @@ class _RunLog(logging.StreamHandler):
         flags = os.O_WRONLY | (os.O_APPEND if keep else os.O_TRUNC)
         file = open_without_links(path, flags)
         super().__init__(os.fdopen(file, "a", encoding="utf-8", errors="backslashreplace"))
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self.setFormatter(
+            MessageFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        )
         self.path, self.is_failing = path, False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Names the file and the reason, once."""
         if not self.is_failing:
             self.is_failing = True
-            print(f"warning: {self.path}: cannot be written ({sys.exception()}); make room", file=sys.stderr)
+            tell(f"warning: {self.path}: cannot be written ({sys.exception()}); make room", file=sys.stderr)
 
     def close(self) -> None:
         """Closes the file."""

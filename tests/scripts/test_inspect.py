@@ -10,6 +10,7 @@ import pytest
 from bundle.data.cases.find import DatasetError
 from bundle.data.cases.summary import summarise_volume
 from bundle.data.volumes.phantom import write_phantom
+from bundle.run.names import printable
 from scripts.inspect import main
 
 HU = np.random.default_rng(0).integers(-1000, 100, (8, 6, 10)).astype(np.int16)  # Z, rows, columns
@@ -99,7 +100,7 @@ def test_a_name_of_any_bytes_stays_on_its_line_and_in_its_cell(tmp_path, capsys)
     assert any(line.startswith("\\udcff\\udcfe.nii ") for line in lines)
     with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
         rows = [row["path"] for row in csv.DictReader(file)]
-    told = {os.fsdecode(name).encode(errors="backslashreplace").decode() for name in names}
+    told = {printable(os.fsdecode(name)) for name in names}
     assert {path.removeprefix(f"{tmp_path}/").removesuffix(".nii") for path in rows} == told
 
 

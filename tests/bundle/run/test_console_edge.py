@@ -1,0 +1,82 @@
+"""Nothing that a file holds reaches terminal, log or CSV as anything but text."""
+
+import ast
+import csv
+import io
+import logging
+from pathlib import Path
+
+import pytest
+
+from bundle.run.console import MessageFormatter, as_message, csv_cells, tell
+from bundle.run.record import report_error
+from bundle.run.rules import SettingsError
+
+ROOT = Path(__file__).resolve().parents[3]
+HOSTILE = "a\x1b]0;owned\x07\u202ecod\r\u0085\u2028z"
+SHOWN = r"a\x1b]0;owned\x07\u202ecod\r\x85\u2028z"
+
+
+def test_what_is_told_keeps_its_lines_and_nothing_else_that_a_terminal_acts_on(capsys):
+    tell(f"{HOSTILE}\nsecond")
+
+    assert capsys.readouterr().out == f"{SHOWN}\nsecond\n"
+
+
+def test_a_line_break_in_a_name_cannot_forge_a_line_of_the_log():
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(MessageFormatter(logging.Formatter("%(levelname)s %(message)s")))
+    name = f"{HOSTILE}\nINFO all is well"
+
+    handler.handle(logging.LogRecord("x", logging.ERROR, "", 0, "%s: is damaged", (name,), None))
+
+    assert stream.getvalue() == f"ERROR {SHOWN}\n  INFO all is well: is damaged\n"
+
+
+def test_lines_that_are_indented_already_stay_as_they_are():
+    assert as_message("2 volumes:\n  a: gone\nb\n") == "2 volumes:\n  a: gone\n  b\n"
+
+
+@pytest.mark.parametrize("kind", [SettingsError, ValueError])
+def test_an_error_is_told_without_raw_text_with_its_traceback_or_without(kind, capsys):
+    try:
+        raise kind(f"{HOSTILE}\nerror: none")
+    except kind as error:
+        report_error(kind, error, error.__traceback__)
+
+    told = capsys.readouterr().err
+    assert "\x1b" not in told and "\u202e" not in told
+    assert told.endswith(f"{SHOWN}\n  error: none\n")
+    assert ("Traceback" in told) == (kind is ValueError)
+
+
+@pytest.mark.parametrize(
+    ("cell", "written"),
+    [
+        ('=HYPERLINK("http://x","y")', '\'=HYPERLINK("http://x","y")'),
+        ("@SUM(1)", "'@SUM(1)"), ("+1+1", "'+1+1"), ("-2+3", "'-2+3"), ("\t=1", "'\\t=1"), ("\r=1", "'\\r=1"),
+        (HOSTILE, SHOWN), ("-1024", "-1024"), ("+1e5", "+1e5"), (-3.5, "-3.5"), (None, ""),
+        (Path("=1.nii"), "'=1.nii"),
+    ],
+)  # fmt: skip
+def test_a_cell_of_a_table_is_no_formula_and_a_number_stays_one(cell, written):
+    text = io.StringIO()
+    csv.writer(text).writerow(csv_cells([cell, "x"]))
+
+    assert next(csv.reader(io.StringIO(text.getvalue(), newline=""))) == [written, "x"]
+
+
+def test_the_product_prints_through_the_edge_alone():
+    own = {"bundle/run/console.py", "scripts/run.py"}  # the second prints its help before it imports anything
+    paths = [*(ROOT / "bundle").rglob("*.py"), *(ROOT / "transforms").rglob("*.py")]
+    paths += (ROOT / "scripts").glob("*.py")
+    offenders = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in paths
+        if path.relative_to(ROOT).as_posix() not in own
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+
+    assert offenders == []
