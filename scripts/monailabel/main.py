@@ -239,14 +239,23 @@ def _http_errors(names: Mapping[str, str]) -> Iterator[None]:
     except HTTPException:
         raise
     except Exception as error:
-        message = own_message(error)
-        if message is not None:
+        is_full, message = _is_full(error), own_message(error)
+        if message is not None and not is_full:
             message = _without_paths(message, names)
             logger.warning("refused: %s", message)
             raise HTTPException(422, message) from error
         logger.exception("request failed")
-        if isinstance(error, OSError) and error.errno in FULL:
+        if is_full:
             raise HTTPException(
                 507, "the disk of the server is full; nothing was kept, make room there"
             ) from error
         raise HTTPException(500, _without_paths(short_message(error), names)) from error
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        error = error.__cause__
+    return False

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from bundle.data.volumes.formats import writable_suffixes
 from bundle.run.names import printable
+from bundle.run.rules import RULES, STRIDE, Rule, number, switch, whole, word
 
 # What the config parser evaluates, looks up or replaces.
 CONFIG_SIGNS = ("$", "@", "%")
@@ -20,104 +21,41 @@ class RequestError(ValueError):
     """A request with a value that cannot be used; nothing has been done with it."""
 
 
-class Rule(NamedTuple):
-    """Which values a setting takes.
-
-    Attributes:
-        text: the rule in words, to stand behind "must be".
-        holds: tells whether a value keeps it; any JSON value may come.
-    """
-
-    text: str
-    holds: Callable[[Any], bool]
-
-
-def whole(low: int, high: int) -> Rule:
-    """Whole numbers from `low` to `high`."""
-    return Rule(f"a whole number from {low} to {high}", lambda value: _is_whole(value, low, high))
-
-
-def whole_or_null(low: int, high: int) -> Rule:
-    """Whole numbers from `low` to `high`, or null."""
-    return Rule(
-        f"null or a whole number from {low} to {high}",
-        lambda value: value is None or _is_whole(value, low, high),
-    )
-
-
-def number(low: float, high: float) -> Rule:
-    """Numbers from `low` to `high`; NaN is none."""
-    return Rule(
-        f"a number from {low:g} to {high:g}",
-        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high,
-    )
-
-
-def word(*words: str) -> Rule:
-    """One of these words."""
-    return Rule(f"one of {', '.join(words)}", lambda value: isinstance(value, str) and value in words)
-
-
-FLAG = Rule("true or false", lambda value: isinstance(value, bool))
-PATCH_SIZE = Rule(
-    "a list of 3 multiples of 4 from 16 to 512",
-    lambda value: (
-        isinstance(value, list)
-        and len(value) == 3
-        and all(_is_whole(size, 16, 512) and size % 4 == 0 for size in value)
-    ),
-)
+# A larger batch, or more processes, would take the whole machine.
+LARGEST_SIDE, LARGEST_BATCH, MOST_WORKERS = 512, 1024, 64
 DEVICE = Rule(
     "cpu, cuda, cuda:N of a GPU of the server, or a device that GET /info/ lists",
     lambda value: isinstance(value, str) and value in _devices(),
+    "cuda",
+)
+PATCH_SIZE = Rule(
+    f"three multiples of {STRIDE} from {STRIDE} to {LARGEST_SIDE}",
+    lambda value: RULES["patch_size"].holds(value) and max(value) <= LARGEST_SIDE,
+    [128, 128, 128],
 )
 
 INFERENCE = {"device": DEVICE, "result_extension": word(*writable_suffixes())}
 TRAINING = {
     "device": DEVICE,
-    "pretrained": FLAG,
-    "val_split": number(0.01, 0.99),
-    "max_epochs": whole(1, 10_000),
-    "epoch_length": whole(1, 1_000_000),
-    "max_iterations": whole_or_null(1, 100_000_000),
-    "val_interval": whole(1, 10_000),
-    "checkpoint_interval": whole(1, 1_000_000),
-    "log_interval": whole(1, 1_000_000),
-    "max_patients": whole_or_null(1, 1_000_000),
-    "num_workers": whole(0, 64),
-    "seed": whole(0, 2**32 - 1),
-    "amp": FLAG,
-    "preset": word("default", "large", "lite"),
-    "quantizer": word("ema", "fsq"),
-    "num_embeddings": whole(2, 65536),
-    "hu_min": number(-32768, 32767),
-    "hu_max": number(-32768, 32767),
+    "pretrained": switch(),
+    "val_split": number(0.01, 0.99, example=0.2),
+    "num_workers": whole(0, MOST_WORKERS),
     "patch_size": PATCH_SIZE,
-    "patch_sampling": word("random", "grid"),
-    "foreground_ratio": number(0, 1),
-    "vessel_ratio": number(0, 1),
-    "flip_probability": number(0, 1),
-    "turn_probability": number(0, 1),
-    "batch_size": whole(1, 1024),
-    "micro_batch_size": whole(1, 1024),
-    "learning_rate": number(1e-9, 1),
-    "discriminator_learning_rate": number(1e-9, 1),
-    "learning_rate_warmup": whole(0, 10_000_000),
-    "learning_rate_final_ratio": number(0, 1),
-    "gradient_clip": number(1e-6, 1e6),
-    "l1_weight": number(0, 1000),
-    "commitment_weight": number(0, 1000),
-    "perceptual_weight": number(0, 1000),
-    "image_gan_weight": number(0, 1000),
-    "video_gan_weight": number(0, 1000),
-    "gan_feat_weight": number(0, 1000),
-    "discriminator_iter_start": whole(0, 100_000_000),
-    "discriminator_pretrain_iters": whole(0, 100_000_000),
-    "adversarial_ramp_iters": whole(0, 100_000_000),
-    "r1_gamma": number(0, 1000),
-    "lecam_weight": number(0, 1000),
-    "spectral_norm": FLAG,
-    "oom_policy": word("stop", "degrade"),
+    "batch_size": whole(1, LARGEST_BATCH),
+    "micro_batch_size": whole(1, LARGEST_BATCH),
+} | {
+    name: RULES[name]
+    for name in (
+        *("max_epochs", "epoch_length", "max_iterations", "val_interval", "checkpoint_interval"),
+        *("log_interval", "max_patients", "seed", "amp", "oom_policy"),
+        *("preset", "quantizer", "num_embeddings", "hu_min", "hu_max"),
+        *("patch_sampling", "foreground_ratio", "vessel_ratio", "flip_probability", "turn_probability"),
+        *("learning_rate", "discriminator_learning_rate", "learning_rate_warmup"),
+        *("learning_rate_final_ratio", "gradient_clip", "l1_weight", "commitment_weight"),
+        *("perceptual_weight", "image_gan_weight", "video_gan_weight", "gan_feat_weight"),
+        *("discriminator_iter_start", "discriminator_pretrain_iters", "adversarial_ramp_iters"),
+        *("r1_gamma", "lecam_weight", "spectral_norm"),
+    )
 }
 
 
@@ -141,9 +79,10 @@ def check_values(given: Any, rules: Mapping[str, Rule]) -> dict[str, Any]:
                 f"`{printable(str(name))[:SHOWN_LETTERS]}` cannot be set by a request, only "
                 f"{', '.join(rules)} can; {advice}"
             )
-        if not rules[name].holds(value):
+        rule = rules[name]
+        if not ((value is None and rule.null) or (value is not None and rule.holds(value))):
             advice = "expressions are never evaluated" if _has_config_sign(value) else "correct it"
-            raise RequestError(f"`{name}` must be {rules[name].text}, got {shown(value)}; {advice}")
+            raise RequestError(f"`{name}` must be {rule.told}, got {shown(value)}; {advice}")
     return dict(given)
 
 
@@ -151,10 +90,6 @@ def shown(value: Any) -> str:
     """Shortens a foreign value to one harmless line for a message."""
     text = printable(repr(value))
     return text if len(text) <= SHOWN_LETTERS else f"{text[:SHOWN_LETTERS]}..."
-
-
-def _is_whole(value: Any, low: int, high: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def _has_config_sign(value: Any) -> bool:

@@ -139,7 +139,7 @@ def test_a_request_that_cannot_be_served_is_told_why(server, request_words, code
     [
         ({"epoch_lenth": 3}, "did you mean `epoch_length`?"),
         ({"val_split": 0}, "`val_split` must be a number from 0.01 to 0.99, got 0"),
-        (TINY | {"patch_size": [25, 24, 24]}, "`patch_size` must be a list of 3 multiples of 4"),
+        (TINY | {"patch_size": [25, 24, 24]}, "`patch_size` must be three multiples of 4"),
         (TINY | {"hu_min": -500}, "--hu_min -1000"),  # found by the round itself
     ],
 )
