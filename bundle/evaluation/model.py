@@ -6,6 +6,7 @@ Dimension letters: X Y Z voxels, x y z cells of the code map (x = X / stride, ro
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +44,7 @@ class TrainedModel:
     Args:
         ckpt_path: a training checkpoint or an installed model.
         device: of the network.
-        tile_size: edge of a tile's core in voxels, a multiple of the stride.
+        tile_size: edge of a tile's core in voxels, one number or three, multiples of the stride.
         progress: whether to show a bar.
 
     Attributes:
@@ -60,7 +61,7 @@ class TrainedModel:
         self,
         ckpt_path: str | Path,
         device: torch.device | str = "cpu",
-        tile_size: int = 128,
+        tile_size: int | Sequence[int] = 128,
         progress: bool = False,
     ) -> None:
         content = read_checkpoint(ckpt_path)
@@ -74,12 +75,13 @@ class TrainedModel:
         told = content.get("trained_on", {})
         self.trained_on = {kind: set(told.get(kind, ())) for kind in KINDS}
         self.stride, self.halo = self.network.stride, self.network.halo
-        if tile_size % self.stride or tile_size < 2 * self.stride:
+        self.tile_size = [tile_size] * 3 if isinstance(tile_size, int) else list(tile_size)
+        if any(side % self.stride or side < 2 * self.stride for side in self.tile_size):
             raise ValueError(
                 f"`tile_size` must be a multiple of {self.stride} and at least {2 * self.stride}, "
                 f"got {tile_size}; give voxels per axis"
             )
-        self.tile_size, self.progress = tile_size, progress
+        self.progress = progress
 
     @torch.no_grad()
     def reconstruct(self, voxels: np.ndarray, alike: Coded | None = None) -> Coded:
@@ -93,7 +95,7 @@ class TrainedModel:
         cells = [-(-size // self.stride) for size in voxels.shape]
         indices = np.empty(cells, np.uint16) if alike is None else alike.indices.copy()
         recon = np.empty(voxels.shape, np.int16) if alike is None else alike.recon.copy()
-        core = [self.tile_size // self.stride] * 3
+        core = [side // self.stride for side in self.tile_size]
         every = list(tiles(cells, core, self.halo // self.stride))
         with tqdm(
             total=2 * len(every), unit="tile", desc="tiles", disable=not self.progress, leave=False

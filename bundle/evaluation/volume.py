@@ -71,7 +71,7 @@ class Judge:
 
     hu_min: float
     hu_max: float
-    tile_size: int | None = None
+    tile_size: int | Sequence[int] | None = None
     perceptual: nn.Module | None = None
     perceptual_note: str = ""
 

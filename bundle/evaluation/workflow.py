@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from bundle.evaluation.cases import (
     check_pair,
     read_ras,
 )
-from bundle.evaluation.chest import Lumen, find_chest
+from bundle.evaluation.chest import Chest, Lumen, find_chest
 from bundle.evaluation.emboli import CONTRASTS, Change, find_changes, insert
 from bundle.evaluation.model import Coded, TrainedModel
 from bundle.evaluation.report import write_report
@@ -48,6 +49,7 @@ from bundle.evaluation.tables import (
     write_table,
 )
 from bundle.evaluation.volume import MODEL, PAIRS, WHOLE, Findings, Inserted, Judge, Row, judge, rows_of
+from bundle.inferers.codecs import CODECS, CodecError, compress
 from bundle.losses.perceptual import SlicePerceptualLoss, cached_backbone
 from bundle.metrics.codes import bits_per_voxel, code_use, nominal_bits_per_voxel
 from bundle.run.atomic import complete_or_absent, write_text
@@ -56,6 +58,7 @@ from bundle.run.names import patient_key, printable
 logger = logging.getLogger(__name__)
 
 DEFAULT_WINDOW = (-1000.0, 1000.0)
+DEFAULT_CODEC_BITS, DEFAULT_TILE = 0.22, 128
 EXIT_REFUSED = 3
 PARITIES = {0: "even", 1: "odd"}
 
@@ -73,12 +76,16 @@ class Evaluation:
         ckpt_path: checkpoint or installed model.
         pairs: CSV of originals and reconstructions instead; see `cases_of_pairs`.
         device: of the network.
-        tile_size: edge of a tile in voxels; of pairs, the edge at which their tool tiled, null if it did not.
+        tile_size: edge of a tile in voxels, one number or three; of pairs, what their tool used,
+            null if it did not tile.
         hu_min: lower end of the window of all figures; null is the checkpoint's, of pairs -1000.
         hu_max: upper end; null is the checkpoint's, of pairs 1000.
         seed: which of the possible places get emboli.
         perceptual_network: LPIPS backbone.
         perceptual_weights_path: its file; null looks into torch's cache and never downloads.
+        codecs: names of `bundle.inferers.codecs.CODECS`, judged in the same way.
+        codec_bits_per_voxel: what they may spend; null is what the checkpoint's codes cost nominally, of
+            pairs 0.22.
         write_volumes: keep reconstructions and volumes with emboli in the output folder.
         allow_seen: score volumes that the checkpoint was trained on, and say so.
         progress: show bars.
@@ -91,12 +98,14 @@ class Evaluation:
         ckpt_path: str | Path | None = None,
         pairs: str | Path | None = None,
         device: torch.device | str = "cpu",
-        tile_size: int | None = 128,
+        tile_size: int | Sequence[int] | str | None = 128,
         hu_min: float | None = None,
         hu_max: float | None = None,
         seed: int = 0,
         perceptual_network: str = "vgg",
         perceptual_weights_path: str | Path | None = None,
+        codecs: Sequence[str] | None = None,
+        codec_bits_per_voxel: float | None = None,
         write_volumes: bool = True,
         allow_seen: bool = False,
         progress: bool = True,
@@ -106,6 +115,7 @@ class Evaluation:
         self.allow_seen, self.progress = allow_seen, progress
         self.model: TrainedModel | None = None
         window = DEFAULT_WINDOW
+        tile_size = DEFAULT_TILE if isinstance(tile_size, str) else tile_size  # "auto" of other configs
         if pairs is not None:
             self.method = PAIRS
             self.cases = cases_of_pairs(pairs)
@@ -116,11 +126,15 @@ class Evaluation:
                     "`dataset_dir` and `ckpt_path` must be given, or `pairs` instead; name files"
                 )
             self.cases = cases_of_data(dataset_dir)
-            self.model = TrainedModel(ckpt_path, device, tile_size or 128, progress)
+            self.model = TrainedModel(ckpt_path, device, tile_size or DEFAULT_TILE, progress)
             window = self.model.settings["hu_min"], self.model.settings["hu_max"]
         hu_min, hu_max = window[0] if hu_min is None else hu_min, window[1] if hu_max is None else hu_max
         if not hu_min < hu_max:
             raise EvaluationError(f"`hu_min` must be below `hu_max`, got {hu_min} and {hu_max}; give HU")
+        self.codecs = tuple(codecs or ())
+        if unknown := [name for name in self.codecs if name not in CODECS]:
+            raise EvaluationError(f"`codecs` must be some of {', '.join(CODECS)}, got {', '.join(unknown)}")
+        self.codec_bits = codec_bits_per_voxel or self._nominal_bits()
         perceptual, note = _perceptual(perceptual_network, perceptual_weights_path, device)
         self.settings = Judge(hu_min, hu_max, tile_size, perceptual, note)
         self.perceptual_network = perceptual_network
@@ -175,9 +189,12 @@ class Evaluation:
             assert pair is not None
             recon, inserted = pair, self._from_files(case, original, changes)
         found = judge(original, recon, chest, changes, inserted, self.settings)
-        self._keep(case, original, found)
+        self._keep(case, original, found, self.method)
+        self._keep_curves(case, found)
         if self.model is not None:
             self._keep_codes(case, original, coded)
+        for codec in self.codecs:
+            self._judge_codec(codec, case, original, chest, changes)
         self._write_volumes(case, original, recon, changes)
         self._draw(case, original, recon, chest.lumen)
 
@@ -239,18 +256,20 @@ class Evaluation:
         self.warnings.append(printable(message))
         logger.warning("%s", printable(message))
 
-    def _keep(self, case: EvaluationCase, original: RASVolume, found: Findings) -> None:
+    def _keep(self, case: EvaluationCase, original: RASVolume, found: Findings, method: str) -> None:
         patient = printable(case.patient)
-        self.rows += rows_of(found, case.name, patient, self.method)
+        self.rows += rows_of(found, case.name, patient, method)
         place = lambda voxel: nib.affines.apply_affine(original.affine, voxel).tolist()  # noqa: E731
         self.emboli += [
-            embolus_line(case.name, patient, self.method, reading, place(reading.site.centre))
+            embolus_line(case.name, patient, method, reading, place(reading.site.centre))
             for reading in found.readings
         ]
         self.false_emboli += [
-            (case.name, patient, self.method, *spot.voxel, *place(spot.voxel), spot.strength)
+            (case.name, patient, method, *spot.voxel, *place(spot.voxel), spot.strength)
             for spot in found.false_emboli
         ]
+
+    def _keep_curves(self, case: EvaluationCase, found: Findings) -> None:
         folder = self.output_dir / "kept"
         folder.mkdir(exist_ok=True)
         spectrum = found.spectrum
@@ -263,6 +282,34 @@ class Evaluation:
                 noise_original=spectrum.original if spectrum else none,
                 noise_recon=spectrum.recon if spectrum else none,
             )
+
+    def _judge_codec(
+        self, codec: str, case: EvaluationCase, original: RASVolume, chest: Chest, changes: Sequence[Change]
+    ) -> None:
+        """Judges what a codec makes of a volume; one that fails is told in its row, and the rest goes on."""
+        window = self.settings.hu_min, self.settings.hu_max
+        patient = printable(case.patient)
+        try:
+            plain_result = compress(codec, original.voxels, *window, self.codec_bits)
+
+            def inserted(contrast: float, parity: int) -> np.ndarray:
+                changed = insert(original.voxels, changes, contrast, parity)
+                return compress(codec, changed, *window, self.codec_bits, plain_result.setting).recon
+
+            found = judge(original, plain_result.recon, chest, changes, inserted, self.settings)
+        except CodecError as error:
+            note = printable(str(error))
+            self.rows.append(Row(case.name, patient, codec, WHOLE, "psnr", math.nan, note=note))
+            self._warn(f"{case.name}: {error}")
+            return
+        self._keep(case, original, found, codec)
+        bits = plain_result.bits_per_voxel
+        self.rows.append(Row(case.name, patient, codec, WHOLE, "bits_per_voxel", bits))
+
+    def _nominal_bits(self) -> float:
+        if self.model is None:
+            return DEFAULT_CODEC_BITS
+        return nominal_bits_per_voxel(int(self.model.settings["num_embeddings"]), self.model.stride)
 
     def _keep_codes(self, case: EvaluationCase, original: RASVolume, coded: Coded) -> None:
         assert self.model is not None

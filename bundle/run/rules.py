@@ -18,6 +18,7 @@ from bundle.run.names import printable
 STRIDE = 4
 """Voxels per latent cell and axis, of every preset."""
 NETWORK_SETTINGS = ("preset", "quantizer", "num_embeddings", "hu_min", "hu_max")
+CODECS = ("jpeg2000", "jpegxl", "hevc")  # that evaluation can judge beside a network
 MOST_CODES = 65536  # indices are stored as uint16
 HU = (-32768, 32767)  # volumes are stored as int16
 SHOWN_CHARACTERS = 60
@@ -130,6 +131,10 @@ def _are_widths(value: Any) -> bool:
     return _is_list(value) and len(value) > 0 and all(_is_length(width, 32, 32) for width in value)
 
 
+def _are_codecs(value: Any) -> bool:
+    return _is_list(value) and len(value) > 0 and all(codec in CODECS for codec in value)
+
+
 def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
@@ -238,6 +243,8 @@ RULES: dict[str, Rule] = {
     # inference, codes and the latent diffusion model
     "output_format": word("nifti", "dicom"),
     "keep_latents": switch(),
+    "codecs": Rule(f"a list of {', '.join(CODECS)}", _are_codecs, "[hevc]").or_null(),
+    "codec_bits_per_voxel": number_above(0, 12, example=0.22).or_null(),
     "write_volumes": switch(),
     "allow_seen": switch(),
     "from_latents": switch(),

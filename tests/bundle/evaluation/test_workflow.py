@@ -208,6 +208,21 @@ def test_a_volume_that_was_trained_on_is_refused_unless_that_is_wanted(tmp_path,
     assert "was trained on these volumes" in (tmp_path / "yes" / "report.html").read_text()
 
 
+def test_a_codec_is_judged_beside_the_rest_and_one_that_is_missing_says_so(tmp_path, monkeypatch):
+    save(tmp_path / "a.nii.gz", block())
+    evaluation = evaluate(
+        tmp_path / "out", ["a.nii.gz,a.nii.gz,a,,"], codecs=["hevc"], codec_bits_per_voxel=4.0
+    )
+    figures = {row.metric: row.value for row in evaluation.rows if row.method == "hevc"}
+    assert figures["bits_per_voxel"] == pytest.approx(4, rel=0.03) and 25 < figures["psnr"] < 80
+    monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", lambda: str(tmp_path / "none"))
+    evaluation = evaluate(tmp_path / "none", ["a.nii.gz,a.nii.gz,a,,"], codecs=["hevc"])
+    (row,) = [row for row in evaluation.rows if row.method == "hevc"]
+    assert math.isnan(row.value) and "ffmpeg cannot be run" in row.note
+    with pytest.raises(EvaluationError, match="`codecs` must be some of"):
+        evaluate(tmp_path / "odd", ["a.nii.gz,a.nii.gz,a,,"], codecs=["webp"])
+
+
 def test_settings_that_cannot_be_are_refused(tmp_path):
     with pytest.raises(EvaluationError, match="`dataset_dir` and `ckpt_path` must be given, or `pairs`"):
         Evaluation(tmp_path)
