@@ -11,8 +11,7 @@ from monai.transforms import SaveImaged
 from monai.utils import ImageMetaKey, MetaKeys
 
 from bundle.data.cases.split import dataset_root
-from bundle.data.dicom.derived import derivation_text
-from bundle.data.dicom.writer import SeriesWriter, check_source, check_target
+from bundle.data.dicom.derived import SeriesWriter, check_source, check_target, derivation_text
 from bundle.data.volumes.nifti import VolumeError
 from bundle.data.volumes.writing import CTWriter
 from bundle.run.names import output_name

@@ -111,7 +111,13 @@ def _stack_fault(ordered: Sequence[DicomHeader], depths: np.ndarray) -> Fault | 
     """What is wrong with the distances between slices that lie in order."""
     distances = np.diff(depths)
     if (distances < SAME_POSITION_MM).any():
-        instances = {header.text("sop_instance") for header in ordered}
+        instances = {(header.text("sop_instance"), header.frame) for header in ordered}
+        if np.ptp(depths) < SAME_POSITION_MM and len(instances) == len(ordered):
+            return (
+                "no_geometry",
+                f"its {len(ordered)} slices all state the same position, so their distance is unknown; "
+                "export it again with the position of each slice",
+            )
         n_twice = int((distances < SAME_POSITION_MM).sum())
         if len(instances) < len(ordered):
             return "duplicate_slices", f"{n_twice} of its slices are there twice; remove the copies"

@@ -1,24 +1,60 @@
-"""Reads the header of one DICOM file, never its pixels and never past its end.
+"""Reads what a series is made of from the headers of DICOM files: never the pixels."""
 
-GDCM reads a file with all its pixels to give one tag, gives no transfer syntax and nothing of a file without
-pixels, and trusts what it reads. A scan of 1000 patients needs a few kB of each file, and whatever is wrong
-must be known before GDCM sees it; so the header is walked here, and GDCM decodes pixels alone.
-"""
-
-import os
-from collections.abc import Container
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from bundle.data.dicom.elements import (
-    PREAMBLE_BYTES,
-    STORAGE_CLASS,
-    TRANSFER_SYNTAX,
-    ElementWalker,
-    Fault,
-)
+from bundle.data.dicom.parsing import MARK, PREAMBLE_BYTES, begins_data_set, parse, text_of
 from bundle.data.volumes.nifti import VolumeError
 from bundle.run.files import open_regular
+from bundle.run.names import patient_hash
+
+SUFFIXES = (".dcm", ".dicom", ".ima")
+MAX_VALUE_BYTES = 4096
+
+TAGS = {
+    "image_type": 0x00080008,
+    "sop_class": 0x00080016,
+    "sop_instance": 0x00080018,
+    "content_time": 0x00080033,
+    "modality": 0x00080060,
+    "manufacturer": 0x00080070,
+    "description": 0x0008103E,
+    "patient": 0x00100020,
+    "contrast_agent": 0x00180010,
+    "study_uid": 0x0020000D,
+    "series_uid": 0x0020000E,
+    "acquisition_number": 0x00200012,
+    "instance_number": 0x00200013,
+    "position": 0x00200032,
+    "orientation": 0x00200037,
+    "temporal_position": 0x00200100,
+    "images_in_acquisition": 0x00201002,
+    "images_in_series": 0x00201209,
+    "samples": 0x00280002,
+    "photometric": 0x00280004,
+    "frames": 0x00280008,
+    "rows": 0x00280010,
+    "columns": 0x00280011,
+    "pixel_spacing": 0x00280030,
+    "bits_allocated": 0x00280100,
+    "bits_stored": 0x00280101,
+    "high_bit": 0x00280102,
+    "is_signed": 0x00280103,
+    "padding": 0x00280120,
+    "padding_limit": 0x00280121,
+    "intercept": 0x00281052,
+    "slope": 0x00281053,
+    "rescale_type": 0x00281054,
+    "modality_table": 0x00283000,
+}
+# Frames say by other tags what files say by those above.
+OF_FRAMES = {0x00089007: "image_type", 0x00209128: "temporal_position", 0x00209156: "acquisition_number"}
+WANTED = {tag: name for name, tag in TAGS.items()} | OF_FRAMES
+BINARY = frozenset(
+    ("samples", "rows", "columns", "bits_allocated", "bits_stored", "high_bit", "is_signed", "padding")
+) | {"padding_limit"}
+BINARY_OF_FRAMES = frozenset((0x00209128, 0x00209156))
 
 
 class DicomError(VolumeError):
@@ -26,33 +62,42 @@ class DicomError(VolumeError):
 
 
 class DicomHeader(NamedTuple):
-    """What a series is made of.
+    """What is known of one slice: a file, or one frame of an enhanced file.
 
     Attributes:
         path: the file.
-        storage_class: UID of what the file holds, from the file's own prefix.
-        transfer_syntax: UID of how it is written.
+        storage_class: UID of what the file holds.
+        transfer_syntax: UID of how it is written, whatever it declares.
         values: texts and whole numbers by the names of `TAGS`; absent and empty ones are left out. `patient`
             is a hash: the PatientID in clear leaves the reader nowhere.
-        pixel_bytes: length of the pixel data; None if there are none, -1 if it is only known by reading them.
+        pixel_tag: which of the three elements of pixels it has, 0 if none.
+        pixel_start: where their value begins; of a deflated file, where in its unpacked data set.
+        pixel_bytes: length of the pixel data of all frames; None if there are none, -1 if it is only known by
+            reading them.
         fault: code and what is wrong with the file, None if nothing that its header tells.
+        frame: number of the frame in the file, from 0.
     """
 
     path: Path
-    storage_class: str
-    transfer_syntax: str
-    values: dict[str, str | int]
-    pixel_bytes: int | None
-    fault: tuple[str, str] | None
+    storage_class: str = ""
+    transfer_syntax: str = ""
+    values: Mapping[str, str | int] = {}
+    pixel_tag: int = 0
+    pixel_start: int = 0
+    pixel_bytes: int | None = None
+    fault: tuple[str, str] | None = None
+    frame: int = 0
 
     def text(self, name: str) -> str:
         """A value as text, empty if it is absent."""
         return str(self.values.get(name, ""))
 
-    def number(self, name: str) -> int:
-        """A whole number, 0 if it is absent or a text that is none."""
-        value = self.values.get(name, 0)
-        return value if isinstance(value, int) else int(value) if value.isdecimal() and len(value) < 10 else 0
+    def number(self, name: str, absent: int = 0) -> int:
+        """A whole number, `absent` if it is absent or a text that is none."""
+        value = self.values.get(name, absent)
+        if isinstance(value, int):
+            return value
+        return int(value) if value.isdecimal() and len(value) < 10 else absent
 
     def numbers(self, name: str) -> tuple[float, ...]:
         """The numbers of a text that backslashes part, empty if it is absent or damaged."""
@@ -61,9 +106,14 @@ class DicomHeader(NamedTuple):
         except ValueError:
             return ()
 
+    @property
+    def n_frames(self) -> int:
+        """How many frames the file declares."""
+        return max(1, self.number("frames", 1))
+
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file carries DICOM's mark, or at least its suffix.
+    """Whether a file carries DICOM's mark, begins like a data set without one, or has DICOM's suffix.
 
     One that cannot be opened counts if it has no suffix, as archives like to name slices: a slice that is
     left out in silence makes a shorter volume.
@@ -71,45 +121,46 @@ def is_dicom(path: Path) -> bool:
     suffix = path.suffix.lower()
     try:
         with open_regular(path) as file:
-            has_mark = file.read(PREAMBLE_BYTES + 4)[PREAMBLE_BYTES:] == b"DICM"
+            head = file.read(PREAMBLE_BYTES + len(MARK))
+        is_one = head[PREAMBLE_BYTES:] == MARK or begins_data_set(head)
     except OSError:
-        has_mark = not any(letter.isalpha() for letter in suffix)
-    return has_mark or suffix in (".dcm", ".dicom", ".ima")
+        is_one = not any(letter.isalpha() for letter in suffix)
+    return is_one or suffix in SUFFIXES
 
 
-def read_dicom_header(path: Path) -> DicomHeader:
+def read_dicom_headers(path: Path) -> list[DicomHeader]:
     """Reads what `TAGS` names, up to the pixel data. A file at fault is returned with its fault, not raised.
 
     Args:
         path: a file.
 
     Returns:
-        its header; with a fault, as much of it as could be read.
+        one header, or one of each frame of an enhanced file; with a fault, as much of it as could be read.
     """
-    values: dict[str, str | int] = {}
-    prefix: dict[int, str] = {}
-    pixel_bytes: int | None = None
-    fault: tuple[str, str] | None = None
     try:
-        with open_regular(path, buffering=1 << 14) as file:
-            walker = ElementWalker(file, os.fstat(file.fileno()).st_size)
-            try:
-                walker.read_prefix(prefix)
-                pixel_bytes = walker.read_data_set(prefix.get(TRANSFER_SYNTAX, ""), values)
-            except Fault as found:
-                fault = found.fault
+        found = parse(path, WANTED)
     except OSError as error:
-        fault = "unreadable", f"cannot be read ({error.strerror or error})"
-    syntax, storage = prefix.get(TRANSFER_SYNTAX, ""), prefix.get(STORAGE_CLASS, "")
-    return DicomHeader(path, storage or str(values.get("sop_class", "")), syntax, values, pixel_bytes, fault)
+        return [DicomHeader(path, fault=("unreadable", f"cannot be read ({error.strerror or error})"))]
+    frames = [dict(_values(elements)) for elements in found.frames()]
+    storage = found.storage_class or str(frames[0].get("sop_class", ""))
+    headers = [
+        DicomHeader(path, storage, found.syntax, values, *found.pixels, found.fault, frame)
+        for frame, values in enumerate(frames)
+    ]
+    n_frames = headers[0].n_frames
+    if len(headers) not in (1, n_frames):
+        words = f"is damaged: it declares {n_frames} frames and describes {len(headers)}"
+        headers = [header._replace(fault=header.fault or ("damaged", words)) for header in headers]
+    return headers
 
 
-def read_raw_elements(path: Path, tags: Container[int]) -> dict[int, bytes]:
+def read_raw_elements(path: Path, tags: Iterable[int], frame: int = 0) -> dict[int, bytes]:
     """Values of a DICOM file as it holds them, in its own character set; identity too, so never log them.
 
     Args:
         path: a file whose header was checked.
         tags: wanted ones before the pixel data, group and element in one number.
+        frame: of an enhanced file, whose own values are preferred.
 
     Returns:
         bytes by tag; absent and empty ones are left out.
@@ -117,14 +168,36 @@ def read_raw_elements(path: Path, tags: Container[int]) -> dict[int, bytes]:
     Raises:
         DicomError: if the file has changed since then.
     """
-    prefix: dict[int, str] = {}
+    tags = frozenset(tags)
+    reason = "it has changed"
     try:
-        with open_regular(path, buffering=1 << 14) as file:
-            walker = ElementWalker(file, os.fstat(file.fileno()).st_size)
-            walker.read_prefix(prefix)
-            return walker.read_raw(prefix.get(TRANSFER_SYNTAX, ""), tags)
-    except (OSError, Fault) as error:
-        raise DicomError(
-            f"{path}: can no longer be read ({type(error).__name__}); run it again on a copy that stays",
-            "unreadable",
-        ) from error
+        found = parse(path, tags)
+        frames = found.frames()
+        if found.fault is None and found.pixels[2] is not None and frame < len(frames):
+            return {
+                tag: element.value
+                for tag, element in frames[frame].items()
+                if tag in tags and isinstance(element.value, bytes) and element.value
+            }
+    except OSError as error:
+        reason = type(error).__name__
+    raise DicomError(
+        f"{path}: can no longer be read ({reason}); run it again on a copy that stays", "unreadable"
+    )
+
+
+def _values(elements: Mapping[int, Any]) -> Iterator[tuple[str, str | int]]:
+    """The elements as `DicomHeader` holds them; of frames after those of their file."""
+    for tag, name in WANTED.items():
+        element = elements.get(tag)
+        value = getattr(element, "value", None)
+        if name == "modality_table":
+            if value:
+                yield name, "present"
+        elif element is None or not isinstance(value, bytes) or not 0 < len(value) <= MAX_VALUE_BYTES:
+            continue
+        elif tag in BINARY_OF_FRAMES or name in BINARY:
+            if len(value) in (2, 4):
+                yield name, int.from_bytes(value, "little" if element.is_little_endian else "big")
+        elif text := text_of(value):
+            yield name, patient_hash(text) if name == "patient" else text

@@ -1,71 +1,131 @@
-"""Decodes the slices of a series through SimpleITK (GDCM) in a process of its own; see `gdcm_process`."""
+"""Reads the pixels of slices as HU: stored value x slope + intercept, and nothing else of the header.
 
-import atexit
+What says how an image is to be shown (photometric interpretation, windows, tables of values) never touches
+the values. Uncompressed pixels are read here. Compressed ones go to GDCM, which would apply some of that: it
+gets them in a file of their own that says nothing beside their size (see `gdcm_process`).
+"""
+
 import json
 import os
+import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from io import BytesIO
+from itertools import groupby
 from pathlib import Path
-from typing import IO
+from typing import Any, BinaryIO
 
 import numpy as np
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import UID
 
-from bundle.data.dicom.header import DicomError
+from bundle.data.dicom.header import (
+    DicomError,
+    DicomHeader,
+)
+from bundle.data.dicom.parsing import COMPRESSED, EXPLICIT_BIG, PIXEL_DATA, UNDEFINED, open_data_set
+from bundle.data.dicom.screening import AIR_HU, SECONDARY_CAPTURE, padding_range
 
 PROGRAM = Path(__file__).with_name("gdcm_process.py")
 # A slice takes milliseconds; JPEG 2000 on a busy machine a second.
 SLICE_SECONDS = 30
+ITEM, SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD
+CORNERS = np.ix_((0, -1), (0, -1))
 
 
-class Decoder:
-    """Starts the process on first use, again after it died, and again in a fork; one per thread."""
+def read_slices_hu(headers: Sequence[DicomHeader]) -> Generator[np.ndarray, None, None]:
+    """Reads the slices of a series one by one; to be closed if it is left early.
+
+    Args:
+        headers: of the slices, checked by `bundle.data.dicom.screening`.
+
+    Yields:
+        (rows, columns) in HU: whole numbers where slope and intercept are, else float64.
+
+    Raises:
+        DicomError: naming the file that cannot be read or decoded.
+    """
+    with ExitStack() as stack:
+        decoder = None
+        for path, of_file in groupby(headers, key=lambda header: header.path):
+            slices = list(of_file)
+            with _reading(path), open_data_set(path, slices[0].transfer_syntax) as file:
+                if slices[0].transfer_syntax not in COMPRESSED:
+                    yield from (_hu(header, _native_cells(header, file)) for header in slices)
+                    continue
+                decoder = decoder or stack.enter_context(closing(_Decoder()))
+                frames = _frames(slices[0], file)
+                for header in slices:
+                    packed = [_read(path, file, *fragment) for fragment in frames[header.frame]]
+                    yield _hu(header, decoder.decode(header, b"".join(packed)))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DicomError(
+            f"{path}: can no longer be read ({error.strerror or error}); run it again on a copy that stays",
+            "unreadable",
+        ) from error
+
+
+def _native_cells(header: DicomHeader, file: BinaryIO) -> np.ndarray:
+    """(rows, columns) of uncompressed pixels as they lie in the file, unused bits included."""
+    shape = header.number("rows"), header.number("columns")
+    kind = "u" if header.pixel_tag == PIXEL_DATA else "f"
+    order = ">" if header.transfer_syntax == EXPLICIT_BIG else "<"
+    dtype = np.dtype(f"{order}{kind}{header.number('bits_allocated') // 8}")
+    n_bytes = shape[0] * shape[1] * dtype.itemsize
+    content = _read(header.path, file, header.pixel_start + header.frame * n_bytes, n_bytes)
+    return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+
+
+def _read(path: Path, file: BinaryIO, start: int, n_bytes: int) -> bytes:
+    file.seek(start)
+    content = file.read(n_bytes)
+    if len(content) < n_bytes:
+        raise DicomError(f"{path}: is truncated: it ends in its pixels; copy it again", "truncated")
+    return content
+
+
+def _hu(header: DicomHeader, cells: np.ndarray) -> np.ndarray:
+    (slope,), (intercept,) = header.numbers("slope"), header.numbers("intercept")
+    if cells.dtype.kind == "u" and header.number("is_signed"):
+        cells = cells.view(f"i{cells.dtype.itemsize}")
+    stored = _lowest_bits(cells, header.number("bits_stored"))
+    if stored.dtype.kind == "f" or not (slope.is_integer() and intercept.is_integer()):
+        hu: np.ndarray = stored.astype(np.float64) * slope + intercept
+    else:
+        exact = np.int32 if stored.dtype.itemsize <= 2 else np.int64
+        hu = stored.astype(exact) * int(slope) + int(intercept)
+    padding = padding_range(header)
+    if padding:
+        is_padding = _is_within(stored, padding) | _is_within(cells, padding)
+        # a value in all of a slice but its corners was measured, whatever the header says
+        if is_padding[CORNERS].any():
+            hu[is_padding] = np.minimum(hu[is_padding], AIR_HU)
+    return hu
+
+
+def _lowest_bits(cells: np.ndarray, bits: int) -> np.ndarray:
+    """The numbers in the lowest bits of the cells; the others may hold anything. 0 bits stand for all."""
+    unused = 8 * cells.dtype.itemsize - bits
+    return cells if cells.dtype.kind == "f" or not bits or unused <= 0 else (cells << unused) >> unused
+
+
+def _is_within(values: np.ndarray, limits: tuple[int, int]) -> np.ndarray:
+    return (values >= limits[0]) & (values <= limits[1])
+
+
+class _Decoder:
+    """A process that decodes compressed slices of one series."""
 
     def __init__(self) -> None:
-        self.process: subprocess.Popen | None = None
-        self.owner = 0
-        self.is_idle = True
-
-    def decode(self, files: Sequence[str], columns: int, rows: int) -> Generator[np.ndarray, None, None]:
-        """Gives the slices one by one.
-
-        Args:
-            files: DICOM files whose headers were checked.
-            columns: pixels of every slice.
-            rows: pixels of every slice.
-
-        Yields:
-            (rows, columns) in HU, of the type that SimpleITK chose.
-
-        Raises:
-            DicomError: naming the file that cannot be decoded.
-        """
-        self.is_idle = False
-        try:
-            pipe = self._ask({"files": list(files), "columns": columns, "rows": rows})
-            for path in files:
-                yield self._slice(pipe, path, columns, rows)
-            self.is_idle = True
-        finally:
-            if not self.is_idle:  # answers of this request may still be in the pipe
-                self._end()
-
-    def close(self) -> None:
-        """Ends the process, if it is this process's own."""
-        if self.owner == os.getpid():
-            self._end()
-
-    def _ask(self, request: dict) -> IO[bytes]:
-        if self.process is None or self.owner != os.getpid() or self.process.poll() is not None:
-            self._start()
-        assert self.process and self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps(request).encode() + b"\n")
-        self.process.stdin.flush()
-        return self.process.stdout
-
-    def _start(self) -> None:
-        self.owner = os.getpid()
         self.process = subprocess.Popen(
             # -P: its folder holds modules of ours that are not meant to be imported by bare names
             [sys.executable, "-P", str(PROGRAM)],
@@ -77,39 +137,113 @@ class Decoder:
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
 
-    def _slice(self, pipe: IO[bytes], path: str, columns: int, rows: int) -> np.ndarray:
-        assert self.process
+    def close(self) -> None:
+        """Ends the process."""
+        self.process.kill()
+        self.process.communicate()
+
+    def decode(self, header: DicomHeader, packed: bytes) -> np.ndarray:
+        """Decodes the compressed bytes of a slice to its stored values, (rows, columns).
+
+        Raises:
+            DicomError: if it cannot be decoded.
+        """
         timer = threading.Timer(SLICE_SECONDS, self.process.kill)
         timer.start()
         try:
-            line = pipe.readline()
-            answer = json.loads(line) if line else {}
-            if "dtype" in answer:
-                dtype = np.dtype(answer["dtype"])
-                content = pipe.read(rows * columns * dtype.itemsize)
-                if len(content) == rows * columns * dtype.itemsize:
-                    return np.frombuffer(content, dtype).reshape(rows, columns)
+            answer = self._ask(_file_of_pixels(header, packed))
+        except BrokenPipeError:
+            answer = {}
         finally:
             timer.cancel()
-        self.is_idle = "error" in answer  # it said so, and waits for the next request
+        shape = header.number("rows"), header.number("columns")
+        if len(answer.get("pixels", b"")) == shape[0] * shape[1] * answer.get("itemsize", 0) > 0:
+            return np.frombuffer(answer["pixels"], answer["dtype"]).reshape(shape)
         what = answer.get("error", "the decoder did not survive it")
         raise DicomError(
-            f"{path}: its pixels are damaged and cannot be decoded ({what}); copy it again", "damaged"
+            f"{header.path}: its pixels are damaged and cannot be decoded ({what}); copy it again, or export "
+            "the series uncompressed",
+            "damaged",
         )
 
-    def _end(self) -> None:
-        process, self.process = self.process, None
-        if process is not None and self.owner == os.getpid():
-            process.kill()
-            process.communicate()
+    def _ask(self, content: bytes) -> dict[str, Any]:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(struct.pack("<Q", len(content)) + content)
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline() or "{}")
+        if "dtype" in answer:
+            answer["itemsize"] = np.dtype(answer["dtype"]).itemsize
+            answer["pixels"] = self.process.stdout.read(answer["size"] * answer["itemsize"])
+        return answer
 
 
-_of_thread = threading.local()
+def _frames(header: DicomHeader, file: BinaryIO) -> list[list[tuple[int, int]]]:
+    """Start and length of the fragments of each frame of an open file."""
+    file.seek(header.pixel_start)
+    try:
+        return _find_frames(file, header.n_frames)
+    except (ValueError, struct.error) as error:
+        raise DicomError(
+            f"{header.path}: its pixels are damaged: their parts do not make {header.n_frames} frames; "
+            "copy it again",
+            "damaged",
+        ) from error
 
 
-def thread_decoder() -> Decoder:
-    """The decoder of this thread, made on first use and ended with Python."""
-    if not hasattr(_of_thread, "decoder"):
-        _of_thread.decoder = Decoder()
-        atexit.register(_of_thread.decoder.close)
-    return _of_thread.decoder
+def _find_frames(file: BinaryIO, n_frames: int) -> list[list[tuple[int, int]]]:
+    """Start and length of the fragments of each frame (DICOM PS3.5, A.4); compressed files are little endian.
+
+    Args:
+        file: open where the value of the pixel data begins.
+        n_frames: frames that the file declares.
+
+    Raises:
+        ValueError: if the fragments do not make so many frames.
+        struct.error: if the file ends before them.
+    """
+    fragments: list[tuple[int, int]] = []
+    n_bytes = os.fstat(file.fileno()).st_size
+    while True:
+        group, element, length = struct.unpack("<HHI", file.read(8))
+        if group << 16 | element == SEQUENCE_END:
+            break
+        if group << 16 | element != ITEM or length == UNDEFINED or length > n_bytes - file.tell():
+            raise ValueError("something else than fragments")
+        fragments.append((file.tell(), length))
+        file.seek(length, os.SEEK_CUR)
+    (table_start, table_length), *fragments = fragments
+    if n_frames == 1 and fragments:
+        return [fragments]
+    if len(fragments) == n_frames:
+        return [[fragment] for fragment in fragments]
+    file.seek(table_start)
+    offsets = struct.unpack(f"<{n_frames}I", file.read(table_length))
+    frames: list[list[tuple[int, int]]] = [[] for _ in offsets]
+    for start, length in fragments:
+        offset = start - fragments[0][0]
+        frames[sum(first <= offset for first in offsets) - 1].append((start, length))
+    if not all(frames):
+        raise ValueError("fewer frames than declared")
+    return frames
+
+
+def _file_of_pixels(header: DicomHeader, packed: bytes) -> bytes:
+    """A DICOM file of one compressed frame that says no more than a decoder needs."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = UID(SECONDARY_CAPTURE), UID("1.2.3")
+    meta.TransferSyntaxUID = UID(header.transfer_syntax)
+    buffer = BytesIO()
+    file = FileDataset(buffer, {}, b"\0" * 128, meta, is_implicit_VR=False, is_little_endian=True)
+    file.SOPClassUID, file.SOPInstanceUID = SECONDARY_CAPTURE, "1.2.3"
+    file.SamplesPerPixel, file.PhotometricInterpretation = 1, "MONOCHROME2"
+    file.Rows, file.Columns = header.number("rows"), header.number("columns")
+    file.BitsAllocated = header.number("bits_allocated")
+    file.BitsStored = header.number("bits_stored", file.BitsAllocated)
+    file.HighBit = file.BitsStored - 1
+    file.PixelRepresentation = header.number("is_signed")
+    items = struct.pack("<HHI", 0xFFFE, 0xE000, 0)
+    items += struct.pack("<HHI", 0xFFFE, 0xE000, len(packed) + len(packed) % 2) + packed
+    file.add_new(0x7FE00010, "OB", items + b"\0" * (len(packed) % 2))
+    file["PixelData"].is_undefined_length = True
+    file.save_as(buffer)
+    return buffer.getvalue()

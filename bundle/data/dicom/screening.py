@@ -2,24 +2,39 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bundle.data.dicom.elements import NATIVE
 from bundle.data.dicom.geometry import Fault, Geometry, series_geometry
-from bundle.data.dicom.header import DicomHeader
+from bundle.data.dicom.header import (
+    DicomHeader,
+)
+from bundle.data.dicom.parsing import DOUBLE_PIXELS, FLOAT_PIXELS, NATIVE, PIXEL_DATA, open_data_set
 
 # Series that lie beside every CT and are no volume by nature: skipped with a warning, never an error.
 SKIPPED = frozenset(("not_ct", "localizer", "dose_report", "secondary_capture"))
 CT = "1.2.840.10008.5.1.4.1.1.2"
-ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2."
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 DOSE_REPORT = "1.2.840.10008.5.1.4.1.1.88.67"
 DOSE_WORDS = re.compile(r"dose\W*(report|info|record|summary)|patient\W*protocol", re.IGNORECASE)
+PROJECTIONS = frozenset(("MIP", "MAX_IP", "MINIP", "MIN_IP", "MAXIMUM", "MINIMUM", "PROJECTION IMAGE"))
 MAX_EDGE = 8192
+MAX_FRAMES = 100_000
 # An empty slice in RLE or JPEG 2000 packs so well; a header that lies goes beyond by far.
 MAX_PACKING_RATIO = 2000
+MAX_PADDING_BYTES = 1 << 20
+AIR_HU = -1024
+# Who made the series that this project derives; see `bundle.data.dicom.derived`.
+OWN_MANUFACTURER = "ctpa_vqgan"
+
+ADVICE = {
+    "unreadable": "check its rights and the disk",
+    "truncated": "copy it again",
+    "damaged": "copy it again, or export the series again",
+    "transfer_syntax": "export the series uncompressed, or as JPEG 2000 or lossless JPEG",
+}
 
 
 class Refusal(NamedTuple):
@@ -54,7 +69,7 @@ def screen_series(path: Path, headers: Sequence[DicomHeader]) -> Screened:
     Returns:
         geometry or refusal.
     """
-    fault = _nature(headers) or next(filter(None, map(_file_fault, headers)), None)
+    fault = _nature(headers) or _faults(headers)
     if fault is None and len(headers) < 2:
         fault = "too_few_slices", "must hold two slices or more, got 1; give the whole series"
     found = fault or series_geometry(headers)
@@ -62,6 +77,16 @@ def screen_series(path: Path, headers: Sequence[DicomHeader]) -> Screened:
         return Screened(found, None)
     code, words = found
     return Screened(None, Refusal(code, f"{path}: {words}"))
+
+
+def series_notes(headers: Sequence[DicomHeader]) -> tuple[str, ...]:
+    """What a person should know of a series that can be used.
+
+    Args:
+        headers: of its slices, which `screen_series` found no fault with.
+    """
+    notes = (_origin_note(headers), _end_note(headers), _unit_note(headers), _padding_note(headers))
+    return tuple(filter(None, notes))
 
 
 def smaller_than_a_patch(path: Path, shape: Sequence[int], patch_size: Sequence[int]) -> Refusal | None:
@@ -95,6 +120,8 @@ def _file_nature(header: DicomHeader) -> Fault | None:
     if header.fault and (header.storage_class in ("", CT) or header.fault[0] != "transfer_syntax"):
         return None  # what it says of itself may be part of the damage
     kinds, modality = header.text("image_type").upper(), header.text("modality")
+    if header.storage_class == CT and header.pixel_bytes is None and not modality:
+        return None  # it ends before it could say so
     if (
         header.storage_class == DOSE_REPORT
         or "DOSE" in kinds
@@ -113,36 +140,86 @@ def _file_nature(header: DicomHeader) -> Fault | None:
     return None
 
 
+def _faults(headers: Sequence[DicomHeader]) -> Fault | None:
+    """What makes slices unusable: the first one's fault in words, and how many share it."""
+    faults = [fault for header in headers if (fault := _file_fault(header))]
+    if not faults:
+        return None
+    code, words = faults[0]
+    n_alike = sum(fault[0] == code for fault in faults)
+    return code, f"{words} ({n_alike} of {len(headers)} slices)" if n_alike > 1 else words
+
+
 def _file_fault(header: DicomHeader) -> Fault | None:
     """What makes one slice unusable."""
     name = header.path.name
     if header.fault:
-        return header.fault[0], f"{name} {header.fault[1]}; copy it again"
+        return header.fault[0], f"{name} {header.fault[1]}; {ADVICE[header.fault[0]]}"
     if header.pixel_bytes is None:
         return "truncated", f"{name} is truncated: it ends before its pixels; copy it again"
-    if header.storage_class.startswith(ENHANCED_CT) or header.text("frames") not in ("", "1"):
-        return "multi_frame", f"{name} holds several frames (enhanced CT); export it as single slices"
-    if header.number("samples") != 1:
-        return "colour", f"{name} must hold one number per pixel; give the scan itself"
-    return _size_fault(header) or _unit_fault(header)
+    if header.n_frames > 1 and not header.text("position"):
+        return (
+            "multi_frame",
+            f"{name} holds several frames without a position each; export it as single slices",
+        )
+    if header.number("samples") != 1 or header.text("photometric") not in ("MONOCHROME1", "MONOCHROME2", ""):
+        return "colour", f"{name} must hold one number per pixel and no colours; give the scan itself"
+    return _bits_fault(header) or _size_fault(header) or _unit_fault(header)
+
+
+def _bits_fault(header: DicomHeader) -> Fault | None:
+    """Whether it is said how numbers lie in the bits of a pixel."""
+    name, allocated = header.path.name, header.number("bits_allocated")
+    if header.pixel_tag != PIXEL_DATA:
+        bits = {FLOAT_PIXELS: 32, DOUBLE_PIXELS: 64}[header.pixel_tag]
+        if allocated == bits and header.transfer_syntax in NATIVE:
+            return None
+        return "lying_header", f"{name} holds numbers of {bits} bits and declares others; export it again"
+    stored = header.number("bits_stored", allocated)
+    if header.number("high_bit", stored - 1) != stored - 1:
+        return (
+            "lying_header",
+            f"{name} keeps its {stored} bits elsewhere than in the lowest ones (its HighBit is "
+            f"{header.number('high_bit')}); export it again",
+        )
+    if not 0 < stored <= allocated <= 32 or header.number("is_signed", 2) not in (0, 1):
+        return (
+            "lying_header",
+            f"{name} does not say how many bits a pixel has and of which sign; export it again",
+        )
+    return None
 
 
 def _size_fault(header: DicomHeader) -> Fault | None:
-    """Whether rows, columns and bits fit the pixel data, before anybody allocates them."""
+    """Whether rows, columns, frames and bits fit the pixel data, before anybody allocates them."""
     rows, columns, bits = (header.number(name) for name in ("rows", "columns", "bits_allocated"))
-    name = header.path.name
-    if not (0 < rows <= MAX_EDGE and 0 < columns <= MAX_EDGE and bits in (8, 16, 32)):
+    name, n_frames = header.path.name, header.n_frames
+    is_possible = 0 < rows <= MAX_EDGE and 0 < columns <= MAX_EDGE and n_frames <= MAX_FRAMES
+    if not is_possible or bits not in (8, 16, 32, 64):
         return "lying_header", f"{name} declares {columns} x {rows} pixels of {bits} bits; export it again"
-    declared = rows * columns * bits // 8
+    declared = rows * columns * bits // 8 * n_frames
     held = header.pixel_bytes or 0
-    if header.transfer_syntax in NATIVE:
-        is_true = held in (declared, declared + 1)
-    else:
+    if held < 0:
         is_true = declared <= MAX_PACKING_RATIO * _bytes_of(header.path)
-    if not is_true:
+    else:
+        is_true = held in (declared, declared + 1) or (held > declared and _is_padded(header, declared))
+    if not is_true or header.frame >= n_frames:
         what = f"{name} declares {declared:,} bytes of pixels and does not hold them"
         return ("truncated" if 0 < held < declared else "lying_header"), f"{what}; export it again"
     return None
+
+
+def _is_padded(header: DicomHeader, declared: int) -> bool:
+    """Whether the bytes behind the pixels are all alike; others may be rows that the header leaves out."""
+    length = (header.pixel_bytes or 0) - declared
+    if length > MAX_PADDING_BYTES:
+        return False
+    try:
+        with open_data_set(header.path, header.transfer_syntax) as file:
+            file.seek(header.pixel_start + declared)
+            return len(set(file.read(length))) <= 1
+    except OSError:  # it went away since its header was read
+        return False
 
 
 def _bytes_of(path: Path) -> int:
@@ -156,18 +233,81 @@ def _unit_fault(header: DicomHeader) -> Fault | None:
     """Whether stored values become HU by what the header says."""
     name = header.path.name
     scaling = [header.numbers(name) for name in ("slope", "intercept")]
+    if header.text("modality_table"):
+        return "non_hu", f"{name} gives its HU by a table (Modality LUT Sequence); give the CT series itself"
     if not (header.text("slope") and header.text("intercept")):
         return (
             "missing_rescale",
             f"{name} has no rescale slope or intercept, so its HU are unknown; export it again",
         )
-    if header.text("rescale_type").upper() not in ("", "HU", "US", "UNSPECIFIED"):
+    if header.text("rescale_type").upper() not in ("", "HU", "HU_MOD", "US", "UNSPECIFIED"):
         return "non_hu", f"{name} is not in HU (its rescale type is another); give the CT series itself"
     if (
         any(len(numbers) != 1 or not math.isfinite(numbers[0]) for numbers in scaling)
         or not 0 < scaling[0][0] < 1e4
+        or abs(scaling[1][0]) > 1e6
     ):
         return "non_hu", f"{name} has an impossible rescale slope or intercept; export it again"
-    if abs(scaling[1][0]) > 1e6:
-        return "non_hu", f"{name} has an impossible rescale slope or intercept; export it again"
     return None
+
+
+def _origin_note(headers: Sequence[DicomHeader]) -> str:
+    """Series that were computed from a scan and look like one."""
+    for header in headers:
+        kinds = {kind.strip() for kind in header.text("image_type").upper().split("\\")}
+        if kinds & PROJECTIONS:
+            return "is a projection computed from another series (its ImageType says so), not a scan"
+        if header.text("manufacturer") == OWN_MANUFACTURER:
+            return "was made by this project from another series; it is not a scan"
+    return ""
+
+
+def _end_note(headers: Sequence[DicomHeader]) -> str:
+    """Slices that are missing at an end leave no gap; some scanners count them."""
+    counts = Counter(header.text("acquisition_number") for header in headers)
+    for header in headers:
+        expected = header.number("images_in_acquisition"), header.number("images_in_series")
+        for declared, found in zip(
+            expected, (counts[header.text("acquisition_number")], len(headers)), strict=True
+        ):
+            if found < declared <= MAX_FRAMES:
+                return (
+                    f"its header counts {declared} slices, {found} are here; unless the others belong to "
+                    "another series, the volume is shorter than the scan"
+                )
+    numbers = [header.number("instance_number", -1) for header in headers]
+    first = min(numbers)
+    if first > 1 and len(set(numbers)) == len(numbers) == max(numbers) - first + 1:
+        return f"its slices are numbered from {first} on; slices before may be missing"
+    return ""
+
+
+def _unit_note(headers: Sequence[DicomHeader]) -> str:
+    if any(header.text("rescale_type").upper() == "HU_MOD" for header in headers):
+        return "is in modified HU (of a multi-energy scan), which may differ from those of a plain scan"
+    return ""
+
+
+def _padding_note(headers: Sequence[DicomHeader]) -> str:
+    for header in headers:
+        stored = padding_range(header)
+        if stored and _brightest_hu(header, stored) > AIR_HU:
+            values = " to ".join(str(value) for value in dict.fromkeys(stored))
+            return f"its padding (stored value {values}, not measured) is read as {AIR_HU} HU, air"
+    return ""
+
+
+def padding_range(header: DicomHeader) -> tuple[int, int] | None:
+    """Lowest and highest stored value that fill up a slice and were never measured, None if none is named."""
+    if "padding" not in header.values or header.pixel_tag != PIXEL_DATA:
+        return None
+    first = header.number("padding")
+    last = header.number("padding_limit", first)
+    if header.number("is_signed"):
+        # of 16 bits, whatever form it is written in
+        first, last = ((value & 0xFFFF ^ 0x8000) - 0x8000 for value in (first, last))
+    return min(first, last), max(first, last)
+
+
+def _brightest_hu(header: DicomHeader, stored: tuple[int, int]) -> float:
+    return stored[1] * header.numbers("slope")[0] + header.numbers("intercept")[0]

@@ -1,27 +1,31 @@
-"""Finds the series of a folder tree and reads one as a CT volume.
+"""Finds the series of a folder tree.
 
-A series is what lies in one folder under one SeriesInstanceUID; names, suffixes and instance numbers prove
-nothing and are not used.
+A series is what lies in one folder under one SeriesInstanceUID, or there without any; names, suffixes and
+instance numbers prove nothing and are not used.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import mimetypes
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from monai.config import PathLike
 
 from bundle.data.dicom.geometry import Geometry
-from bundle.data.dicom.header import DicomError, DicomHeader, is_dicom, read_dicom_header
-from bundle.data.dicom.screening import SKIPPED, Refusal, screen_series
+from bundle.data.dicom.header import DicomError, DicomHeader, is_dicom, read_dicom_headers
+from bundle.data.dicom.screening import SKIPPED, Refusal, screen_series, series_notes
 from bundle.data.volumes.nifti import SUFFIXES
 from bundle.run.files import MAX_FOLDERS, FolderError, files_in, walk_files
-from bundle.run.names import ANY_NAME
+from bundle.run.names import ANY_NAME, printable
 
 # A path that stands for one series may be a folder above it, but not the root of a disk.
 MAX_FOLDERS_OF_A_SERIES = 1000
 # An index of other files; lies at the root of every CD.
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
+# What archives and viewers put beside slices under names that Python's list of file types does not know.
+KNOWN_BESIDE = (".ctpa", ".db", ".inf", ".ini", ".log", ".lnk", ".md", ".nrrd", ".mhd", ".yaml", ".yml")
+SHOWN_NAMES = 3
 
 
 class Series(NamedTuple):
@@ -30,21 +34,28 @@ class Series(NamedTuple):
     Attributes:
         path: what `read_volume` and `read_header` take: the folder if it holds no other volume, else the
             series' first file by name.
-        files: its files; in slice order if it can be used, by name if not.
+        files: the file of each slice; in slice order if it can be used, by name if not. Slices of an enhanced
+            file name it again and again.
         patient: salted hash of the PatientID, empty if there is none.
         uid_hash: hash of the SeriesInstanceUID, 16 hexadecimal digits.
+        study_hash: the same of the StudyInstanceUID, empty if there is none.
         reason: why it cannot be used, None if the headers give no reason.
         geometry: shape and affine, None if it cannot be used.
         has_contrast_tag: whether a contrast agent is named in it.
+        notes: what a person should know of a series that can be used, a sentence each.
+        headers: of the slices, in the order of `files`; lists of all series of a tree come without them.
     """
 
     path: str
     files: tuple[str, ...]
     patient: str
     uid_hash: str
+    study_hash: str
     reason: Refusal | None
     geometry: Geometry | None
     has_contrast_tag: bool
+    notes: tuple[str, ...] = ()
+    headers: tuple[DicomHeader, ...] = ()
 
     @property
     def is_skipped(self) -> bool:
@@ -65,9 +76,13 @@ def find_series(folder: PathLike, max_folders: int = MAX_FOLDERS) -> list[Series
     Raises:
         FolderError: if there are more folders than that.
     """
-    folders = walk_files(Path(folder), max_folders)
-    found = [series for parent, paths in folders for series in series_in(parent, paths)]
+    found = [series._replace(headers=()) for series in _series_below(Path(folder), max_folders)]
     return sorted(found, key=lambda series: series.path)
+
+
+def _series_below(folder: Path, max_folders: int) -> Iterator[Series]:
+    for parent, paths in walk_files(folder, max_folders):
+        yield from series_in(parent, paths)
 
 
 def find_one_series(path: PathLike) -> Series:
@@ -88,7 +103,7 @@ def find_one_series(path: PathLike) -> Series:
         found = [series for series in here if str(path) in series.files]
     else:
         here = series_in(path, files_in(path)) if path.is_dir() else []
-        found = here or (_series_below(path) if path.is_dir() else [])
+        found = here or (_all_below(path) if path.is_dir() else [])
         found = [series for series in found if not series.is_skipped] or found
     if not found:
         raise DicomError(
@@ -103,9 +118,9 @@ def find_one_series(path: PathLike) -> Series:
     return _renamed(found[0], path)
 
 
-def _series_below(folder: Path) -> list[Series]:
+def _all_below(folder: Path) -> list[Series]:
     try:
-        return find_series(folder, MAX_FOLDERS_OF_A_SERIES)
+        return list(_series_below(folder, MAX_FOLDERS_OF_A_SERIES))
     except FolderError as error:
         raise DicomError(str(error), "several_series") from error
 
@@ -114,47 +129,83 @@ def series_in(folder: Path, paths: Iterable[Path]) -> list[Series]:
     """The series among the files of one folder; see `find_series`."""
     groups: dict[str, list[DicomHeader]] = {}
     strays: list[DicomHeader] = []
+    unknown: list[Path] = []
     for path in paths:
-        if path.name.lower().endswith(SUFFIXES) or not is_dicom(path):
+        if path.name.lower().endswith(SUFFIXES):
             continue
-        header = read_dicom_header(path)
-        if header.fault and not header.text("series_uid"):
-            strays.append(header)
-        elif header.storage_class != DIRECTORY_CLASS:
-            # what does not tell its series stands alone
-            groups.setdefault(header.text("series_uid") or f"\0{path}", []).append(header)
-    found = [_screened(headers) for headers in groups.values()]
+        if not is_dicom(path):
+            unknown.append(path)
+            continue
+        headers = read_dicom_headers(path)
+        is_whole = headers[0].fault is None and headers[0].pixel_bytes is not None
+        if not is_whole and not headers[0].text("series_uid"):
+            strays += headers
+        elif headers[0].storage_class != DIRECTORY_CLASS:
+            groups.setdefault(headers[0].text("series_uid"), []).extend(headers)
+    found = [_screened(group) for group in groups.values()]
     if strays:
-        found = _with_strays(found, list(groups.values()), strays)
+        found = _with_strays(found, strays)
+    found = [_noted(series, unknown) for series in found]
     if sum(not series.is_skipped for series in found) == 1:
         found = [series if series.is_skipped else _renamed(series, folder) for series in found]
     return found
 
 
-def _with_strays(
-    found: Sequence[Series], groups: Sequence[list[DicomHeader]], strays: list[DicomHeader]
-) -> list[Series]:
-    """Damaged files may be of any series of their folder: without them it would be shorter in silence."""
-    volumes = [headers for series, headers in zip(found, groups, strict=True) if not series.is_skipped]
-    screened = [_screened([*headers, *strays]) for headers in volumes]
-    skipped = [series for series in found if series.is_skipped]
-    return skipped + (screened or [_screened([header]) for header in strays])
+def _with_strays(found: list[Series], strays: list[DicomHeader]) -> list[Series]:
+    """A damaged file could belong to any series in its folder, so none of them is trusted to be complete."""
+    volumes = [_screened([*series.headers, *strays]) for series in found if not series.is_skipped]
+    return [series for series in found if series.is_skipped] + (volumes or [_screened(strays)])
+
+
+def _noted(series: Series, beside: list[Path]) -> Series:
+    """The series with a note of files beside it that may be slices which nothing tells from other files."""
+    names = [printable(path.name) for path in beside if not _is_known(path)]
+    if not names or series.reason:
+        return series
+    shown = ", ".join(names[:SHOWN_NAMES]) + (", ..." if len(names) > SHOWN_NAMES else "")
+    note = (
+        f"{len(names)} files beside its slices are neither DICOM nor of a known kind ({shown}); if they are "
+        "slices, the volume is shorter than the scan"
+    )
+    return series._replace(notes=(*series.notes, note))
+
+
+def _is_known(path: Path) -> bool:
+    """Whether a file that is no DICOM says by its name what it is, or is empty."""
+    name = path.name.lower()
+    if name.endswith((*SUFFIXES, *KNOWN_BESIDE)) or any(mimetypes.guess_type(name)):
+        return True
+    try:
+        return path.stat().st_size == 0
+    except OSError:
+        return False
 
 
 def _screened(headers: list[DicomHeader]) -> Series:
     path = headers[0].path
     geometry, refusal = screen_series(path, headers)
-    order = geometry.order if geometry else range(len(headers))
-    uid = headers[0].text("series_uid") or str(path)
+    if geometry:
+        headers = [headers[index] for index in geometry.order]
     return Series(
         path=str(path),
-        files=tuple(str(headers[index].path) for index in order),
-        patient=next((header.text("patient") for header in headers if header.text("patient")), ""),
-        uid_hash=hashlib.sha256(uid.encode(errors=ANY_NAME)).hexdigest()[:16],
+        files=tuple(str(header.path) for header in headers),
+        patient=_first(headers, "patient"),
+        uid_hash=_hash(_first(headers, "series_uid") or str(path)),
+        study_hash=_hash(_first(headers, "study_uid")),
         reason=refusal,
         geometry=geometry,
         has_contrast_tag=any(header.text("contrast_agent") for header in headers),
+        notes=series_notes(headers) if geometry else (),
+        headers=tuple(headers),
     )
+
+
+def _first(headers: list[DicomHeader], name: str) -> str:
+    return next((header.text(name) for header in headers if header.text(name)), "")
+
+
+def _hash(uid: str) -> str:
+    return hashlib.sha256(uid.encode(errors=ANY_NAME)).hexdigest()[:16] if uid else ""
 
 
 def _renamed(series: Series, path: Path) -> Series:

@@ -10,7 +10,7 @@ from monai.config import PathLike
 
 from bundle.data.dicom.geometry import Geometry
 from bundle.data.dicom.header import DicomError
-from bundle.data.dicom.pixels import thread_decoder
+from bundle.data.dicom.pixels import read_slices_hu
 from bundle.data.dicom.series import Series, find_one_series
 from bundle.data.volumes.nifti import VolumeHeader, header_of_affine
 
@@ -46,10 +46,9 @@ def read_series(path: PathLike) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Heade
     """
     series, geometry = usable_series(path)
     header = _header(series, geometry)
-    columns, rows, _ = geometry.shape
     voxels = np.empty(geometry.shape, np.int16, order="F")
-    # closed at once, whatever happens: the decoder serves one series at a time
-    with closing(thread_decoder().decode(series.files, columns, rows)) as slices:
+    # closed at once, whatever happens: compressed slices have a process that decodes them
+    with closing(read_slices_hu(series.headers)) as slices:
         for z, slice_hu in enumerate(slices):
             if not np.isfinite(slice_hu).all():
                 raise DicomError(
@@ -75,24 +74,27 @@ def usable_series(path: PathLike) -> tuple[Series, Geometry]:
 
 
 def _header(series: Series, geometry: Geometry) -> VolumeHeader:
-    _warn_of_tilt(series.path, geometry.tilt_degrees)
+    for note in (tilt_note(geometry.tilt_degrees), *series.notes):
+        if note:
+            _warn(series.path, note)
     header = header_of_affine(geometry.affine, geometry.shape)
-    return VolumeHeader(geometry.shape, geometry.affine.copy(), header)
+    return VolumeHeader(geometry.shape, geometry.affine.copy(), header, series.notes)
 
 
 def tilt_note(degrees: float) -> str:
     """What a person must know of a tilted volume; empty below a tenth of a degree, which is rounding."""
     if degrees <= TILT_DEGREES:
         return ""
-    return f"gantry tilt of {degrees:.1f} degrees: voxels stay as they are, the affine carries the shear"
+    return (
+        f"gantry tilt of {degrees:.1f} degrees: voxels stay as they are, the affine carries the shear "
+        "(ITK-based viewers refuse such files)"
+    )
 
 
-@lru_cache(maxsize=1024)
-def _warn_of_tilt(path: str, degrees: float) -> None:
+@lru_cache(maxsize=4096)
+def _warn(path: str, note: str) -> None:
     """Once per series: its header is read several times on its way."""
-    note = tilt_note(degrees)
-    if note:
-        logger.warning("%s: %s (ITK-based viewers refuse such files)", path, note)
+    logger.warning("%s: %s", path, note)
 
 
 def _is_int16(slice_hu: np.ndarray) -> bool:

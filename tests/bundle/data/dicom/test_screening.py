@@ -151,3 +151,73 @@ def test_pixels_that_cannot_be_decoded_are_refused_and_the_next_series_is_read(w
 
     assert refused.value.code == "damaged"
     np.testing.assert_array_equal(read_volume(good).voxels, HU.transpose(2, 1, 0))
+
+
+def one_position(z):
+    return {"0020|0032": "0\\0\\0"}
+
+
+def test_one_position_for_all_slices_is_not_called_two_phases(write_dicom, tmp_path):
+    folder = write_dicom(tmp_path / "series", HU, slice_tags=one_position)
+
+    with pytest.raises(
+        DicomError, match="its 8 slices all state the same position, so their distance is unknown"
+    ):
+        read_header(folder)
+
+
+NOTES = {
+    "is a projection computed from another series": {"tags": {"0008|0008": "DERIVED\\SECONDARY\\AXIAL\\MIP"}},
+    "was made by this project": {"tags": {"0008|0070": "ctpa_vqgan"}},
+    "its header counts 12 slices, 8 are here": {"tags": {"0020|1002": "12"}},
+    "its header counts 11 slices, 8 are here": {"tags": {"0020|1209": "11"}},
+    "its header counts 5 slices, 4 are here": {
+        "tags": {"0020|1002": "5"},
+        "slice_tags": lambda z: {"0020|0012": str(1 + z // 4)},
+    },
+    "its slices are numbered from 9 on": {"slice_tags": lambda z: {"0020|0013": str(9 + z)}},
+    "is in modified HU": {"tags": {"0028|1054": "HU_MOD"}},
+}
+
+
+@pytest.mark.parametrize("note", NOTES)
+def test_what_a_person_should_know_is_told_once(write_dicom, tmp_path, caplog, note):
+    folder = write_dicom(tmp_path / "series", HU, **NOTES[note])
+
+    read_header(folder)
+    read_volume(folder)
+
+    (series,) = find_series(tmp_path)
+    assert len(series.notes) == 1 and series.notes[0].startswith(note)
+    assert caplog.text.count(f"{folder}: {note}") == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tags": {"0008|0008": "ORIGINAL\\PRIMARY\\AXIAL\\CT_SOM5 SPI"}},
+        {"tags": {"0020|1002": "8"}},
+        {"tags": {"0020|1002": "4"}, "slice_tags": lambda z: {"0020|0012": str(1 + z // 4)}},
+        {"slice_tags": lambda z: {"0020|0013": str(z)}},
+    ],
+)
+def test_an_ordinary_series_has_no_notes(write_dicom, tmp_path, options):
+    folder = write_dicom(tmp_path / "series", HU, **options)
+    for name in ("report.txt", "scan.xml", "image.jpg", "Thumbs.db", "VERSION"):
+        (folder / name).write_text("" if name == "VERSION" else "x")
+
+    (series,) = find_series(tmp_path)
+
+    assert series.reason is None and series.notes == ()
+
+
+def test_files_that_nobody_knows_are_named(write_dicom, tmp_path):
+    folder = write_dicom(tmp_path / "series", HU)
+    for number in range(5):
+        (folder / f"slice_{number}").write_bytes(b"\x13" * 1000)
+
+    (series,) = find_series(tmp_path)
+
+    assert series.notes[0].startswith(
+        "5 files beside its slices are neither DICOM nor of a known kind (slice_0, "
+    )

@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 
 from bundle.data.cases.split import inference_cases, split_cases
-from bundle.data.dicom.pixels import thread_decoder
+from bundle.data.dicom.pixels import _Decoder
 from bundle.data.dicom.series import find_series
 from bundle.data.volumes.formats import VolumeError, read_header
 from bundle.data.volumes.reading import CTReader, read_volume
@@ -213,9 +213,15 @@ def test_a_series_goes_through_the_transforms_of_inference_and_comes_out_in_its_
     np.testing.assert_allclose(written.affine, read_volume(folder).affine, atol=1e-5)
 
 
-def test_ctrl_c_at_a_terminal_does_not_reach_the_process_that_decodes(write_dicom, tmp_path):
-    read_volume(write_dicom(tmp_path / "series", HU))
+def test_ctrl_c_at_a_terminal_does_not_reach_the_process_that_decodes(write_dicom, tmp_path, monkeypatch):
+    sessions = []
+    ask = _Decoder._ask
 
-    process = thread_decoder().process
+    def watched(decoder, content):
+        sessions.append(os.getsid(decoder.process.pid))
+        return ask(decoder, content)
 
-    assert process is not None and os.getsid(process.pid) != os.getsid(0)
+    monkeypatch.setattr(_Decoder, "_ask", watched)
+    read_volume(write_dicom(tmp_path / "series", LARGE_HU, compressor="JPEG"))
+
+    assert len(set(sessions)) == 1 and len(sessions) == len(LARGE_HU) and os.getsid(0) not in sessions

@@ -6,9 +6,8 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 
-from bundle.data.dicom.derived import SERIES_DESCRIPTION, derivation_text
+from bundle.data.dicom.derived import SERIES_DESCRIPTION, SeriesWriter, derivation_text
 from bundle.data.dicom.series import find_one_series, find_series
-from bundle.data.dicom.writer import SeriesWriter
 from bundle.data.volumes.reading import read_volume
 
 OBLIQUE = (0.8, 0.6, 0.0, -0.48, 0.64, 0.6)  # row and column cosines
@@ -159,6 +158,22 @@ def test_a_name_in_another_character_set_stays_what_it_is(write_dicom, tmp_path,
     for one in slices:
         assert one.get_item("PatientName").value.rstrip() == name.rstrip()
         assert str(one.PatientName) == str(source.PatientName)
+
+
+def test_bytes_that_no_rule_of_dicom_allows_go_through_as_they_are(write_dicom, tmp_path):
+    folder = write_dicom(tmp_path / "ct", HU, tags={"0008|0020": "x" * 8, "0018|0050": "y" * 24})
+    values = {b"x" * 8: b"2024-1\xe9?", b"y" * 24: b"1.234567890123456789e-1 mm"[:24]}
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        for placeholder, value in values.items():
+            assert content.count(placeholder) == 1
+            content = content.replace(placeholder, value)
+        path.write_bytes(content)
+
+    derive(folder, tmp_path / "ct_recon")
+
+    for path in (tmp_path / "ct_recon").iterdir():
+        assert all(value in path.read_bytes() for value in values.values())
 
 
 def test_what_the_source_does_not_say_is_not_made_up(write_dicom, tmp_path):
