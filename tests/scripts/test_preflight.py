@@ -67,7 +67,8 @@ def test_everything_that_is_wrong_is_told_at_once(run, tmp_path):
     assert code == 1
     names = [error.split()[1].rstrip(":") for error in errors_of(told)]
     assert names == ["settings", "settings", "settings", "data", "LPIPS", "folder", "start"]
-    assert "`batch_size` must be a whole number from 1, got 0 (checks below take batch_size 4)" in told
+    batch = "`batch_size` must be a whole number from 1, got 0; set e.g. --batch_size 1"
+    assert f"{batch} (checks below take batch_size 4)" in told
     assert "`l1_weight` must be a number from 0, got -1" in told
     assert "--perceptual_weights_path FILE" in told and "lost.pt" in told
     assert "Traceback" not in told and "ok      settings" not in told
