@@ -10,7 +10,7 @@ import torch
 from monai.config import KeysCollection, PathLike
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from monai.utils import ImageMetaKey, MetaKeys, convert_to_numpy
+from monai.utils import ImageMetaKey, convert_to_numpy
 
 from bundle.data.latents.file import (
     SUFFIX,
@@ -21,10 +21,8 @@ from bundle.data.latents.file import (
     read_record,
     write_latent_file,
 )
-from bundle.data.volumes.header_text import header_as_text
-from bundle.data.volumes.writing import geometry_header
-from bundle.run.names import output_name, patient_key
-from transforms.spatial import restore_orientation
+from bundle.data.latents.geometry import meta_of, record_of, restored_volume
+from bundle.run.names import output_name
 
 logger = logging.getLogger(__name__)
 
@@ -64,29 +62,11 @@ class SaveCodesd(MapTransform):
             path = self.output_dir / name.with_name(name.name + SUFFIX)
             codes = convert_to_numpy(data[key])
             latents = codes[1:].astype(np.float16) if len(codes) > 1 else None
-            record = self._record(name.name, source, image, str(data.get("patient", "")))
+            known = (self.settings, self.model_fingerprint(), str(data.get("patient", "")))
+            record = record_of(name.name, source, image, *known)
             write_latent_file(path, EncodedVolume(record, codes[0].astype(np.uint16), latents))
             _log_size(path, source, record)
         return dict(data)
-
-    def _record(self, name: str, source: Path, image: MetaTensor, patient: str) -> Record:
-        original_affine = convert_to_numpy(torch.as_tensor(image.meta[MetaKeys.ORIGINAL_AFFINE])).astype(
-            float
-        )
-        shape = restore_orientation(image, image, self.image_key).shape[1:]
-        header, header_class = header_as_text(geometry_header(source, tuple(shape), original_affine))
-        x, y, z = image.shape[1:]
-        return Record(
-            name=name,
-            shape=(x, y, z),
-            affine=convert_to_numpy(image.affine).astype(float).tolist(),
-            original_affine=original_affine.tolist(),
-            header=header,
-            header_class=header_class,
-            settings=self.settings,
-            model_sha256=self.model_fingerprint(),
-            patient=patient_key(patient) if patient else "",
-        )
 
 
 def check_model(cases: Iterable[Mapping[str, str]], key: str, model_fingerprint: str) -> None:
@@ -134,7 +114,7 @@ class LoadCodesd(MapTransform):
         for key in self.key_iterator(loaded):
             path = Path(loaded[key])
             volume = read_latent_file(path)
-            loaded[key] = MetaTensor(self._array(path, volume), meta=_meta(path, volume.record))
+            loaded[key] = MetaTensor(self._array(path, volume), meta=meta_of(volume.record, path.parent))
         return loaded
 
     def _array(self, path: Path, volume: EncodedVolume) -> torch.Tensor:
@@ -161,23 +141,8 @@ class RestoreVolumed(MapTransform):
         """Restores each volume; its metadata then are those of the original file."""
         restored = dict(data)
         for key in self.key_iterator(restored):
-            meta = restored[self.codes_key].meta
-            x, y, z = (int(size) for size in meta["volume_shape"])
-            volume = MetaTensor(restored[key][:, :x, :y, :z], meta=meta)
-            restored[key] = restore_orientation(volume, volume, self.codes_key)
+            restored[key] = restored_volume(restored[key], restored[self.codes_key].meta)
         return restored
-
-
-def _meta(path: Path, record: Record) -> dict[str, Any]:
-    return {
-        MetaKeys.AFFINE: torch.tensor(record.affine, dtype=torch.float64),
-        MetaKeys.ORIGINAL_AFFINE: np.array(record.original_affine),
-        MetaKeys.SPATIAL_SHAPE: np.array(record.cells),
-        ImageMetaKey.FILENAME_OR_OBJ: str(path.with_name(record.name)),
-        "volume_shape": np.array(record.shape),
-        "nifti_header": record.header,
-        "nifti_header_class": record.header_class,
-    }
 
 
 def _log_size(path: Path, source: Path, record: Record) -> None:

@@ -1,7 +1,6 @@
 """Maps an HU window to the network range [-1, 1] and back; whole HU come back exactly."""
 
 import logging
-import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from monai.transforms import MapTransform
 from monai.utils import CommonKeys, ImageMetaKey, convert_to_tensor
 
 from bundle.data.store.body import STEP, Outside, count_in_body
+from bundle.data.volumes.window import is_finite, to_network_range, to_whole_hu
 from bundle.run.rules import check
 
 logger = logging.getLogger(__name__)
@@ -41,8 +41,6 @@ class HUWindowd(MapTransform):
         super().__init__(keys, allow_missing_keys)
         check(hu_min=hu_min, hu_max=hu_max)
         self.hu_min, self.hu_max = hu_min, hu_max
-        self.centre_hu = (hu_min + hu_max) / 2
-        self.half_width_hu = (hu_max - hu_min) / 2
 
 
 class ScaleHUWindowd(HUWindowd):
@@ -58,12 +56,8 @@ class ScaleHUWindowd(HUWindowd):
         for key in self.key_iterator(scaled):
             image = convert_to_tensor(scaled[key], track_meta=isinstance(scaled[key], MetaTensor))
             self._log_clipped(image)
-            scaled[key] = _like(self._scale(image), image)
+            scaled[key] = _like(to_network_range(_plain(image), self.hu_min, self.hu_max), image)
         return scaled
-
-    def _scale(self, image: torch.Tensor) -> torch.Tensor:
-        voxels = _plain(image).to(torch.float32, copy=True)
-        return voxels.sub_(self.centre_hu).div_(self.half_width_hu).clamp_(-1, 1)
 
     def _log_clipped(self, image: torch.Tensor) -> None:
         name = _file_name(image)
@@ -120,18 +114,13 @@ class InverseHUWindowd(HUWindowd):
         restored = dict(data)
         for key in self.key_iterator(restored):
             pred = convert_to_tensor(restored[key], track_meta=isinstance(restored[key], MetaTensor))
-            if not all(torch.isfinite(end) for end in torch.aminmax(_plain(pred))):
+            if not is_finite(_plain(pred)):
                 raise ValueError(
                     f"{_file_name(pred) or key}: the network's output must be finite, got NaN or infinite "
                     "values; try `--amp false` or another checkpoint"
                 )
-            restored[key] = _like(self._restore(pred), pred)
+            restored[key] = _like(to_whole_hu(_plain(pred), self.hu_min, self.hu_max), pred)
         return restored
-
-    def _restore(self, pred: torch.Tensor) -> torch.Tensor:
-        voxels = _plain(pred).to(torch.float32, copy=True)
-        voxels.mul_(self.half_width_hu).add_(self.centre_hu).round_()
-        return voxels.clamp_(math.ceil(self.hu_min), math.floor(self.hu_max)).to(torch.int16)
 
 
 def _plain(image: torch.Tensor) -> torch.Tensor:

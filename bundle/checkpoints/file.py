@@ -229,6 +229,11 @@ def _fault_of_training(content: Mapping[str, Any]) -> str | None:
         for name, least in counts.items()
     ):
         return "`trainer` must hold whole numbers; use another checkpoint"
+    share = trainer.get("learning_rate_share", 1.0)
+    if not isinstance(share, float) or not 0 < share <= 1:
+        return (
+            f"`learning_rate_share` must lie above 0 and up to 1, got {shown(share)}; use another checkpoint"
+        )
     for part in ("discriminators", "optimizers", "schedules", "random", "extras", "figures"):
         if not isinstance(content.get(part, {}), dict):
             return f"`{part}` must hold values by name, got {shown(content[part])}; use another checkpoint"

@@ -42,6 +42,9 @@ class StartFrom:
             or, as long as it has none, whatever the run starts from otherwise.
         sampler: `ResumableSampler`, told at which iteration to go on.
         output_dir: folder of this run, for `auto`.
+        init_from_learning_rate_ratio: share of the learning rate at which the generator of a run with
+            `init_from` learns, to its end, also after it is resumed. At its full rate a trained generator
+            loses what it learned last.
 
     Raises:
         CheckpointError: a file that cannot be used so, or both given.
@@ -54,6 +57,7 @@ class StartFrom:
         resume_from_checkpoint: str | Path | None = None,
         sampler: Any = None,
         output_dir: str | Path = ".",
+        init_from_learning_rate_ratio: float = 1.0,
     ) -> None:
         self.is_automatic = resume_from_checkpoint == AUTO
         if self.is_automatic:
@@ -67,6 +71,7 @@ class StartFrom:
         self.state = state
         self.path = resume_from_checkpoint if init_from is None else init_from
         self.resuming = resume_from_checkpoint is not None
+        self.ratio = init_from_learning_rate_ratio
         self.sampler = sampler
         self.content: dict[str, Any] = {}
         if self.path is not None:
@@ -83,6 +88,9 @@ class StartFrom:
         """
         if self.resuming:
             self._check_epoch_length(engine)
+            self.state.scale_learning_rate(self.content["trainer"].get("learning_rate_share", 1.0))
+        elif self.path is not None:
+            self.state.scale_learning_rate(self.ratio)
         engine.add_event_handler(Events.STARTED, self, self.path)
 
     def __call__(self, engine: Trainer, path: str | Path | None) -> None:
@@ -101,10 +109,11 @@ class StartFrom:
             matched = load_generator(self.state.network, path, self.content)
             parts = Counter(name.partition(".")[0] for name in self.content["model"])
             told = ", ".join(f"{part} {count}" for part, count in parts.items())
+            moments = "taken along" if self.state.take_moments(self.content) else "fresh"
             logger.info(
                 "Starting from the weights of %s: %d tensors matched (%s), which are all of the generator's; "
-                "counters at zero",
-                path, matched, told,
+                "counters at zero, Adam's moments %s, learning rate at %g of the config's",
+                path, matched, told, moments, self.ratio,
             )  # fmt: skip
         self.content = {}  # frees the copy
 

@@ -45,6 +45,7 @@ class TrainingState:
 
     Attributes:
         trained_on_before: what the networks saw before this run, out of the checkpoint it started from.
+        learning_rate_share: of the config's rate, at which the generator learns; see `scale_learning_rate`.
     """
 
     def __init__(
@@ -66,12 +67,45 @@ class TrainingState:
         self._trained_on = trained_on
         self._trained_on_here: TrainedOn | None = None
         self.trained_on_before: TrainedOn = {}
+        self.learning_rate_share = 1.0
 
     def trained_on(self) -> TrainedOn:
         """All that the networks have seen: in this run, and before it."""
         if self._trained_on_here is None:
             self._trained_on_here = self._trained_on() if self._trained_on else {}
         return joined(self.trained_on_before, self._trained_on_here)
+
+    def scale_learning_rate(self, share: float) -> None:
+        """Lets the generator learn at a share of the config's rate, schedule included; for the whole run."""
+        factor, self.learning_rate_share = share / self.learning_rate_share, share
+        for group in self.optimizers["generator"].param_groups if "generator" in self.optimizers else []:
+            group["lr"] *= factor
+        if "generator" in self.schedules:
+            schedule = self.schedules["generator"]
+            schedule.base_lrs = [rate * factor for rate in schedule.base_lrs]
+
+    def take_moments(self, content: dict[str, Any]) -> bool:
+        """Takes Adam's moments of the generator along from a checkpoint that has them, and nothing else."""
+        optimizer, saved = (
+            self.optimizers.get("generator"),
+            content.get("optimizers", {}).get("generator", {}),
+        )
+        if optimizer is None or not isinstance(saved, dict):
+            return False
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        moments = saved.get("state", {})
+        fit = len(moments) == len(parameters) and all(
+            isinstance(slot := moments.get(number), dict)
+            and all(
+                isinstance(slot.get(name), torch.Tensor) and slot[name].shape == parameter.shape
+                for name in ("exp_avg", "exp_avg_sq")
+            )
+            for number, parameter in enumerate(parameters)
+        )
+        if fit:
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        return fit
 
     def state_dict(self, engine: Trainer) -> dict[str, Any]:
         """Tensors and plain numbers only, so that it loads with `weights_only=True`."""
@@ -86,6 +120,7 @@ class TrainingState:
                 "iteration": engine.state.iteration,
                 "epoch_length": engine.state.epoch_length,
                 "max_epochs": engine.state.max_epochs,
+                "learning_rate_share": self.learning_rate_share,
             },
             "random": random_state(),
             "extras": {name: part.state_dict() for name, part in self.extras.items()},

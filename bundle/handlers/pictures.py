@@ -11,6 +11,7 @@ import torch
 from ignite.engine import Engine, Events
 from PIL import Image
 
+from bundle.data.volumes.window import to_whole_hu
 from bundle.drawing.triptych import render_triptych
 from bundle.handlers.curves import TensorBoardLog
 from bundle.run.atomic import complete_or_absent
@@ -86,6 +87,5 @@ class Pictures:
 
     def _to_hu(self, network_range: torch.Tensor) -> torch.Tensor:
         """(1, X, Y, Z) in [-1, 1] to (X, Y, Z) in HU, as 16 bit integers."""
-        half_width = (self.hu_max - self.hu_min) / 2
-        hu = network_range.detach().as_subclass(torch.Tensor)[0].float().clamp(-1, 1)
-        return hu.add_(1).mul_(half_width).add_(self.hu_min).round_().to(torch.int16)
+        image = network_range.detach().as_subclass(torch.Tensor)[0]
+        return to_whole_hu(image, self.hu_min, self.hu_max)

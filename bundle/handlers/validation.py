@@ -10,6 +10,7 @@ from ignite.metrics import Metric
 from monai.engines import Evaluator
 from torch import Tensor, nn
 
+from bundle.data.volumes.window import to_hu
 from bundle.metrics.perceptual import slice_lpips
 from bundle.metrics.reconstruction import reconstruction_figures
 from bundle.run.rules import check
@@ -49,7 +50,8 @@ class ReconstructionQuality(Metric):
         """Adds volumes: dictionaries with `image` and `pred`, (1, X, Y, Z) in [-1, 1]."""
         for item in output:
             image, pred = (item[key].as_subclass(Tensor).float() for key in ("image", "pred"))
-            volumes = self._to_hu(image[0]), self._to_hu(pred[0].clamp(-1, 1))
+            window = self.hu_min, self.hu_max
+            volumes = to_hu(image[0], *window), to_hu(pred[0].clamp(-1, 1), *window)
             figures = reconstruction_figures(*volumes, self.hu_min, self.hu_max, device=self.compare_on)
             self.volumes.append(
                 {
@@ -81,9 +83,6 @@ class ReconstructionQuality(Metric):
         """Puts all means into the engine's metrics."""
         super().completed(engine, name)
         engine.state.metrics.update({f"val/{figure}": mean for figure, mean in self.means().items()})
-
-    def _to_hu(self, image: Tensor) -> Tensor:
-        return (image + 1) * ((self.hu_max - self.hu_min) / 2) + self.hu_min
 
 
 class ValidationStopped(BaseException):

@@ -75,15 +75,20 @@ def test_another_vqgan_than_the_one_that_encoded_is_refused(python, folder, tmp_
     ended.expect_refusal("ct_codes.npz", "encoded by another model", output_dir=out)
 
 
-def test_the_code_of_the_page_runs_on_what_its_commands_leave(folder, monkeypatch):
+def test_the_code_of_the_page_runs_on_what_its_commands_leave(folder, dataset, monkeypatch):
     monkeypatch.chdir(folder)
     code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
-    for name, path in {"FILE": "model.pt", "CODES": "codes", "OUT": "run"}.items():
+    for name, path in {
+        **{"FILE": "model.pt", "CODES": "codes", "OUT": "run"},
+        "VOLUME": str(dataset / "p0" / "ct.nii.gz"),
+    }.items():
         code = re.sub(rf'"{name}\b', f'"{path}', code)
 
     names: dict = {}
     exec(compile(code, "docs/latents.md", "exec"), names)
 
+    recon = np.asarray(nib.load(folder / "recon.nii.gz").dataobj)
+    assert recon.shape == (48, 48, 40) and np.array_equal(recon, names["hu"][0].numpy())
     assert names["batch"]["image"].shape == (4, 8, 8, 8, 8)
     another = nib.load(folder / "run" / "another_sample.nii.gz")
     np.testing.assert_allclose(another.affine, names["place"]["affine"], rtol=1e-6)

@@ -2,9 +2,12 @@
 
 A zip archive of NumPy arrays, which `numpy.load` opens too:
 
-    record.json   geometry, network settings, fingerprint of the model, checksum; see `Record`
+    record.json   geometry, network settings, fingerprint of the model; see `Record`
     indices.npy   (x, y, z) uint16, one code per 4 x 4 x 4 voxels
     latents.npy   (E, x, y, z) float16, the encoder's output before quantization; only if asked for
+
+The archive holds a CRC of each, which is compared on reading. Format 1 also had a checksum of its own, which
+is still compared.
 
 Axes run to the right, anterior and superior, as in training. Dimension letters: E embedding width, X Y Z
 voxels, x y z latent cells (x = X / 4, rounded up).
@@ -15,6 +18,7 @@ import io
 import json
 import math
 import os
+import re
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -27,10 +31,11 @@ import numpy as np
 from bundle.data.volumes.fingerprint import is_fingerprint
 from bundle.data.volumes.header_text import HEADER_CLASSES, header_from_text
 from bundle.run.atomic import complete_or_absent
+from bundle.run.model_settings import NETWORK_SETTINGS, settings_fault, shown
 from bundle.run.rules import STRIDE
 
 SUFFIX = "_codes.npz"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # LZMA packs codes to 0.81 of their size where deflate reaches 0.86; for latents it would take minutes
 COMPRESSION = {"indices": zipfile.ZIP_LZMA, "latents": zipfile.ZIP_DEFLATED}
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -91,12 +96,17 @@ class EncodedVolume:
 
 
 def write_latent_file(path: Path, volume: EncodedVolume) -> None:
-    """Writes the file whole or not at all."""
+    """Writes the file whole or not at all.
+
+    Raises:
+        LatentFileError: if latents are not finite, as those beyond float16.
+    """
+    if volume.latents is not None and not np.isfinite(volume.latents).all():
+        raise LatentFileError(f"{path}: its latents must be finite as float16; encode without --keep_latents")
     arrays = {"indices": _packed(volume.indices, np.uint16, 3)}
     if volume.latents is not None:
         arrays["latents"] = _packed(volume.latents, np.float16, 4)
     record = {"format_version": FORMAT_VERSION, **asdict(volume.record)}
-    record["sha256"] = _checksum(record, arrays)
     with complete_or_absent(path) as unfinished, zipfile.ZipFile(unfinished, "x") as archive:
         archive.writestr(_member_info("record.json"), json.dumps(record, indent=1))
         for name, content in arrays.items():
@@ -119,7 +129,7 @@ def read_record(path: Path) -> Record:
 
 
 def read_latent_file(path: Path) -> EncodedVolume:
-    """Reads a file and compares its checksum.
+    """Reads a file and compares its checksums.
 
     Raises:
         LatentFileError: if it is missing, damaged, foreign, or of a newer format.
@@ -131,7 +141,7 @@ def read_latent_file(path: Path) -> EncodedVolume:
         if "latents.npy" in archive.namelist():
             arrays["latents"] = _member(archive, "latents", 2 * 64 * math.prod(record.cells))
         expected = content.pop("sha256", None)
-        if _checksum(content, arrays) != expected:
+        if content["format_version"] == 1 and _checksum(content, arrays) != expected:
             raise ValueError("its checksum is wrong")
         loaded = {name: _unpacked(data) for name, data in arrays.items()}
         indices, latents = loaded["indices"], loaded.get("latents")
@@ -141,6 +151,8 @@ def read_latent_file(path: Path) -> EncodedVolume:
             raise ValueError("it holds codes beyond its model's")
         if latents is not None and (latents.dtype != np.float16 or latents.shape[1:] != record.cells):
             raise ValueError(f"its latents are {latents.dtype} {latents.shape}")
+        if latents is not None and not np.isfinite(latents).all():
+            raise ValueError("its latents hold NaN or infinite numbers")
     return EncodedVolume(record, indices, latents)
 
 
@@ -198,6 +210,8 @@ def _dictionary_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
 
 def _record(path: Path, content: Mapping[str, Any]) -> Record:
     version = content["format_version"]
+    if type(version) is not int or version < 1:
+        raise ValueError(f"`format_version` must be a whole number from 1, got {shown(version)}")
     if version > FORMAT_VERSION:
         raise LatentFileError(
             f"{path}: written in format {version}, this version reads up to {FORMAT_VERSION}; "
@@ -220,8 +234,12 @@ def _check_words(record: Record) -> None:
     is_name = Path(record.name).name == record.name and record.name.isprintable()
     if not is_name or record.header_class not in HEADER_CLASSES:
         raise ValueError("its name or header is wrong")
-    if not isinstance(record.settings, dict) or not isinstance(record.model_sha256, str):
+    if not isinstance(record.settings, dict) or not re.fullmatch("[0-9a-f]{64}", str(record.model_sha256)):
         raise ValueError("what it says of its model is wrong")
+    fault = settings_fault(record.settings)
+    missing = [name for name in NETWORK_SETTINGS if name not in record.settings]
+    if fault or missing:
+        raise ValueError(fault or f"its settings must say {', '.join(missing)}")
     if record.patient and not is_fingerprint(record.patient):
         raise ValueError("what it says of its patient is wrong")
     header_from_text(record.header, record.header_class, check=False)

@@ -18,6 +18,7 @@ from torch import Tensor
 from bundle.data.latents.file import EncodedVolume, LatentFileError, read_latent_file
 from bundle.run.atomic import write_text
 from bundle.run.files import open_regular
+from bundle.run.names import printable
 
 logger = logging.getLogger(__name__)
 
@@ -103,27 +104,28 @@ def read_statistics(path: PathLike, source: str, model_sha256: str) -> LatentSta
     try:
         with open_regular(path) as file:
             content = json.load(file)
-        lists = {name: tuple(float(value) for value in _list(content[name])) for name in ("mean", "std")}
+        lists = {name: tuple(_numbers(content[name])) for name in ("mean", "std")}
         fields = {name: content[name] for name in LatentStatistics.__dataclass_fields__} | lists
         statistics = LatentStatistics(**fields)
         if content["format_version"] != FORMAT_VERSION or not _is_sound(statistics):
             raise ValueError("its numbers are wrong")
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise StatisticsError(
-            f"{path}: no statistics of latents ({error}); delete it, it is measured again"
+            f"{path}: no statistics of latents ({printable(str(error)):.200}); delete it to measure again"
         ) from error
     if (statistics.model_sha256, statistics.source) != (model_sha256, source):
         raise StatisticsError(
-            f"{path}: measured on {statistics.source} of model {statistics.model_sha256[:12]}, here are "
+            f"{path}: measured on {printable(statistics.source):.20} of model "
+            f"{printable(statistics.model_sha256[:12])}, here are "
             f"{source} of {model_sha256[:12]}; delete it or name another file with --latent_statistics"
         )
     return statistics
 
 
-def _list(values: Any) -> list:
-    if not isinstance(values, list):
-        raise TypeError("its mean and std must be lists")
-    return values
+def _numbers(values: Any) -> list[float]:
+    if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
+        raise TypeError("its mean and std must be lists of numbers")
+    return [float(value) for value in values]
 
 
 def _is_sound(statistics: LatentStatistics) -> bool:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from ignite.engine import Events
 
-from bundle.checkpoints.file import CheckpointError, network_settings, write_checkpoint
+from bundle.checkpoints.file import CheckpointError, network_settings, read_checkpoint, write_checkpoint
 from bundle.checkpoints.handler import CheckpointHandler
 from bundle.checkpoints.start import DEFAULTS, LoadGenerator, StartFrom, continues_run, settings_of
 
@@ -278,3 +278,37 @@ def test_an_export_reads_the_file_that_it_exports(installed, tmp_path, monkeypat
     assert settings_of(tmp_path / "gone.pt") == settings
     monkeypatch.setattr("sys.argv", ["__main__.py", "run", *words])
     assert settings_of(tmp_path / "gone.pt") == DEFAULTS
+
+
+def test_a_run_from_weights_takes_the_moments_along_and_learns_at_a_share_of_the_rate(
+    base_checkpoint, tmp_path, tiny_vqgan, small_run
+):
+    path, saved = base_checkpoint[0], read_checkpoint(base_checkpoint[0])
+
+    def run_of(start_arguments, **shape):
+        run = small_run(tiny_vqgan(), iterations=1, weights=BASE, warmup=1, **shape)
+        start = StartFrom(run.state, **start_arguments, init_from_learning_rate_ratio=0.1)
+        start.attach(run.trainer)
+        return run, start
+
+    run, start = run_of({"init_from": path})
+    assert run.schedule.base_lrs == run.state.schedules["generator"].base_lrs == [pytest.approx(1e-5)]
+    start(run.trainer, path)
+    moments = run.optimizer.state_dict()["state"]
+    for number, slot in saved["optimizers"]["generator"]["state"].items():
+        torch.testing.assert_close(moments[number]["exp_avg"], slot["exp_avg"], rtol=0, atol=0)
+    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(1e-5)
+
+    run.trainer.state.epoch_length = 1
+    write_checkpoint(tmp_path / "last.pt", run.state.state_dict(run.trainer))
+    resumed, start = run_of({"resume_from_checkpoint": tmp_path / "last.pt"})
+    start(resumed.trainer, tmp_path / "last.pt")
+    assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(1e-5)
+    assert resumed.state.learning_rate_share == 0.1
+
+
+def test_an_installed_model_has_no_moments_to_take_along(tiny_vqgan, small_run, tmp_path, caplog):
+    state = small_run(tiny_vqgan(), iterations=1, weights=BASE).state
+
+    assert not state.take_moments({"model": {}})
+    assert not state.take_moments({"optimizers": {"generator": {"state": {0: {"exp_avg": torch.zeros(3)}}}}})

@@ -1,0 +1,255 @@
+"""Three lines of Python for researchers: whole volumes to their reconstruction or codes, and back.
+
+    from bundle import load_model
+    model = load_model("models/model.pt")
+    hu = model.reconstruct("ct.nii.gz")
+
+Voxel by voxel what the configs of inference, encode and decode write: RAS axes, HU window, exact tiling.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.utils import ImageMetaKey, MetaKeys
+from torch import Tensor
+
+from bundle.checkpoints.file import NETWORK_SETTINGS, CheckpointError, load_generator, read_checkpoint
+from bundle.data.latents.file import EncodedVolume, LatentFileError, read_latent_file
+from bundle.data.latents.geometry import meta_of, record_of, restored_volume
+from bundle.data.volumes.orientation import restore_orientation, to_ras
+from bundle.data.volumes.reading import CTReader
+from bundle.data.volumes.window import is_finite, to_network_range, to_whole_hu
+from bundle.data.volumes.writing import CTWriter
+from bundle.inferers.coding import DecodingInferer, EncodingInferer
+from bundle.inferers.halo import HaloInferer
+from bundle.networks.fingerprint import fingerprint
+from bundle.networks.vqgan import VQGAN, build_vqgan, to_device
+from bundle.run.names import volume_name
+
+__all__ = ["Model", "ModelInputError", "load_model", "save_volume"]
+
+
+class ModelInputError(ValueError):
+    """A volume that a model cannot take; the message says why and what to do."""
+
+
+def load_model(checkpoint: str | os.PathLike, device: torch.device | str | None = None) -> "Model":
+    """Builds the generator that a checkpoint names, with its weights.
+
+    Args:
+        checkpoint: training checkpoint or installed model, saved on any device.
+        device: where it runs; None = the first GPU if there is one, else the CPU.
+
+    Raises:
+        CheckpointError: a file that is missing, damaged, foreign, or of another network.
+    """
+    path = Path(checkpoint).expanduser()
+    content = read_checkpoint(path)
+    missing = [name for name in NETWORK_SETTINGS if name not in content["network"]]
+    if missing:
+        raise CheckpointError(f"{path}: `network` must say {', '.join(missing)}; use a file of training")
+    settings = {name: content["network"][name] for name in NETWORK_SETTINGS}
+    try:
+        network = build_vqgan(settings["preset"], settings["quantizer"], settings["num_embeddings"])
+    except ValueError as error:
+        raise CheckpointError(f"{path}: names a network that this version does not know: {error}") from error
+    load_generator(network, path, content)
+    if device is None:
+        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    return Model(to_device(network, device).eval(), settings)
+
+
+class Model:
+    """A trained generator that takes and gives whole CT volumes in HU.
+
+    Volumes stay on the CPU, tiles travel to the network's device; whatever the tiles, the result is that of
+    the whole volume.
+
+    Args:
+        network: the generator, on its device, in eval mode.
+        settings: `network_settings` of its checkpoint.
+
+    Attributes:
+        network: see above.
+        settings: preset, quantizer, num_embeddings, hu_min, hu_max.
+    """
+
+    def __init__(self, network: VQGAN, settings: dict[str, Any]) -> None:
+        self.network, self.settings = network, settings
+
+    @property
+    def window(self) -> tuple[float, float]:
+        """(hu_min, hu_max); voxels outside come back clipped."""
+        return self.settings["hu_min"], self.settings["hu_max"]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Tells this model from others; files of codes carry it."""
+        return fingerprint(self.network)
+
+    def reconstruct(
+        self,
+        volume: str | os.PathLike | MetaTensor,
+        tile_size: int | Sequence[int] | str = "auto",
+        halo: int | None = None,
+    ) -> MetaTensor:
+        """Encodes and decodes a whole volume.
+
+        Args:
+            volume: NIfTI file, DICOM folder or file, file of a store; or (1, X, Y, Z) in HU with its affine.
+            tile_size: voxels per axis of a tile without halo, multiples of 4; `auto` = what memory allows.
+            halo: voxels of context around a tile; None = the network's own, which is exact.
+
+        Returns:
+            (1, X, Y, Z) int16 in HU, in the axes and with the affine of the input.
+
+        Raises:
+            VolumeError: see `bundle.data.volumes.reading.read_volume`.
+            ModelInputError: a tensor that is no volume.
+            TilingError: a tile or halo that breaks its rule.
+        """
+        image = to_ras(_loaded(volume))
+        with _whole_float32():
+            pred = HaloInferer(_tile(tile_size), halo)(self._scaled(image), self.network)
+        return restore_orientation(self._whole_hu(pred[0]), image, "volume")
+
+    def encode(
+        self,
+        volume: str | os.PathLike | MetaTensor,
+        keep_latents: bool = False,
+        tile_size: int | Sequence[int] | str = "auto",
+        halo: int | None = None,
+        patient: str = "",
+    ) -> EncodedVolume:
+        """Encodes a whole volume; `bundle.data.latents.file.write_latent_file` saves the result.
+
+        Args:
+            volume: see `reconstruct`, also for `tile_size` and `halo`.
+            keep_latents: whether to keep the encoder's output before quantization too.
+            tile_size: see `reconstruct`.
+            halo: see `reconstruct`.
+            patient: name or hash; only a salted hash is kept.
+
+        Raises:
+            See `reconstruct`.
+        """
+        image = to_ras(_loaded(volume))
+        source = Path(str(image.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "") or "volume"))
+        with _whole_float32():
+            tiling = HaloInferer(_tile(tile_size), halo)
+            codes = EncodingInferer(tiling, keep_latents)(self._scaled(image), self.network)[0].numpy()
+        record = record_of(volume_name(source), source, image, self.settings, self.sha256, patient)
+        latents = codes[1:].astype(np.float16) if keep_latents else None
+        return EncodedVolume(record, codes[0].astype(np.uint16), latents)
+
+    def decode(
+        self,
+        codes: str | os.PathLike | EncodedVolume,
+        tile_size: int | Sequence[int] | str = "auto",
+        halo: int | None = None,
+    ) -> MetaTensor:
+        """Decodes what `encode`, or `configs/encode.yaml`, made of a volume; the original is not needed.
+
+        Args:
+            codes: of `encode`, or a `_codes.npz`.
+            tile_size: see `reconstruct`.
+            halo: see `reconstruct`.
+
+        Returns:
+            what `reconstruct` gives.
+
+        Raises:
+            LatentFileError: a file that is missing or damaged, or codes of another model.
+        """
+        volume = codes if isinstance(codes, EncodedVolume) else read_latent_file(Path(codes))
+        record = volume.record
+        if record.model_sha256 != self.sha256:
+            raise LatentFileError(
+                f"{record.name}: encoded by another model ({record.model_sha256[:12]}) than this one "
+                f"({self.sha256[:12]}); load the checkpoint that encoded it"
+            )
+        indices = torch.from_numpy(volume.indices.astype(np.int64))[None, None]
+        with _whole_float32():
+            pred = DecodingInferer(HaloInferer(_tile(tile_size), halo))(indices, self.network)
+        return restored_volume(self._whole_hu(pred[0]), meta_of(record))
+
+    def to_hu(self, image: Tensor, affine: Any = None) -> MetaTensor:
+        """An image (1, X, Y, Z) about [-1, 1], as decoders give it, to int16 HU with an affine."""
+        return MetaTensor(self._whole_hu(image), affine=affine)
+
+    def _scaled(self, image: MetaTensor) -> Tensor:
+        return to_network_range(image.as_tensor(), *self.window)[None]
+
+    def _whole_hu(self, pred: Tensor) -> Tensor:
+        pred = pred.as_subclass(Tensor)
+        if not is_finite(pred):
+            raise ModelInputError(
+                "the network's output must be finite, got NaN or infinite values; take another checkpoint"
+            )
+        return to_whole_hu(pred, *self.window).cpu()
+
+
+def save_volume(volume: MetaTensor, path: str | os.PathLike) -> None:
+    """Writes HU as int16 NIfTI, with the geometry of the file they were made from.
+
+    Args:
+        volume: (1, X, Y, Z), as `Model.reconstruct` and `Model.decode` give it.
+        path: ends in .nii or .nii.gz; its folder exists.
+
+    Raises:
+        VolumeError: another suffix, or the input itself.
+    """
+    writer = CTWriter()
+    writer.set_data_array(volume)
+    writer.set_metadata(volume.meta)
+    writer.write(Path(path))
+
+
+def _loaded(volume: str | os.PathLike | MetaTensor) -> MetaTensor:
+    """(1, X, Y, Z) in the axes of its file, with `original_affine` and, of a file, its name."""
+    if isinstance(volume, MetaTensor):
+        if volume.ndim != 4 or volume.shape[0] != 1 or min(volume.shape) < 1 or volume.is_complex():
+            raise ModelInputError(
+                f"`volume` must be one volume (1, X, Y, Z) of real numbers in HU, got {tuple(volume.shape)} "
+                f"{volume.dtype}; add or remove axes"
+            )
+        if not is_finite(volume.as_tensor()):
+            raise ModelInputError(
+                "`volume` must hold finite HU, got NaN or infinite ones; replace them by -1024"
+            )
+        # whatever was done to it before, its present grid is the one to come back to
+        affine = volume.affine.to(torch.float64)
+        geometry = {MetaKeys.AFFINE: affine.clone(), MetaKeys.ORIGINAL_AFFINE: affine.clone()}
+        return MetaTensor(volume.as_tensor().cpu(), meta={**volume.meta, **geometry})
+    if isinstance(volume, Tensor | np.ndarray):
+        raise ModelInputError(
+            "`volume` must be a path or a MetaTensor, which knows its affine; wrap it in "
+            "monai.data.MetaTensor(volume, affine=...)"
+        )
+    path = Path(volume).expanduser()
+    reader = CTReader()
+    voxels, meta = reader.get_data(reader.read(path))
+    meta |= {MetaKeys.AFFINE: torch.as_tensor(meta[MetaKeys.AFFINE]), ImageMetaKey.FILENAME_OR_OBJ: str(path)}
+    return MetaTensor(torch.from_numpy(voxels)[None], meta=meta)
+
+
+def _tile(tile_size: int | Sequence[int] | str) -> Any:
+    return tile_size if isinstance(tile_size, str | int) else tuple(tile_size)
+
+
+@contextmanager
+def _whole_float32() -> Iterator[None]:
+    """On a GPU convolutions would round to 10 bits, and tiles would no longer equal the whole."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
