@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from bundle.checkpoints.file import read_checkpoint, write_checkpoint
+from bundle.checkpoints.file import NETWORK_SETTINGS, read_checkpoint, write_checkpoint
 from bundle.data.latents.dataset import LatentDataset
 from bundle.data.latents.statistics import read_statistics
 from bundle.networks.denoiser import build_denoiser
@@ -103,7 +103,7 @@ def test_the_page_tells_every_setting_with_its_default():
         or (isinstance(value, str) and not value.startswith("$"))
         or (isinstance(value, list) and isinstance(value[0], int))
     }
-    shared = {"bundle_root", "preset", "quantizer", "num_embeddings", "hu_min", "hu_max", "tile_size", "halo"}
+    shared = {"bundle_root", "trains_vqgan", "tile_size", "halo", *NETWORK_SETTINGS}
 
     told = {name: yaml.safe_load(text) for name, text in rows.items()}
     assert told == {name: value for name, value in settings.items() if name not in shared}
