@@ -137,8 +137,11 @@ def read_latent_file(path: Path) -> EncodedVolume:
     with _opened(path) as archive:
         content = _read_json(archive)
         record = _record(path, content)
+        members = sorted(archive.namelist())
+        if members not in (["indices.npy", "record.json"], ["indices.npy", "latents.npy", "record.json"]):
+            raise ValueError("it holds other parts than it should")
         arrays = {"indices": _member(archive, "indices", 2 * math.prod(record.cells))}
-        if "latents.npy" in archive.namelist():
+        if "latents.npy" in members:
             arrays["latents"] = _member(archive, "latents", 2 * 64 * math.prod(record.cells))
         expected = content.pop("sha256", None)
         if content["format_version"] == 1 and _checksum(content, arrays) != expected:

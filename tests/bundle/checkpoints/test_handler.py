@@ -147,7 +147,12 @@ def test_everything_of_a_run_is_in_the_checkpoint_and_loads_with_weights_only(
     assert set(content) == parts | {"format_version"}
     torch.testing.assert_close(content["model"], dict(run.network.state_dict()), rtol=0, atol=0)
     assert {"quantizer.embedding", "quantizer.initialized", "quantizer.updates"} <= set(content["model"])
-    assert content["trainer"] == {"iteration": 2, "epoch_length": 2, "max_epochs": 1}
+    assert content["trainer"] == {
+        "iteration": 2,
+        "epoch_length": 2,
+        "max_epochs": 1,
+        "learning_rate_share": 1.0,
+    }
     assert set(content["optimizers"]) == {"generator", "discriminator"}
     assert content["schedules"] == {"generator": {"last_epoch": 2}, "discriminator": {"last_epoch": 1}}
 
