@@ -234,6 +234,7 @@ RULES: dict[str, Rule] = {
     "nonfinite_policy": word("rollback", "stop"),
     "nonfinite_patience": _count,
     "rollback_learning_rate_ratio": number_above(0, 1, example=0.5),
+    "init_from_learning_rate_ratio": number_above(0, 1, example=0.1),
     "health_window": _count,
     "disc_loss_floor": _weight,
     "explosion_ratio": number_above(0, math.inf, example=10.0),

@@ -31,8 +31,7 @@ import numpy as np
 from bundle.data.volumes.fingerprint import is_fingerprint
 from bundle.data.volumes.header_text import HEADER_CLASSES, header_from_text
 from bundle.run.atomic import complete_or_absent
-from bundle.run.model_settings import NETWORK_SETTINGS, settings_fault, shown
-from bundle.run.rules import STRIDE
+from bundle.run.rules import NETWORK_SETTINGS, STRIDE, settings_fault, shown
 
 SUFFIX = "_codes.npz"
 FORMAT_VERSION = 2
