@@ -23,7 +23,7 @@ from torch import Tensor
 from bundle.checkpoints.file import NETWORK_SETTINGS, CheckpointError, load_generator, read_checkpoint
 from bundle.data.latents.file import EncodedVolume, LatentFileError, read_latent_file
 from bundle.data.latents.geometry import meta_of, record_of, restored_volume
-from bundle.data.volumes.orientation import restore_orientation, to_ras
+from bundle.data.volumes.geometry import restore_orientation, to_ras
 from bundle.data.volumes.reading import CTReader
 from bundle.data.volumes.window import is_finite, to_network_range, to_whole_hu
 from bundle.data.volumes.writing import CTWriter

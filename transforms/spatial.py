@@ -8,7 +8,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Orientationd
 from monai.utils import MetaKeys, convert_to_tensor, ensure_tuple_rep
 
-from bundle.data.volumes.orientation import restore_orientation
+from bundle.data.volumes.geometry import restore_orientation
 
 
 class OrientRASd(Orientationd):

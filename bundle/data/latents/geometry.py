@@ -11,8 +11,8 @@ from monai.utils import ImageMetaKey, MetaKeys, convert_to_numpy
 from torch import Tensor
 
 from bundle.data.latents.file import Record
+from bundle.data.volumes.geometry import restore_orientation
 from bundle.data.volumes.header_text import header_as_text
-from bundle.data.volumes.orientation import restore_orientation
 from bundle.data.volumes.writing import geometry_header
 from bundle.run.names import patient_key
 
