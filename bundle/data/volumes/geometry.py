@@ -1,4 +1,4 @@
-"""Says what is odd about where the voxels of a volume lie, and turns volumes into RAS axes and exactly back."""
+"""Says what is odd about where voxels of a volume lie, and turns volumes into RAS axes and exactly back."""
 
 from collections.abc import Hashable
 
