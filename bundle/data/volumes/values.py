@@ -18,8 +18,8 @@ NO_AIR_ABOVE_HU = -300
 SOFT_TISSUE_HU = 0
 # As many as a picture of 8 bits has; TotalSegmentator has 117 labels.
 MAX_MASK_VALUES = 256
-# CT numbers reach 3071, and metal more; a mask or a picture of 8 bits ends below.
-SHIFTED_ABOVE = 256
+# With 1024 added, air is about 0 but for noise, and calcium is above 1024; without air, fat is below -100.
+SHIFTED = (-100, 1024)
 SLAB_Z = 32
 N_THREADS = 4
 _COUNTED_BELOW = 1 << 16
@@ -95,7 +95,7 @@ def doubt_of(minimum: float, maximum: float) -> str:
             f"its values run from {minimum:g} to {maximum:g}, as if scaled to [0, 1] or [-1, 1]; convert the "
             "scan again, in HU"
         )
-    if minimum >= 0 and maximum > SHIFTED_ABOVE:
+    if minimum > SHIFTED[0] and maximum > SHIFTED[1]:
         return (
             f"its lowest value is {minimum:g}, as if 1024 had been added to HU; convert the scan again with "
             "its rescale intercept, or subtract 1024"

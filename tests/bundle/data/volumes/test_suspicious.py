@@ -25,7 +25,10 @@ MASKS = {
     "8-bit picture": np.arange(4096).reshape(16, 16, 16) % 256,
 }
 DOUBTFUL = {
-    "shifted": (SCAN + 2000, r"its lowest value is \d+, as if 1024 had been added to HU; convert"),
+    "shifted": (
+        np.clip(SCAN + 1024, -40, 3000),
+        r"its lowest value is -40, as if 1024 had been added to HU; convert",
+    ),
     "from 0 to 1": (
         np.clip(NOISE / 8 + 0.5, 0, 1),
         r"its values run from 0\.\d+ to 0\.9\d+, as if scaled",
