@@ -58,4 +58,4 @@ def test_an_unknown_format_is_refused_before_anything_is_written(python, series,
 
     done = python.run("inference", **model, output_format="nrrd")
 
-    done.expect_refusal("`output_format` must be nifti or dicom, got 'nrrd'", output_dir=out)
+    done.expect_refusal("`output_format` must be one of nifti, dicom, got 'nrrd'", output_dir=out)
