@@ -84,6 +84,7 @@ def lying_header() -> bytes:
     header.set_sform(np.eye(4), code=1)
     block = bytearray(header.binaryblock)
     block[40:56] = struct.pack("<8h", 3, 30000, 30000, 30000, 1, 1, 1, 1)
+    block[108:112] = struct.pack("<f", 352)  # where voxels begin
     block[344:348] = b"n+1\0"
     return gzip.compress(bytes(block) + bytes(1024))
 
