@@ -11,7 +11,7 @@ import pytest
 
 from bundle.data.store.store import StoreError
 from bundle.data.volumes.reading import read_volume
-from bundle.run.names import patient_hash
+from bundle.run.names import patient_hash, printable
 from scripts.prepare import main, prepare
 
 HU = np.random.default_rng(0).integers(-1024, 2000, (8, 48, 40)).astype(np.int16)  # Z, rows, columns
@@ -115,7 +115,7 @@ def test_names_of_any_bytes_are_prepared_and_reported(tmp_path, write_dicom):
     lines = prepare(tmp_path / "DIR", tmp_path / "STORE", 0)
 
     assert [line.status for line in lines] == ["prepared"] * 6, lines
-    told = {os.fsdecode(name).encode(errors="backslashreplace").decode() + "/ct.nii" for name in names}
+    told = {printable(os.fsdecode(name)) + "/ct.nii" for name in names}
     assert set(rows_of(tmp_path / "STORE")) == told | {"\\udce4 dicom"}
     assert len({line.patient for line in lines}) == 6
 
