@@ -182,7 +182,7 @@ def test_every_package_that_the_project_needs_is_named_with_a_version():
 
 
 def test_texts_tell_the_stride_the_window_and_the_licence_that_hold():
-    config = yaml.safe_load((ROOT / "configs" / "inference.yaml").read_text(encoding="utf-8"))
+    config = yaml.safe_load((ROOT / "configs" / "train.yaml").read_text(encoding="utf-8"))
     stride = build_vqgan("lite", "ema", 64).stride
 
     assert f"one code per {stride} x {stride} x {stride} voxels" in METADATA["description"]

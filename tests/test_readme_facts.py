@@ -28,6 +28,8 @@ LEFT_BY_RUNS = {
     "training.log",
     "metrics.csv",
     "model.pt",
+    "prepare_report.csv",
+    "dataset.json",  # of nnU-Net's data sets
 }
 SUFFIX = r"\.(?:py|yaml|json|md|txt|sh|toml|png|csv|log|pt)"
 NAMED = {word for code in CODE for word in re.findall(rf"^[\w./-]*\w{SUFFIX}$", code)}

@@ -172,11 +172,12 @@ def test_the_reader_takes_one_file_per_image(save_nifti):
 
 
 def test_a_volume_that_does_not_fit_into_memory_is_one_line_with_its_name_and_size(save_nifti, monkeypatch):
-    def refuse(*_):
-        raise MemoryError("Unable to allocate 5.86 GiB")
+    class Huge:
+        def read(self, *_):
+            raise MemoryError("Unable to allocate 5.86 GiB")
 
     path = save_nifti(hu_voxels((20, 18, 16)))
-    monkeypatch.setattr(reading, "_read_voxels", refuse)
+    monkeypatch.setattr(reading, "required_format", lambda _: Huge())
 
     with pytest.raises(VolumeError) as refused:
         read_volume(path)
