@@ -17,7 +17,7 @@ from bundle.run.command import Command, check_overrides, current_command, path_f
 from bundle.run.console import tidy_console
 from bundle.run.errors import short_message
 from bundle.run.record import report_error
-from bundle.run.rules import NETWORK_SETTINGS, PATHS, RULES, SettingsError, check
+from bundle.run.rules import NETWORK_SETTINGS, PATHS, RULES, SWITCHES, SettingsError, check
 
 ADVERSARIAL_MARK = "_with_disc"  # in the name of an output folder
 
@@ -47,6 +47,7 @@ def check_settings(across: Callable[[Mapping[str, Any]], None] | None = None) ->
         return
     if command is not None:
         _take_paths_as_typed(parser, command)
+        _take_switches_as_meant(parser)
     settings = settings_of(parser)
     if across is not None:
         across(settings)
@@ -95,6 +96,18 @@ def _take_paths_as_typed(parser: ConfigParser, command: Command) -> None:
     for name, path in typed.items():
         if isinstance(path, str) and ReferenceResolver.normalize_id(path_for_monai(path)) != parser[name]:
             parser[name] = path_for_monai(path)
+
+
+def _take_switches_as_meant(parser: ConfigParser) -> None:
+    """Turns the words true and false of the command line into what YAML reads them as.
+
+    MONAI hands them over as text, and the text "false" counts as true wherever it is only asked whether it is
+    empty: `--amp false` switched nothing off.
+    """
+    for name in SWITCHES:
+        value = parser[name] if name in parser.get() else None
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            parser[name] = value.lower() == "true"
 
 
 def total_iterations(max_epochs: int, epoch_length: int, max_iterations: int | None) -> int:

@@ -255,6 +255,7 @@ RULES: dict[str, Rule] = {
     "diffusion_channels": Rule("a list of multiples of 32", _are_widths, "[64,128,256]"),
 }
 PATHS = tuple(name for name, rule in RULES.items() if rule.is_path)
+SWITCHES = tuple(name for name, rule in RULES.items() if rule.told == switch().told)
 
 
 def faults(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from monai.bundle import ConfigParser
 
-from bundle.engines.settings import check_training_settings, total_iterations
+from bundle.engines.settings import _take_switches_as_meant, check_training_settings, total_iterations
 from bundle.run.rules import SettingsError
 
 CONFIG = Path(__file__).resolve().parents[3] / "configs" / "train.yaml"
@@ -62,3 +63,15 @@ def test_settings_that_work_together_pass(changes):
 def test_settings_that_cannot_work_together_are_refused_by_name(changes, message):
     with pytest.raises(SettingsError, match=message):
         check_training_settings(GOOD | changes)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("true", True), ("false", False), ("False", False), (True, True)]
+)
+def test_true_and_false_of_the_command_line_are_what_yaml_reads_them_as(typed, meant):
+    """MONAI hands over text, and the text "false" is not empty: it switched nothing off."""
+    parser = ConfigParser({"amp": typed, "preset": "true", "used": "$@amp is True"})
+    _take_switches_as_meant(parser)
+
+    assert (parser["amp"], parser["preset"]) == (meant, "true")
+    assert parser.get_parsed_content("used") is meant
