@@ -120,7 +120,10 @@ def test_without_internet_and_cache_the_missing_backbone_is_an_error_before_trai
     ("settings", "message"),
     [
         ({"discriminator_iter_start": 2}, "`discriminator_iter_start` + `discriminator_pretrain_iters` must"),
-        ({"patch_size": [24, 24, 30]}, "`patch_size` must hold three multiples of 4, each at least 24"),
+        (
+            {"patch_size": [24, 24, 30]},
+            "`patch_size` must be three multiples of 4, each at least 4, got [24, 24, 30]",
+        ),
         ({"micro_batch_size": 0}, "`micro_batch_size` must be a whole number from 1, got 0"),
         ({"max_patients": 0}, "`max_patients` must be a whole number from 1, or null, got 0"),
     ],
