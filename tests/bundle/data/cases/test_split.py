@@ -259,3 +259,10 @@ def test_the_example_datalist_holds_two_different_parts():
 
     assert patients(split["training"]) == ["lidc_idri_0001_training"]
     assert patients(split["validation"]) == ["lidc_idri_0001_validation"]
+
+
+def test_a_datalist_that_begins_with_a_byte_order_mark_is_read(save_datalist):
+    path = save_datalist({"training": [{"image": "images/a.nii.gz"}, {"image": "images/b.nii.gz"}]})
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+
+    assert len(find_cases(path)) == 2
