@@ -60,9 +60,13 @@ def test_a_tensor_with_an_affine_gives_the_same_as_its_file(model, written):
     image = nib.load(written.scan)
     volume = MetaTensor(torch.from_numpy(np.asarray(image.dataobj).astype(np.float32))[None], image.affine)
 
-    hu = model.reconstruct(volume, tile_size=[24, 16, 32])
-    assert torch.equal(hu.as_tensor(), model.reconstruct(str(written.scan)).as_tensor())
+    expected = model.reconstruct(str(written.scan))
+    hu = model.reconstruct(volume)
+    assert torch.equal(hu.as_tensor(), expected.as_tensor())
     np.testing.assert_array_equal(hu.affine.numpy(), image.affine)
+    # other tiles sum in another order: a voxel between two whole HU may be rounded to the other one
+    tiled = (model.reconstruct(volume, tile_size=[24, 16, 32]).as_tensor() - expected.as_tensor()).abs()
+    assert tiled.max() <= 1 and tiled.float().mean() < 1e-3
 
 
 def test_codes_are_what_encode_writes_and_decode_to_the_reconstruction(model, written, tmp_path):
