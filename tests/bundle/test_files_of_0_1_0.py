@@ -45,7 +45,7 @@ def test_the_stored_volume_is_read_and_gets_a_fingerprint_beside_it(tmp_path):
 
     assert volume.shape == SHAPE and voxels.sum(dtype=np.int64) == -27330331
     assert volume.voxel_fingerprint() == voxel_fingerprint(voxels)
-    assert path.with_suffix(".voxels").read_text() == f"{voxel_fingerprint(voxels)}\n"
+    assert path.with_suffix(".voxels").read_text(encoding="utf-8") == f"{voxel_fingerprint(voxels)}\n"
 
 
 def test_the_codes_are_read():

@@ -57,7 +57,7 @@ def test_the_json_holds_figures_of_both_checkpoints_with_their_window(tmp_path: 
         "disc/last.pt": _write(tmp_path / "out" / "compare" / "scan_recon.nii.gz", _voxels() + 10, "LPS"),
     }
     report_case(image, recons, ["axial"], 10, SMALL)
-    text = (tmp_path / "out" / "scan_figures.json").read_text()
+    text = (tmp_path / "out" / "scan_figures.json").read_text(encoding="utf-8")
     record = json.loads(text)
     base, disc = record["reconstructions"]
     assert (base["checkpoint"], base["mae_hu"], base["psnr"]) == (
@@ -86,7 +86,7 @@ def test_picture_and_videos_stand_beside_the_reconstruction(tmp_path: Path) -> N
 def test_infinite_psnr_is_null_in_the_json_with_a_note(tmp_path: Path) -> None:
     image = _write(tmp_path / "scan.nii", _voxels())
     case = report_case(image, {"x": _write(tmp_path / "scan_recon.nii.gz", _voxels())}, [], 10, SMALL)
-    (entry,) = json.loads((tmp_path / "scan_figures.json").read_text())["reconstructions"]
+    (entry,) = json.loads((tmp_path / "scan_figures.json").read_text(encoding="utf-8"))["reconstructions"]
     assert entry["psnr"] is None and entry["note"] == "psnr is inf, grid is nan" and entry["mae_hu"] == 0
     assert "inf" in figures_table([case], -1000, 1000)
 

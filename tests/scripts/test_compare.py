@@ -61,7 +61,7 @@ def test_a_verdict_comes_with_figures_and_pictures(tmp_path, original, capsys):
     verdict = main([*options, "--output_dir", str(tmp_path / "out")])
 
     assert verdict.verdict == "better" and "other against control: better" in capsys.readouterr().out
-    told = json.loads((tmp_path / "out" / "compare.json").read_text())
+    told = json.loads((tmp_path / "out" / "compare.json").read_text(encoding="utf-8"))
     assert told["verdict"] == "better" and told["compared"] == "other with control"
     lpips = told["tests"][2]
     assert lpips["difference"][0] == pytest.approx(0.08) and lpips["n_better"] == 7

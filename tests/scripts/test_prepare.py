@@ -29,7 +29,7 @@ def add_patient(tmp_path):
 
 
 def lists_of(store):
-    return json.loads((store / "datalist.json").read_text())
+    return json.loads((store / "datalist.json").read_text(encoding="utf-8"))
 
 
 def sides(store):
@@ -71,7 +71,8 @@ def test_refused_volumes_are_reported_and_the_run_goes_on(add_patient, tmp_path)
     code = main([str(tmp_path / "DIR"), "--output", str(store), "--num_workers", "0", "--patch_size", "16"])
 
     rows = {
-        row["path"]: row for row in csv.DictReader((store / "prepare_report.csv").read_text().splitlines())
+        row["path"]: row
+        for row in csv.DictReader((store / "prepare_report.csv").read_text(encoding="utf-8").splitlines())
     }
     assert code == 1 and len(rows) == 3
     assert rows["Name_Given/ct.nii.gz"]["shape"] == "24x20x32"
@@ -81,7 +82,7 @@ def test_refused_volumes_are_reported_and_the_run_goes_on(add_patient, tmp_path)
     )
     assert rows["holes/ct.nii.gz"]["status"] == "refused"
     assert "NaN or infinite" in rows["holes/ct.nii.gz"]["message"]
-    assert "Name" not in (store / "datalist.json").read_text()
+    assert "Name" not in (store / "datalist.json").read_text(encoding="utf-8")
     assert [row["patient"] for row in rows.values() if "Name" in row["patient"]] == []
 
 

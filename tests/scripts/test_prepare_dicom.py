@@ -80,7 +80,7 @@ def test_every_series_has_its_line_with_status_and_code(prepared):
 def test_the_good_ones_are_in_the_store_under_their_patients_hash(prepared):
     _, store, _ = prepared
 
-    lists, rows = json.loads((store / "datalist.json").read_text()), rows_of(store)
+    lists, rows = json.loads((store / "datalist.json").read_text(encoding="utf-8")), rows_of(store)
 
     items = [item for side in lists.values() for item in side]
     hashes = {patient_hash(f"MRN-{name}") for name in ("p1", "p3")}

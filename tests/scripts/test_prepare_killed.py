@@ -31,9 +31,9 @@ def running(group: int) -> dict[int, str]:
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            state, _, of_group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+            state, _, of_group = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[:3]
             if int(of_group) == group and state != "Z":
-                found[int(folder.name)] = (folder / "cmdline").read_text()
+                found[int(folder.name)] = (folder / "cmdline").read_text(encoding="utf-8")
         except (OSError, ValueError):
             continue
     return found

@@ -60,7 +60,9 @@ def test_figures_are_those_of_the_two_nifti_files(checkpoints, tmp_path: Path, c
     assert np.array_equal(image.affine, recon.affine) and recon.get_data_dtype() == np.int16
     real, fake = (np.asarray(file.dataobj).clip(-1000, 1000).astype(float) + 1000 for file in (image, recon))
     ssim = [structural_similarity(real[..., z], fake[..., z], data_range=2000) for z in range(SHAPE[2])]
-    (told,) = json.loads((tmp_path / "out" / "scan_figures.json").read_text())["reconstructions"]
+    (told,) = json.loads((tmp_path / "out" / "scan_figures.json").read_text(encoding="utf-8"))[
+        "reconstructions"
+    ]
     assert told["mae_hu"] == pytest.approx(abs(real - fake).mean())
     assert told["psnr"] == pytest.approx(10 * np.log10(2000**2 / ((real - fake) ** 2).mean()))
     assert told["ssim"] == pytest.approx(np.mean(ssim), abs=1e-6)
@@ -77,7 +79,7 @@ def test_two_checkpoints_of_different_codebooks_are_compared_over_a_folder(
     cases = main(_arguments(first, tmp_path / "data", tmp_path / "out", "--compare", str(second), "--axes"))
     assert [list(case.figures) for case in cases] == [["base/last.pt", "disc/last.pt"]] * 2
     for patient in ("p1", "p2"):
-        record = json.loads((tmp_path / "out" / patient / "ct_figures.json").read_text())
+        record = json.loads((tmp_path / "out" / patient / "ct_figures.json").read_text(encoding="utf-8"))
         base, disc = record["reconstructions"]
         assert base["mae_hu"] != disc["mae_hu"]
         assert (tmp_path / "out" / "compare" / patient / "ct_recon.nii.gz").is_file()

@@ -148,7 +148,7 @@ def test_a_failed_start_in_the_background_is_reported_with_its_last_lines(workpl
 def test_background_training_is_reported_as_started_once_it_trains_and_is_not_started_twice(workplace):
     words = ["--background", "fresh", "--dataset_dir", "data", "--output_dir", "out"]
     done = launch(workplace, *words, python="train")
-    pid = int((workplace / "out.pid").read_text())
+    pid = int((workplace / "out.pid").read_text(encoding="utf-8"))
 
     try:
         again = launch(workplace, *words, python="train")

@@ -42,7 +42,7 @@ def test_an_unpacked_archive_runs_from_another_folder_with_an_args_file(copy, da
     )
     record = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
     assert record["overrides"]["num_embeddings"] == 64
-    assert record["config"]["preset"] == "lite"  # of the second file
+    assert record["network"]["preset"] == "lite"  # of the second file
 
 
 def test_create_workflow_gives_a_workflow_that_builds(copy, dataset, tmp_path, monkeypatch):

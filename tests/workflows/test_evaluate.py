@@ -30,7 +30,7 @@ def pairs(tmp_path):
         table.write_text("original,reconstruction\n" + "".join(f"a.nii.gz,{name}.nii.gz\n" for name in names))
         command = [*COMMAND, "--pairs", str(table), "--output_dir", str(tmp_path / "out")]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8")
 
     return evaluate
 
@@ -38,15 +38,15 @@ def pairs(tmp_path):
 def test_pairs_are_evaluated_and_the_exit_code_is_0(pairs, tmp_path):
     done = pairs("a")
     assert done.returncode == 0, done.stderr[-2000:]
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
     assert summary["figures"]["pairs"]["whole"]["psnr"]["mean"] == "inf"
-    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    record = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
     assert record["status"] == "finished" and record["figures"]["evaluated"] == 1
 
 
 def test_a_refused_volume_is_counted_and_the_exit_code_is_3(pairs, tmp_path):
     done = pairs("a", "short")
     assert done.returncode == 3, done.stderr[-2000:]
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
     assert summary["counts"]["evaluated"] == summary["counts"]["refused"] == 1
     assert "must have one shape" in summary["refused"][0]["reason"]

@@ -58,7 +58,7 @@ def test_a_second_reconstruction_in_a_folder_keeps_a_record_of_its_own(start, he
     start("inference").expect_success()
 
     (record,) = held.glob("run_*.json")
-    assert json.loads(record.read_text())["status"] == "finished"
+    assert json.loads(record.read_text(encoding="utf-8"))["status"] == "finished"
     assert record_of(held) == {"status": "running"}
     assert len(list(held.glob("p*/ct_recon.nii.gz"))) == 3
 
@@ -97,4 +97,4 @@ def test_a_log_that_is_a_link_is_refused_and_its_target_left_alone(start, out):
 
     assert done.code != 0 and "Traceback" not in done.output
     assert done.last_line.startswith(f"error: {out}/inference.log: cannot be written (it is a link")
-    assert target.read_text() == "data"
+    assert target.read_text(encoding="utf-8") == "data"

@@ -8,7 +8,9 @@ def test_a_run_with_readers_ends_and_takes_them_with_it(python, dataset, tmp_pat
     done = python.run_cold("base", dataset_dir=dataset, output_dir=readers, num_workers=2)
 
     done.expect_success()
-    assert (readers / "metrics.csv").read_text() == (alone / "metrics.csv").read_text()
+    assert (readers / "metrics.csv").read_text(encoding="utf-8") == (alone / "metrics.csv").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_run_that_a_damaged_volume_ends_does_not_wait_for_its_readers(python, dataset, tmp_path):

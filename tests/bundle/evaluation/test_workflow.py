@@ -72,7 +72,7 @@ def test_tables_say_what_was_found(twice):
     rows = read_metrics(folder / "out" / "metrics.csv")
     assert len(rows) == len(evaluation.rows)
     assert all(row.note for row in rows if math.isnan(row.value))
-    summary = json.loads((folder / "out" / "summary.json").read_text())
+    summary = json.loads((folder / "out" / "summary.json").read_text(encoding="utf-8"))
     assert summary["counts"] == {
         "evaluated": 2, "patients": 2, "refused": 0, "warnings": 0,
         "empty_figures": sum(math.isnan(row.value) for row in rows),
@@ -205,7 +205,7 @@ def test_a_volume_that_was_trained_on_is_refused_unless_that_is_wanted(tmp_path,
     allowing = Evaluation(tmp_path / "yes", *arguments, tile_size=32, progress=False, allow_seen=True)
     allowing.run()
     assert allowing.rows and allowing.seen == ["p1/ct"]
-    assert "was trained on these volumes" in (tmp_path / "yes" / "report.html").read_text()
+    assert "was trained on these volumes" in (tmp_path / "yes" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_codec_is_judged_beside_the_rest_and_one_that_is_missing_says_so(tmp_path, monkeypatch):

@@ -138,7 +138,7 @@ def test_a_link_is_never_written_through(tmp_path):
     with pytest.raises(UnwritableError, match="inference.log: cannot be written .it is a link to another"):
         open_without_links(tmp_path / "inference.log", os.O_WRONLY | os.O_TRUNC)
 
-    assert target.read_text() == "data"
+    assert target.read_text(encoding="utf-8") == "data"
 
 
 def test_a_device_is_never_replaced_by_a_file(tmp_path):

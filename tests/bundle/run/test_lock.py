@@ -116,7 +116,7 @@ def test_a_link_in_place_of_the_lock_file_is_not_followed(tmp_path):
     with pytest.raises(OSError):
         lock_folder(tmp_path)
 
-    assert (tmp_path / "precious").read_text() == "data"
+    assert (tmp_path / "precious").read_text(encoding="utf-8") == "data"
 
 
 def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog):
@@ -139,7 +139,7 @@ def test_files_are_made_by_one_process_at_a_time(tmp_path):
         maker.join(LIMIT_S)
 
     assert [maker.exitcode for maker in makers] == [0] * 4
-    assert steps.read_text() == "begin end " * 4
+    assert steps.read_text(encoding="utf-8") == "begin end " * 4
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["steps"]
 
 

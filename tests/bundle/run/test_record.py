@@ -206,7 +206,7 @@ def test_a_reader_that_has_left_is_no_error(tmp_path):
     os.close(writer)
 
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGPIPE
-    assert errors.read_text() == ""
+    assert errors.read_text(encoding="utf-8") == ""
 
 
 def test_a_record_that_lies_does_not_end_a_resumed_run(output_dir):

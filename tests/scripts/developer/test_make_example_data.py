@@ -77,8 +77,8 @@ def test_the_committed_crops_are_disjoint_parts_of_one_scan():
 
 
 def test_the_committed_crops_are_listed_attributed_and_small():
-    datalist = json.loads((EXAMPLE_DIR / "datalist.json").read_text())
-    attribution = (EXAMPLE_DIR / "ATTRIBUTION.txt").read_text()
+    datalist = json.loads((EXAMPLE_DIR / "datalist.json").read_text(encoding="utf-8"))
+    attribution = (EXAMPLE_DIR / "ATTRIBUTION.txt").read_text(encoding="utf-8")
     names = [datalist[part][0]["image"] for part in PARTS]
 
     assert all(name in attribution for name in [*names, "10.7937/k9/tcia.2015.lo9ql9sx", "CC BY 3.0"])

@@ -66,7 +66,7 @@ def test_nothing_of_the_sources_path_is_written(save_nifti, store):
 
     (volume,) = store.prepare([case_of(path)])
 
-    assert "Name" not in volume.path.name + volume.path.with_suffix(".json").read_text()
+    assert "Name" not in volume.path.name + volume.path.with_suffix(".json").read_text(encoding="utf-8")
     assert b"Name" not in volume.path.read_bytes()
     assert volume.name == "ct"
 
