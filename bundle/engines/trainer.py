@@ -35,7 +35,8 @@ class AdversarialTrainer(Trainer):
         micro_batch_size: samples per forward pass.
         seed: for the slice positions.
         max_iterations: ends earlier; None = after `max_epochs`.
-        amp: bf16 autocast, on a GPU only.
+        amp: bf16 autocast on a GPU.
+        amp_on_cpu: the same on a CPU; fast only where it multiplies bf16 matrices (AMX).
         codebook_restart_until: last iteration in which dead codes restart; None = always.
         memory_fallback: what to do when an iteration does not fit; None = stop.
         prepare_batch: batch, device and whether to go on while it travels, to images in [-1, 1] on the device
@@ -55,6 +56,7 @@ class AdversarialTrainer(Trainer):
         seed: int = 0,
         max_iterations: int | None = None,
         amp: bool = False,
+        amp_on_cpu: bool = False,
         codebook_restart_until: int | None = None,
         memory_fallback: MemoryFallback | None = None,
         prepare_batch: Callable = default_prepare_batch,
@@ -74,7 +76,7 @@ class AdversarialTrainer(Trainer):
         )
         self.network, self.training_pass = network, training_pass
         self.micro_batch_size, self.seed, self.max_iterations = micro_batch_size, seed, max_iterations
-        self.autocast_enabled = amp and self.state.device.type == "cuda"
+        self.autocast_enabled = {"cuda": amp, "cpu": amp_on_cpu}.get(self.state.device.type, False)
         self.codebook_restart_until = codebook_restart_until
         self.memory_fallback = MemoryFallback() if memory_fallback is None else memory_fallback
         self._start_over()

@@ -174,6 +174,7 @@ RULES: dict[str, Rule] = {
     "device": Rule("cpu, or cuda:N of a GPU that torch sees", _is_device, "cpu"),
     "seed": whole(0, 2**32 - 1, example=1234),
     "amp": switch(),
+    "amp_on_cpu": switch(),
     "torch_compile": switch(),
     "num_workers": whole(0, 1024),
     "max_patients": _count.or_null(),

@@ -47,7 +47,7 @@ TRAINING = {
     name: RULES[name]
     for name in (
         *("max_epochs", "epoch_length", "max_iterations", "val_interval", "checkpoint_interval"),
-        *("log_interval", "max_patients", "seed", "amp", "oom_policy"),
+        *("log_interval", "max_patients", "seed", "amp", "amp_on_cpu", "oom_policy"),
         *("preset", "quantizer", "num_embeddings", "hu_min", "hu_max"),
         *("patch_sampling", "foreground_ratio", "vessel_ratio", "flip_probability", "turn_probability"),
         *("learning_rate", "discriminator_learning_rate", "learning_rate_warmup"),

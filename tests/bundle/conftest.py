@@ -50,6 +50,7 @@ class SmallRun:
         max_epochs: int = 1,
         max_iterations: int | None = None,
         warmup: int | None = None,
+        amp_on_cpu: bool = False,
         handlers: Callable[["SmallRun"], list] = lambda run: [],
     ) -> None:
         torch.manual_seed(0)
@@ -66,6 +67,7 @@ class SmallRun:
             training_pass=TrainingPass(network),
             micro_batch_size=micro,
             max_iterations=max_iterations,
+            amp_on_cpu=amp_on_cpu,
             train_handlers=[*self._updates(IterationGate(start, pretrain), *weights), *handlers(self)],
         )
 

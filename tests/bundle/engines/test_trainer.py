@@ -141,6 +141,20 @@ def test_monais_handlers_find_the_loss(tiny_vqgan, small_run):
     assert found.item() == setup.trainer.current.losses["loss"].item()
 
 
+def test_bf16_on_a_cpu_is_asked_for_by_name_and_leaves_the_voxels_in_float32(tiny_vqgan, small_run):
+    used = {}
+    for wanted in (False, True):
+        setup = small_run(tiny_vqgan(), iterations=2, amp_on_cpu=wanted)
+        latents, images = used[wanted] = set(), set()
+        setup.network.encoder.register_forward_hook(lambda *args, to=latents: to.add(args[2].dtype))
+        setup.trainer.add_event_handler(
+            AdversarialEvents.GENERATOR_STEP,
+            lambda engine, to=images: to.add(engine.micro_batch.reconstruction.image.dtype),
+        )
+        setup.run()
+    assert used == {False: ({torch.float32}, {torch.float32}), True: ({torch.bfloat16}, {torch.float32})}
+
+
 def test_the_generator_runs_once_per_sample_and_the_codebook_once_per_iteration(tiny_vqgan, small_run):
     setup = small_run(tiny_vqgan(), iterations=3, start=1, batch=4, micro=2)
     samples = []
