@@ -3,7 +3,7 @@
     python -m scripts.developer.recipe_comparison --train A.nii.gz --held_out B.nii.gz --recipes base betas
 
 Prints and appends one row per recipe, seed, mark and volume to `--output`; the last ones also with weights
-averaged over training (exponentially, decay 0.98). Recipes share their seed's first weights and patches.
+averaged over training (exponentially, decay 0.99). Recipes share their seed's first weights and patches.
 After `--iterations` both discriminators join for `--adversarial` more.
 """
 
@@ -36,7 +36,7 @@ HU = 1000
 SLAB = (128, 128, 64)
 AIR_HU = -950
 """Patches whose mean lies below are drawn again: there is nothing in them."""
-AVERAGE_DECAY = 0.98
+AVERAGE_DECAY = 0.99
 GAN_WEIGHTS = {"image": 1.0, "video": 0.5}
 FEATURE_WEIGHT = 4.0
 COLUMNS = ("recipe", "seed", "iteration", "weights", "volume", "psnr", "ssim", "grid", "l1")
@@ -84,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--num_embeddings", type=int, default=1024)
     parser.add_argument("--patch_size", type=int, default=48)
     parser.add_argument("--batch_size", type=int, default=2)
+    parser.add_argument("--bf16", action="store_true", help="train in bf16 autocast")
     parser.add_argument("--output", type=Path, default=Path("recipes.csv"))
     given = parser.parse_args(arguments)
     volumes = [torch.from_numpy(read_volume(path).voxels) for path in given.train]
@@ -114,7 +115,8 @@ def run(
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * rate(iteration, last, recipe.warmup)
         image = next(patches).to(device)
-        reconstruction = network.reconstruct(image)
+        with torch.autocast(device.type, torch.bfloat16, enabled=given.bf16):
+            reconstruction = network.reconstruct(image)
         loss = recipe.distance(reconstruction.image, image)
         loss = loss + 0.25 * reconstruction.commitment_loss
         loss = loss + adversary.generator_loss(image, reconstruction, iteration)
