@@ -1,7 +1,7 @@
 """Three lines of Python for researchers: whole volumes to their reconstruction or codes, and back.
 
     from bundle import load_model
-    model = load_model("models/model.pt")
+    model = load_model()  # the model that ships; load_model("last.pt"): your own
     hu = model.reconstruct("ct.nii.gz")
 
 Voxel by voxel what the configs of inference, encode and decode write: RAS axes, HU window, exact tiling.
@@ -20,7 +20,13 @@ from monai.data import MetaTensor
 from monai.utils import ImageMetaKey, MetaKeys
 from torch import Tensor
 
-from bundle.checkpoints.file import NETWORK_SETTINGS, CheckpointError, load_generator, read_checkpoint
+from bundle.checkpoints.file import (
+    INSTALLED_MODEL,
+    NETWORK_SETTINGS,
+    CheckpointError,
+    load_generator,
+    read_checkpoint,
+)
 from bundle.data.latents.file import EncodedVolume, LatentFileError, read_latent_file
 from bundle.data.latents.geometry import meta_of, record_of, restored_volume
 from bundle.data.volumes.geometry import restore_orientation, to_ras
@@ -40,17 +46,20 @@ class ModelInputError(ValueError):
     """A volume that a model cannot take; the message says why and what to do."""
 
 
-def load_model(checkpoint: str | os.PathLike, device: torch.device | str | None = None) -> "Model":
+def load_model(
+    checkpoint: str | os.PathLike | None = None, device: torch.device | str | None = None
+) -> "Model":
     """Builds the generator that a checkpoint names, with its weights.
 
     Args:
-        checkpoint: training checkpoint or installed model, saved on any device.
+        checkpoint: training checkpoint or installed model, saved on any device; None = the bundle's
+            `models/model.pt`: the model that ships, or what was installed in its place.
         device: where it runs; None = the first GPU if there is one, else the CPU.
 
     Raises:
         CheckpointError: a file that is missing, damaged, foreign, or of another network.
     """
-    path = Path(checkpoint).expanduser()
+    path = INSTALLED_MODEL if checkpoint is None else Path(checkpoint).expanduser()
     content = read_checkpoint(path)
     missing = [name for name in NETWORK_SETTINGS if name not in content["network"]]
     if missing:

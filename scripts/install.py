@@ -3,17 +3,22 @@
     python -m scripts.install outputs/vqgan_patches/checkpoints/best_1.pt
 
 Keeps the generator and what it was built with, drops optimizers, discriminators and counters, and writes
-`models/model.pt`, which inference, MONAI Label and other consumers of the bundle read.
+`models/model.pt`, which inference, MONAI Label and other consumers of the bundle read. The model that ships
+stood there before: `git checkout models` brings it back.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from bundle.checkpoints.file import (
+    INSTALLED_MODEL,
+    LONGEST_NAME,
     NETWORK_SETTINGS,
     CheckpointError,
     CheckpointWriteError,
@@ -22,21 +27,22 @@ from bundle.checkpoints.file import (
     write_checkpoint,
 )
 from bundle.checkpoints.trained_on import without_patients
-from bundle.networks.vqgan import build_vqgan
+from bundle.networks.vqgan import VQGAN, build_vqgan
 from bundle.run.console import tell
 from bundle.run.record import run_script
 
 WRITE_ADVICE = "make room or give another --output"
-DEFAULT_OUTPUT = Path(__file__).resolve().parent.parent / "models" / "model.pt"
 
 
-def install(checkpoint: Path, output: Path) -> None:
+def install(checkpoint: Path, output: Path, name: str | None = None, half: bool = False) -> None:
     """Writes the generator of `checkpoint` to `output`, replacing what is there.
 
     Args:
         checkpoint: file that training wrote.
         output: file to write; it holds `model`, `network` and, of the volumes it was trained on,
             fingerprints of their voxels: hashes of patients stay behind.
+        name: that programs print when they use the model.
+        half: whether to store the weights in half precision, at half the size.
 
     Raises:
         CheckpointError: a file that is missing, damaged or foreign, or whose weights do not fit its network.
@@ -56,8 +62,16 @@ def install(checkpoint: Path, output: Path) -> None:
         ) from error
     load_generator(generator, checkpoint, content)
     trained_on = without_patients(content.get("trained_on", {}))
-    kept = {"model": content["model"], "network": network, "trained_on": trained_on}
+    model = _halved(content["model"], generator) if half else content["model"]
+    kept = {"model": model, "network": network, "trained_on": trained_on}
+    kept |= {"name": name} if name else {}
     write_checkpoint(output, kept, WRITE_ADVICE)
+
+
+def _halved(model: Mapping[str, Tensor], generator: VQGAN) -> dict[str, Tensor]:
+    """Rounds parameters to half precision; the codebook, which is a buffer, stays as it is."""
+    parameters = dict(generator.named_parameters())
+    return {key: value.half() if key in parameters else value for key, value in model.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,11 +81,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("checkpoint", type=Path, help="file that training wrote, e.g. .../best_1.pt")
     parser.add_argument(
-        "--output", type=Path, default=DEFAULT_OUTPUT, help="default: the bundle's models/model.pt"
+        "--output", type=Path, default=INSTALLED_MODEL, help="default: the bundle's models/model.pt"
     )
+    parser.add_argument("--name", type=_name, help="which programs print when they use the model")
+    parser.add_argument("--half", action="store_true", help="store weights in half precision")
     given = parser.parse_args(arguments)
     try:
-        install(given.checkpoint, given.output)
+        install(given.checkpoint, given.output, given.name, given.half)
     except (CheckpointError, CheckpointWriteError) as error:
         tell(f"error: {error}", file=sys.stderr)
         return 1
@@ -81,6 +97,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if len(other.name) < len(given.output.name):
             tell(f"warning: {other} has a shorter name, MONAI Label would load it; move it", file=sys.stderr)
     return 0
+
+
+def _name(text: str) -> str:
+    if not text.isprintable() or not 0 < len(text) <= LONGEST_NAME:
+        raise argparse.ArgumentTypeError(
+            f"must be one line of 1 to {LONGEST_NAME} characters, got {text!r:.200}"
+        )
+    return text
 
 
 if __name__ == "__main__":

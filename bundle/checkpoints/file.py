@@ -2,7 +2,8 @@
 
 `model` holds the generator's state dict, which is what every MONAI consumer looks for; `network` says which
 generator and HU window it belongs to, `trained_on` what it has seen; a training checkpoint also holds
-discriminators, optimizers, schedules, counters and random states.
+discriminators, optimizers, schedules, counters and random states. An installed model may hold a `name`, and
+its weights in half precision; the generator computes in float32 all the same.
 
 A file is a zip archive with a CRC for every part. torch does not compare them and loads a flipped bit of a
 weight without a word, so they are compared before torch sees the file.
@@ -11,6 +12,7 @@ Format 4 holds the generator that draws no grid. Formats 1 to 3 hold the one of 
 do not fit it, and are refused.
 """
 
+import logging
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +27,7 @@ from bundle.run.names import printable
 from bundle.run.rules import NETWORK_SETTINGS, network_settings, settings_fault, shown
 
 __all__ = [
+    "INSTALLED_MODEL",
     "NETWORK_SETTINGS",
     "CheckpointError",
     "CheckpointWriteError",
@@ -36,7 +39,12 @@ __all__ = [
     "write_checkpoint",
 ]
 
+logger = logging.getLogger(__name__)
+
 FORMAT_VERSION = 4
+INSTALLED_MODEL = Path(__file__).resolve().parents[2] / "models" / "model.pt"
+"""What is used where no checkpoint is named: the model that ships, or what was installed in its place."""
+LONGEST_NAME = 120
 WRITE_ADVICE = "checkpoints written before are whole: make room and go on with --resume_from_checkpoint auto"
 # Parts whose tensors must be finite; a curve may hold infinity.
 WEIGHTS = ("model", "discriminators", "optimizers")
@@ -131,7 +139,7 @@ def check_network(path: str | Path, content: Mapping[str, Any], expected: Mappin
 
 
 def load_generator(network: torch.nn.Module, path: str | Path, content: Mapping[str, Any]) -> int:
-    """Loads `model` strictly into the generator; returns how many tensors matched.
+    """Loads `model` strictly into the generator; returns how many tensors matched. Logs the model's name.
 
     Raises:
         CheckpointError: if a tensor is missing, left over or of another shape.
@@ -151,6 +159,8 @@ def load_generator(network: torch.nn.Module, path: str | Path, content: Mapping[
             "checkpoint of this version's network"
         )
     network.load_state_dict(given)
+    if "name" in content:
+        logger.info("%s is %s", shown_path(path), printable(content["name"]))
     return len(given)
 
 
@@ -207,6 +217,11 @@ def _fault_of_form(content: Any) -> str | None:
             f"holds the generator of version 0.1.0 (format {version or 1}), whose layers are others; use "
             "version 0.1.0 for it, or train a new one (docs/migration.md)"
         )
+    return _fault_of_parts(content)
+
+
+def _fault_of_parts(content: Mapping[str, Any]) -> str | None:
+    """The same for a dictionary that has the parts of a checkpoint of this format."""
     model = content["model"]
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in model.items()):
         return "`model` must hold tensors by name; use another checkpoint"
@@ -215,6 +230,9 @@ def _fault_of_form(content: Any) -> str | None:
         return f"{fault}; use another checkpoint"
     if not is_sound(content.get("trained_on", {})):
         return "`trained_on` must hold lists of 16 hexadecimal digits; use another checkpoint"
+    name = content.get("name", "")
+    if not isinstance(name, str) or len(name) > LONGEST_NAME:
+        return f"`name` must be text of up to {LONGEST_NAME} characters, got {shown(name)}; use another file"
     return _fault_of_training(content)
 
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from bundle.api import load_model
 from bundle.checkpoints.file import FORMAT_VERSION, read_checkpoint, write_checkpoint
 from bundle.networks.vqgan import build_vqgan
 from scripts.install import main
@@ -39,6 +40,29 @@ def test_installed_model_holds_the_generator_bit_for_bit_and_nothing_of_the_trai
     assert content["model"].keys() == weights.keys()
     assert all(torch.equal(content["model"][name], weights[name]) for name in weights)
     assert f"installed {checkpoint}" in capsys.readouterr().out
+
+
+def test_a_model_installed_in_half_precision_says_its_name_and_computes_in_float32(
+    checkpoint, output, generator, caplog
+):
+    assert main([str(checkpoint), "--output", str(output), "--half", "--name", "lite, three words"]) == 0
+
+    with caplog.at_level("INFO"):
+        network = load_model(output).network
+    assert f"{output} is lite, three words" in caplog.text
+    assert output.stat().st_size < 0.52 * checkpoint.stat().st_size
+    assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
+    for name, parameter in generator.named_parameters():
+        assert torch.equal(network.get_parameter(name), parameter.half().float())
+    assert torch.equal(network.quantizer.embedding, generator.quantizer.embedding)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 121, "two\nlines", "red \x1b[31m"])
+def test_a_name_that_is_no_line_of_text_is_refused(checkpoint, output, capsys, name):
+    with pytest.raises(SystemExit):
+        main([str(checkpoint), "--output", str(output), "--name", name])
+    assert "must be one line" in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_hashes_of_patients_stay_behind_and_fingerprints_of_voxels_are_kept(checkpoint, output):

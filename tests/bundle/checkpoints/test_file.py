@@ -212,6 +212,8 @@ def nan_at_the_end():
         ({"network": SETTINGS | {"quantizer": "$(rm x)"}}, "`quantizer` must be a word, got"),
         ({"format_version": "2"}, "`format_version` must be a whole number from 1, got '2'"),
         ({"format_version": True}, "`format_version` must be a whole number from 1, got True"),
+        ({"name": 3}, "`name` must be text of up to 120 characters, got 3"),
+        ({"name": "x" * 121}, "`name` must be text of up to 120 characters"),
         ({"format_version": -1}, "`format_version` must be a whole number from 1, got -1"),
         ({"trained_on": {"patients": ["John Doe"]}}, "`trained_on` must hold lists of 16 hexadecimal digits"),
         ({"trained_on": []}, "`trained_on` must hold lists of 16 hexadecimal digits"),
