@@ -25,51 +25,58 @@ FILE_LOCK = ".lock_"
 _TAKEN = (errno.EAGAIN, errno.EACCES)
 _UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _MAX_HOLDER_BYTES = 500
-_held: dict[Path, int] = {}  # folders that this process holds, each with its open lock file
+_held: dict[Path, int] = {}  # lock files that this process holds, each of them open
 
 
 class FolderInUseError(RuntimeError):
     """A folder that another process is writing; the message names that process."""
 
 
-def lock_folder(folder: Path) -> None:
+def lock_folder(folder: Path, part: str = "") -> None:
     """Claims a folder for this process until `release_folder` or its end; claiming it twice does nothing.
 
     Args:
         folder: exists; gets a file `.lock` with one line about this process.
+        part: share of the work in it, such as `shard_3_of_8`; processes with other parts are welcome there.
 
     Raises:
         FolderInUseError: if another process holds it.
         OSError: if the lock file cannot be made.
     """
-    if folder.resolve() in _held:
+    path = _lock_path(folder, part)
+    if path in _held:
         return
-    path = folder / FOLDER_LOCK
     file = _locked_file(path, wait=False)
     if file is None:
-        holder = printable(_holder(path))
+        what = f"{part.replace('_', ' ')} " if part else ""
         raise FolderInUseError(
-            f"{folder}: {holder} is writing there; wait until it ends, or give another --output_dir"
+            f"{folder}: {printable(_holder(path))} is writing {what}there; wait until it ends, or give another "
+            "--output_dir"
         )
     since = datetime.now(UTC).isoformat(timespec="seconds")
     with suppress(OSError):  # on a full disk the lock holds all the same
         os.ftruncate(file, 0)
         os.write(file, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode())
-    _held[folder.resolve()] = file
-    atexit.register(_release_at_exit, folder, os.getpid())
+    _held[path] = file
+    atexit.register(_release_at_exit, folder, part, os.getpid())
 
 
-def _release_at_exit(folder: Path, owner: int) -> None:
+def _lock_path(folder: Path, part: str) -> Path:
+    return folder.resolve() / (f"{FOLDER_LOCK}_{part}" if part else FOLDER_LOCK)
+
+
+def _release_at_exit(folder: Path, part: str, owner: int) -> None:
     """Removes the lock file of a process that ends by an error; a fork of it owns nothing."""
     if os.getpid() == owner:
-        release_folder(folder)
+        release_folder(folder, part)
 
 
-def release_folder(folder: Path) -> None:
-    """Gives a folder up, if this process holds it."""
-    file = _held.pop(folder.resolve(), None)
+def release_folder(folder: Path, part: str = "") -> None:
+    """Gives a folder, or a part of it, up, if this process holds it."""
+    path = _lock_path(folder, part)
+    file = _held.pop(path, None)
     if file is not None:
-        _release(folder / FOLDER_LOCK, file)
+        _release(path, file)
 
 
 @contextmanager

@@ -50,6 +50,7 @@ class _OpenRun:
     record: Path
     log: logging.Handler
     signals: StopSignals
+    part: str
 
 
 _open_runs: dict[Path, _OpenRun] = {}
@@ -77,23 +78,27 @@ def start_run(
     settings: Mapping[str, Any] | None = None,
     shared: bool = False,
     network: Mapping[str, Any] | None = None,
+    part: str = "",
 ) -> None:
     """Opens the output folder: creates it, locks it, starts the log file and writes `run.json`.
 
-    Until `finish_run`, SIGTERM, Ctrl-C and SIGHUP raise `StopRequested`, which ends up in the record too.
-    Processes other than rank 0 of a distributed run only check the folder.
+    The log is added to what an earlier run has left. Until `finish_run`, SIGTERM, Ctrl-C and SIGHUP raise
+    `StopRequested`, which ends up in the record too. Processes other than rank 0 of a distributed run only
+    check the folder, unless they have a part of their own.
 
     Args:
         output_dir: folder of this run; created with its parents.
         log_file: name of the log file in it; holds what the root logger passes on.
         seed: recorded.
         device: recorded.
-        resuming: the run continues the one that this folder holds; its log and its earlier starts are kept.
+        resuming: the run continues the one that this folder holds; its earlier starts are kept.
         settings: recorded as the config where there is no command line to rebuild it from (MONAI Label).
         shared: whether other processes may write results there at the same time. Whoever comes second then
             has a record and a log of its own, with its process number in their names.
         network: recorded: preset, quantizer, number of codes and HU window as they are used, also where the
             config leaves them to a checkpoint or an expression.
+        part: share of the work that is this process's alone, such as `shard_3_of_8`; its record, log and
+            lock carry that name, and processes with other parts are welcome in the folder.
 
     Raises:
         OutputFolderError: if `output_dir` holds checkpoints and `resuming` is false.
@@ -106,21 +111,22 @@ def start_run(
             f"{folder}: holds the checkpoints of another run; give another --output_dir, or continue that "
             "run with --resume_from_checkpoint auto"
         )
-    if _is_secondary_process():
+    if _is_secondary_process() and not part:
         return
     for unfinished in list(_open_runs):  # one that failed in a program that lives on
         _close_run(unfinished)
-    log, record = folder / log_file, folder / _RECORD
+    name = part
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock_folder(folder)
+        lock_folder(folder, part)
     except FolderInUseError:
-        if not shared:
+        if part or not shared:
             raise
-        log, record = (path.with_stem(f"{path.stem}_{os.getpid()}") for path in (log, record))
+        name = str(os.getpid())
     except OSError as error:
         raise UnwritableError(folder, error) from error
-    run = _OpenRun(folder, record, _open_log(log, keep=resuming), StopSignals(end_at_once))
+    log, record = (_named_after(folder / file, name) for file in (log_file, _RECORD))
+    run = _OpenRun(folder, record, _open_log(log), StopSignals(end_at_once), part)
     _open_runs[folder.resolve()] = run
     earlier = _read_record(record) if resuming else {}
     starts = earlier.pop("earlier_starts", []) + ([earlier] if earlier else [])
@@ -147,7 +153,7 @@ def finish_run(
     Raises:
         SystemExit: 128 + the signal's number, as shells and schedulers know a stopped run.
     """
-    if not _is_secondary_process():
+    if _keeps_record(Path(output_dir)):
         status = "finished" if stopped_by is None else "stopped"
         _end_run(Path(output_dir), {"status": status, "figures": figures or {}})
     if stopped_by is not None:
@@ -155,7 +161,7 @@ def finish_run(
 
 
 def note_event(output_dir: str, kind: str, **details: Any) -> None:
-    """Adds an event to `events` in the `run.json` of a run that `start_run` has begun; rank 0 only.
+    """Adds an event to `events` in the `run.json` of a run that `start_run` has begun.
 
     Args:
         output_dir: the folder that was given to `start_run`.
@@ -163,7 +169,7 @@ def note_event(output_dir: str, kind: str, **details: Any) -> None:
         details: numbers, strings and lists of them.
     """
     path = _record_of(Path(output_dir))
-    if not _is_secondary_process() and path.is_file():
+    if _keeps_record(Path(output_dir)) and path.is_file():
         record = _read_record(path)
         record["events"] = [*record.get("events", []), {"time": _now(), "kind": kind, **details}]
         _write_record(path, record)
@@ -288,6 +294,15 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float | None) else _USER_IN_ADDRESS.sub("://***@", str(value))
 
 
+def _named_after(path: Path, part: str) -> Path:
+    return path.with_stem(f"{path.stem}_{part}") if part else path
+
+
+def _keeps_record(folder: Path) -> bool:
+    """Whether this process writes a record in the folder: rank 0 does, and whoever has a part of its own."""
+    return not _is_secondary_process() or folder.resolve() in _open_runs
+
+
 def _record_of(folder: Path) -> Path:
     run = _open_runs.get(folder.resolve())
     return run.record if run else folder / _RECORD
@@ -320,15 +335,14 @@ def _close_run(folder: Path) -> None:
         run.signals.give_back()
         logging.getLogger().removeHandler(run.log)
         run.log.close()
-        release_folder(folder)
+        release_folder(folder, run.part)
 
 
 class _RunLog(logging.StreamHandler):
     """The log file of a run; if it cannot be written, one line says so and the run goes on."""
 
-    def __init__(self, path: Path, keep: bool) -> None:
-        flags = os.O_WRONLY | (os.O_APPEND if keep else os.O_TRUNC)
-        file = open_without_links(path, flags)
+    def __init__(self, path: Path) -> None:
+        file = open_without_links(path, os.O_WRONLY | os.O_APPEND)
         super().__init__(os.fdopen(file, "a", encoding="utf-8", errors="backslashreplace"))
         self.setFormatter(
             MessageFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -348,8 +362,8 @@ class _RunLog(logging.StreamHandler):
         super().close()
 
 
-def _open_log(path: Path, keep: bool) -> logging.Handler:
-    handler = _RunLog(path, keep)
+def _open_log(path: Path) -> logging.Handler:
+    handler = _RunLog(path)
     logging.getLogger().addHandler(handler)
     return handler
 

@@ -74,6 +74,27 @@ def test_a_lock_is_gone_with_its_process(other, tmp_path, by):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_parts_of_one_job_share_a_folder_and_the_same_part_twice_does_not(tmp_path):
+    lock_folder(tmp_path, "shard_1_of_3")
+    lock_folder(tmp_path, "shard_2_of_3")
+    lock._held.pop(tmp_path.resolve() / ".lock_shard_2_of_3")  # as in another process
+    try:
+        child = FORK.Process(target=_claim, args=(tmp_path, "shard_1_of_3"))
+        child.start()
+        child.join(LIMIT_S)
+    finally:
+        release_folder(tmp_path, "shard_1_of_3")
+
+    assert child.exitcode == 0
+    assert [path.name for path in tmp_path.iterdir()] == [".lock_shard_2_of_3"]
+
+
+def _claim(folder: Path, part: str) -> None:
+    lock._held.clear()  # a fork owns nothing
+    with pytest.raises(FolderInUseError, match=r"is writing shard 1 of 3 there; wait until it ends"):
+        lock_folder(folder, part)
+
+
 def test_children_neither_keep_a_lock_nor_lose_it(tmp_path):
     lock_folder(tmp_path)
     child = FORK.Process(target=os._exit, args=(0,))

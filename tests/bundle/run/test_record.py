@@ -156,6 +156,30 @@ def test_only_the_first_process_of_a_distributed_run_writes(output_dir, monkeypa
     assert not Path(output_dir).exists()
 
 
+def test_a_part_of_a_job_has_a_record_and_a_log_of_its_own_on_every_rank(output_dir, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+
+    start_run(output_dir, log_file="encode.log", part="rank_1")
+    logging.getLogger().error("of rank 1")
+    finish_run(output_dir, {"written": 3})
+
+    folder = Path(output_dir)
+    assert sorted(path.name for path in folder.iterdir()) == ["encode_rank_1.log", "run_rank_1.json"]
+    assert "of rank 1" in (folder / "encode_rank_1.log").read_text(encoding="utf-8")
+    record = json.loads((folder / "run_rank_1.json").read_text(encoding="utf-8"))
+    assert (record["status"], record["figures"]) == ("finished", {"written": 3})
+
+
+def test_a_second_run_adds_to_the_log_of_the_first(output_dir):
+    for number in (1, 2):
+        start_run(output_dir, shared=True)
+        logging.getLogger().error("run %d", number)
+        finish_run(output_dir)
+
+    log = (Path(output_dir) / "training.log").read_text(encoding="utf-8")
+    assert log.index("run 1") < log.index("run 2")
+
+
 def test_own_errors_are_reported_in_one_line(capsys):
     try:
         raise RuntimeError("Failed to instantiate component") from UnknownOverrideError("`x` must be known")
