@@ -9,12 +9,13 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("bundle", "transforms", "scripts", "tests", "configs", "docs", ".ci")
 MAX_FILES_OF_A_ROOM = 12
 # Every room may import these. Scripts may import everything.
-FLOOR = ("bundle.run", "bundle.data.volumes.formats", "bundle.data.volumes.window")
+FLOOR = ("bundle.run", "bundle.distributed", "bundle.data.volumes.formats", "bundle.data.volumes.window")
 # What each room may import of ours beside itself and the floor; the longest prefix decides.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "bundle": (),
     "bundle.api": ("bundle",),
     "bundle.run": (),
+    "bundle.distributed": (),
     "bundle.networks": (),
     "bundle.losses": ("bundle.networks",),
     "bundle.inferers": (),

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from bundle.distributed.collectives import is_distributed
 from bundle.engines.advice import ADVICE
 from bundle.inferers.tile_size import is_out_of_memory
-from bundle.networks.distributed import is_distributed
 from bundle.run.rules import check
 
 logger = logging.getLogger(__name__)

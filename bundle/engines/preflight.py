@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 
 from bundle.data.volumes.formats import format_of
+from bundle.distributed.launcher import LaunchError, refuse_misuse
+from bundle.distributed.ranks import is_joined, world_size
 from bundle.engines.advice import ADVICE
 from bundle.engines.memory import MIB, estimate_training_memory, memory_table
 from bundle.inferers.tile_size import free_bytes
@@ -162,23 +163,12 @@ def check_device(device: torch.device, amp: bool) -> Check:
 
 def check_ranks() -> Check:
     """Whether processes that were started together train together; else they overwrite each other."""
-    joined = dist.is_available() and dist.is_initialized()
-    ranks = _number_in_environment("WORLD_SIZE")
-    in_step = _number_in_environment("SLURM_STEP_NUM_TASKS")  # only inside of srun
-    if max(ranks, in_step) > 1 and not joined:
-        told = f"{max(ranks, in_step)} processes that know nothing of each other; this version trains in one"
-        how = "start `python -m monai.bundle run` without torchrun" if ranks > 1 else "give srun --ntasks=1"
-        return Check("ranks", "error", f"{told}, so {how}")
-    tasks = _number_in_environment("SLURM_NTASKS")
-    if tasks > 1 and not joined:
-        told = f"1 process, though this job asked SLURM for {tasks} tasks; ask for --ntasks=1"
-        return Check("ranks", "warning", told)
-    return Check("ranks", "ok", "1 process" if ranks <= 1 else f"{ranks} processes that train together")
-
-
-def _number_in_environment(name: str) -> int:
-    value = os.environ.get(name, "")
-    return int(value) if value.isdecimal() else 1
+    try:
+        refuse_misuse(is_joined())
+    except LaunchError as error:
+        return Check("ranks", "error", str(error))
+    ranks = world_size()
+    return Check("ranks", "ok", "1 process" if ranks == 1 else f"{ranks} processes that train together")
 
 
 def check_memory(needed: int, free: int, own: int = 0) -> Check:

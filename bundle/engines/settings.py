@@ -7,19 +7,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from monai.bundle import ConfigExpression, ConfigParser, ReferenceResolver
 
+from bundle.distributed.launcher import refuse_misuse
 from bundle.networks.discriminators import MIN_PATCH_SIZE
-from bundle.run.command import Command, check_overrides, current_command, path_for_monai
+from bundle.run.command import (
+    BUNDLE_ROOT,
+    Command,
+    check_overrides,
+    current_command,
+    path_for_monai,
+)
 from bundle.run.console import tidy_console
 from bundle.run.errors import short_message
 from bundle.run.record import report_error
 from bundle.run.rules import NETWORK_SETTINGS, PATHS, RULES, SWITCHES, SettingsError, check
 
 ADVERSARIAL_MARK = "_with_disc"  # in the name of an output folder
+JOIN = "join"  # the id under which a config says how the processes of a launcher work together
 
 
 def check_settings(across: Callable[[Mapping[str, Any]], None] | None = None) -> None:
@@ -29,6 +38,7 @@ def check_settings(across: Callable[[Mapping[str, Any]], None] | None = None) ->
     MONAI finds the bundle's code only when it comes to `run:`, so it stands first there too. Names are
     compared where there is a command line, values wherever the config is evaluated (MONAI Label,
     `ConfigWorkflow`). From here on an error of this project ends a command with one line and no traceback.
+    Then the processes of a launcher meet, as the config's `join` says; without it, several are refused.
 
     Args:
         across: called with the settings by name; refuses values that do not go together.
@@ -36,6 +46,7 @@ def check_settings(across: Callable[[Mapping[str, Any]], None] | None = None) ->
     Raises:
         UnknownOverrideError: naming each unknown id with the nearest known ones.
         SettingsError: naming the setting, its value, the rule and what to do.
+        LaunchError: processes that were started together and would not work together.
     """
     command = current_command()
     if command is not None:
@@ -51,6 +62,20 @@ def check_settings(across: Callable[[Mapping[str, Any]], None] | None = None) ->
     settings = settings_of(parser)
     if across is not None:
         across(settings)
+    _join_processes(parser, command)
+
+
+def _join_processes(parser: ConfigParser, command: Command | None) -> None:
+    joins = JOIN in parser.get()
+    refuse_misuse(joins, _overlay_that_joins(command.config_files if command is not None else []))
+    if joins:
+        parser.get_parsed_content(JOIN)
+
+
+def _overlay_that_joins(config_files: Iterable[str]) -> str | None:
+    """The bundle's own config that lets several processes share the work of these, if there is one."""
+    names = [f"configs/multi_gpu_{Path(file).stem}.yaml" for file in config_files]
+    return next((name for name in names if (BUNDLE_ROOT / name).is_file()), None)
 
 
 def settings_of(parser: ConfigParser, names: Iterable[str] = RULES) -> dict[str, Any]:

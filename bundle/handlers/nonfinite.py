@@ -12,10 +12,10 @@ from torch import Tensor
 from bundle.checkpoints.file import read_checkpoint
 from bundle.checkpoints.folder import newest_sound_checkpoint
 from bundle.checkpoints.state import TrainingState
+from bundle.distributed.collectives import all_reduce
 from bundle.engines.advice import ADVICE
 from bundle.engines.events import AdversarialEvents
 from bundle.engines.trainer import AdversarialTrainer
-from bundle.networks.distributed import all_reduce
 from bundle.run.rules import check
 
 logger = logging.getLogger(__name__)

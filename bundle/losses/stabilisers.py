@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from bundle.networks.distributed import all_reduce
+from bundle.distributed.collectives import all_reduce
 
 _TINY = 1e-12
 

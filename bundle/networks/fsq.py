@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from bundle.networks.distributed import all_reduce
+from bundle.distributed.collectives import all_reduce
 from bundle.networks.quantizer import NetworkSettingError, Quantized, Quantizer
 
 LEVELS = 4

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bundle.networks.distributed import all_reduce, counts_per_rank, global_rows
+from bundle.distributed.collectives import all_reduce, counts_per_rank, global_rows
 from bundle.networks.nearest_codes import nearest_codes
 
 _TINY = 1e-12

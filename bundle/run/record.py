@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from bundle.distributed.ranks import is_first
 from bundle.run.atomic import UnwritableError, open_without_links, write_text
 from bundle.run.command import BUNDLE_ROOT, current_command
 from bundle.run.console import MessageFormatter, as_message, tell, tidy_console
@@ -65,7 +66,7 @@ def lock_run(output_dir: str) -> None:
         FolderInUseError: if another process trains there.
     """
     folder = Path(output_dir)
-    if not _is_secondary_process() and (folder / _RECORD).is_file():
+    if is_first() and (folder / _RECORD).is_file():
         lock_folder(folder)
 
 
@@ -111,7 +112,7 @@ def start_run(
             f"{folder}: holds the checkpoints of another run; give another --output_dir, or continue that "
             "run with --resume_from_checkpoint auto"
         )
-    if _is_secondary_process() and not part:
+    if not is_first() and not part:
         return
     for unfinished in list(_open_runs):  # one that failed in a program that lives on
         _close_run(unfinished)
@@ -300,7 +301,7 @@ def _named_after(path: Path, part: str) -> Path:
 
 def _keeps_record(folder: Path) -> bool:
     """Whether this process writes a record in the folder: rank 0 does, and whoever has a part of its own."""
-    return not _is_secondary_process() or folder.resolve() in _open_runs
+    return is_first() or folder.resolve() in _open_runs
 
 
 def _record_of(folder: Path) -> Path:
@@ -366,10 +367,6 @@ def _open_log(path: Path) -> logging.Handler:
     handler = _RunLog(path)
     logging.getLogger().addHandler(handler)
     return handler
-
-
-def _is_secondary_process() -> bool:
-    return int(os.environ.get("RANK", "0")) > 0
 
 
 def _now() -> str:

@@ -22,9 +22,10 @@ def test_events_are_added_in_order_and_survive_the_end_of_the_run(tmp_path):
 def test_other_ranks_and_folders_without_a_run_are_left_alone(tmp_path, monkeypatch):
     note_event(str(tmp_path), "rollback")
     start_run(str(tmp_path))
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     note_event(str(tmp_path), "rollback")
-    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
     finish_run(str(tmp_path))
 
     assert "events" not in json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))

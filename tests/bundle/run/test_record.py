@@ -148,6 +148,7 @@ def test_without_a_command_line_the_given_settings_are_recorded(output_dir):
 
 
 def test_only_the_first_process_of_a_distributed_run_writes(output_dir, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
 
     start_run(output_dir)

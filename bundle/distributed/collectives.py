@@ -1,4 +1,4 @@
-"""What quantizers need of torch.distributed; without a process group everything is local."""
+"""What ranks exchange; without a process group everything is local."""
 
 import torch
 import torch.distributed as dist

@@ -1,0 +1,1 @@
+"""Processes that work together: what their launcher says, how they meet, and what they exchange."""

@@ -1,0 +1,87 @@
+"""Tells which of a launcher's processes this one is: torchrun's, or srun's where there is no torchrun."""
+
+import os
+from typing import NamedTuple
+
+import torch
+
+from bundle.run.rules import SettingsError
+
+
+class LaunchError(ValueError):
+    """Processes that were started together and would not work together; the message says what to do."""
+
+
+class Launched(NamedTuple):
+    """Which process this is.
+
+    Attributes:
+        rank: its number among all, from 0.
+        size: how many there are; 1 without a launcher.
+        local_rank: its number on its machine, from 0.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+
+
+def launched() -> Launched:
+    """What the launcher says; one process without a launcher, and one for each task of `srun`."""
+    if "WORLD_SIZE" in os.environ:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    elif _number("SLURM_STEP_NUM_TASKS", 1) > 1:  # only inside of srun
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+    else:
+        return Launched(0, 1, 0)
+    rank, size, local_rank = map(_number, names, (0, 1, 0))
+    return Launched(rank, size, local_rank)
+
+
+def local_device() -> torch.device:
+    """The GPU of this process: the one of its number on its machine, or the only one it sees; else the CPU.
+
+    Raises:
+        SettingsError: if there are fewer GPUs than processes.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    number, seen = launched().local_rank, torch.cuda.device_count()
+    # Under srun --gpus-per-task=1 every process sees its own GPU as number 0; torchrun shows all to all.
+    if seen == 1 and "LOCAL_WORLD_SIZE" not in os.environ:
+        number = 0
+    if number >= seen:
+        raise SettingsError(
+            f"`device` must be a GPU of its own for every process, got process {number} of a machine where "
+            f"torch sees {seen}; start at most {seen} there (--nproc_per_node {seen}), or give --device cpu"
+        )
+    return torch.device("cuda", number)
+
+
+def refuse_misuse(joins: bool, overlay: str | None = None) -> None:
+    """Refuses processes that were started together and know nothing of each other: they repeat the work.
+
+    Args:
+        joins: whether the config lets them work together.
+        overlay: the config that would.
+
+    Raises:
+        LaunchError: saying how to start instead.
+    """
+    size = launched().size
+    if size > 1 and not joins:
+        told = f"{size} processes were started, but these configs let each do the whole work"
+        how = f"list {overlay} too, or start one process" if overlay else "start one process"
+        raise LaunchError(f"{told}; {how} (without torchrun, or with srun --ntasks=1)")
+    tasks = _number("SLURM_NTASKS", 1)
+    if tasks > 1 and not {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"} & set(os.environ):
+        how = "start it with srun or torchrun" if joins else "ask for --ntasks=1"
+        raise LaunchError(
+            f"this SLURM job asked for {tasks} tasks, but one process was started; {how}, or with "
+            "srun --ntasks=1 if one is meant"
+        )
+
+
+def _number(name: str, default: int) -> int:
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else default

@@ -1,0 +1,117 @@
+"""Joins the processes of a launcher to one group, which torch.distributed and ignite know too."""
+
+import logging
+import os
+from datetime import timedelta
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+import torch.distributed as dist
+
+from bundle.distributed.launcher import LaunchError, launched
+
+logger = logging.getLogger(__name__)
+
+_patient: list[Any] = []  # the same processes, with a longer time limit
+
+
+def is_joined() -> bool:
+    """Whether this process has met the others."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """The number of this process among those started with it, from 0."""
+    return dist.get_rank() if is_joined() else launched().rank
+
+
+def world_size() -> int:
+    """How many processes work on this run together; 1 before they have met."""
+    return dist.get_world_size() if is_joined() else 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and speaks for all: rank 0."""
+    return rank() == 0
+
+
+def join(device: torch.device | str, rank_timeout_s: float = 600, store_timeout_s: float = 86400) -> None:
+    """Lets the processes of torchrun or srun meet; alone, or a second time, it does nothing.
+
+    Tensors on a GPU travel by NCCL, all others by gloo. From here on ranks above 0 log errors only: what they
+    would say otherwise, rank 0 says.
+
+    Args:
+        device: of this process.
+        rank_timeout_s: seconds that a process waits for the others in one exchange.
+        store_timeout_s: seconds that it waits for their share of the patch store.
+
+    Raises:
+        LaunchError: if they do not meet.
+    """
+    here, device = launched(), torch.device(device)
+    if here.size == 1 or is_joined():
+        return
+    is_gpu = device.type == "cuda"
+    if is_gpu:
+        torch.cuda.set_device(device)
+    limit = timedelta(seconds=rank_timeout_s)
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if is_gpu else "gloo",
+            store=_store(limit),
+            rank=here.rank,
+            world_size=here.size,
+            timeout=limit,
+        )
+        _patient[:] = [dist.new_group(backend="gloo", timeout=timedelta(seconds=store_timeout_s))]
+        os.environ["SLURM_LOCALID"] = str(here.local_rank)  # which ignite prefers to torchrun's LOCAL_RANK
+        idist.sync()  # asks all processes, so it must not be left to the first of them that uses ignite
+    except (RuntimeError, ValueError) as error:
+        raise LaunchError(
+            f"rank {here.rank}: the {here.size} processes did not meet ({_first_line(error)}); see what the "
+            "others say, and whether MASTER_ADDR and MASTER_PORT can be reached"
+        ) from error
+    if here.rank > 0:
+        logging.getLogger().setLevel(logging.ERROR)
+    logger.info("%d processes work together, this is rank %d on %s", here.size, here.rank, device)
+
+
+def leave() -> None:
+    """Ends the group, if there is one; the processes go on alone."""
+    if is_joined():
+        _patient.clear()
+        dist.destroy_process_group()
+
+
+def wait_for_ranks() -> None:
+    """Waits until all ranks have come here, for at most `store_timeout_s`."""
+    if _patient:
+        dist.barrier(group=_patient[0])
+
+
+def _store(limit: timedelta) -> dist.Store:
+    """Where the processes look each other up: torchrun's own store, or one of rank 0 under srun."""
+    if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
+        raise LaunchError(
+            "`MASTER_ADDR` and `MASTER_PORT` must be set for srun without torchrun, e.g. export MASTER_PORT="
+            "29500 MASTER_ADDR=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1)"
+        )
+    is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store: dist.Store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=launched().rank == 0 and not is_served,
+        timeout=limit,
+        multi_tenant=True,
+    )
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # torchrun's store outlives a restart with all its keys (measured: 4 of 12 restarts fail); on several
+        # nodes each counts restarts of its own, so this count would keep them apart
+        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    return store
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
