@@ -36,7 +36,7 @@ from bundle.data.volumes.writing import CTWriter
 from bundle.inferers.coding import DecodingInferer, EncodingInferer
 from bundle.inferers.halo import HaloInferer
 from bundle.networks.fingerprint import fingerprint
-from bundle.networks.vqgan import VQGAN, build_vqgan, to_device
+from bundle.networks.vqgan import VQGAN, build_vqgan
 from bundle.run.names import volume_name
 
 __all__ = ["Model", "ModelInputError", "load_model", "save_volume"]
@@ -72,7 +72,7 @@ def load_model(
     load_generator(network, path, content)
     if device is None:
         device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    return Model(to_device(network, device).eval(), settings)
+    return Model(network.to(device).eval(), settings)
 
 
 class Model:

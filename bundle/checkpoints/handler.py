@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
-from monai.engines import Trainer
 from torch import nn
 
 from bundle.checkpoints.file import write_checkpoint
 from bundle.checkpoints.folder import BEST_COUNT, best_paths, rolling_paths, sound
 from bundle.checkpoints.state import TrainingState
+from bundle.engines.trainer import AdversarialTrainer
 from bundle.run.atomic import remove_leftovers, rename
 from bundle.run.rules import check
 
@@ -41,7 +41,6 @@ class CheckpointHandler:
         state: what to save.
         output_dir: of the run; files go to its folder `checkpoints`.
         interval: iterations between two `last.pt`; it is also written when training ends.
-        validator: the validation engine, whose figures rank the best; None = no best.
         keep_last: how many of the last to keep, `last.pt` included.
         gate: `IterationGate` of an adversarial run. Checkpoints behind it rank above those before it, whose
             figures say nothing about what the run is for; PSNR often falls there, so LPIPS ranks them if the
@@ -56,7 +55,6 @@ class CheckpointHandler:
         state: TrainingState,
         output_dir: str | Path,
         interval: int,
-        validator: Engine | None = None,
         keep_last: int = 1,
         gate: Gate | None = None,
     ) -> None:
@@ -64,7 +62,6 @@ class CheckpointHandler:
         self.state = state
         self.folder = Path(output_dir) / "checkpoints"
         self.interval = interval
-        self.validator = validator
         self.metric = PSNR
         self.keep_last = keep_last
         self.gate = gate
@@ -72,18 +69,18 @@ class CheckpointHandler:
         self._validated_since = False
         self.best: list[tuple[float, int]] = []  # figure and iteration of best_1, best_2, ...
 
-    def attach(self, engine: Engine) -> None:
-        """Joins the trainer, and the validation engine if there is one."""
+    def attach(self, engine: AdversarialTrainer) -> None:
+        """Joins the trainer, and its validator if there is one, whose figures rank the best."""
         if idist.get_rank() > 0:
             return
         engine.add_event_handler(Events.STARTED, self.restore)
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self.save_last)
         engine.add_event_handler(Events.COMPLETED, self.save_last)
         engine.add_event_handler(Events.TERMINATE, self.save_stopped)
-        if self.validator is not None:
-            self.validator.add_event_handler(Events.COMPLETED, self.save_best, engine)
+        if engine.validator is not None:
+            engine.validator.add_event_handler(Events.COMPLETED, self.save_best, engine)
 
-    def save_last(self, engine: Trainer) -> None:
+    def save_last(self, engine: AdversarialTrainer) -> None:
         """Writes `last.pt`, once per iteration, and once more if that was validated since.
 
         Raises:
@@ -105,7 +102,7 @@ class CheckpointHandler:
                 path.unlink()
         self._saved_at, self._validated_since = iteration, False
 
-    def save_stopped(self, engine: Trainer) -> None:
+    def save_stopped(self, engine: AdversarialTrainer) -> None:
         """Writes `last.pt` if the run was stopped; `save_last` does it where `COMPLETED` still comes."""
         if engine.should_terminate == "skip_completed":
             self.save_last(engine)
@@ -113,7 +110,7 @@ class CheckpointHandler:
                 "Stopped at iteration %d; go on with --resume_from_checkpoint auto", engine.state.iteration
             )
 
-    def save_best(self, validator: Engine, engine: Trainer) -> None:
+    def save_best(self, validator: Engine, engine: AdversarialTrainer) -> None:
         """Writes a `best_*.pt` if the last validation is among the best three.
 
         The new file is complete before the older ones move up, so that none is lost if it cannot be written.
@@ -139,7 +136,7 @@ class CheckpointHandler:
             iteration, self.metric, figure, rank + 1, rank + 1,
         )  # fmt: skip
 
-    def restore(self, engine: Trainer) -> None:
+    def restore(self, engine: AdversarialTrainer) -> None:
         """A resumed run goes on with the files that its folder holds, gaps left by a killed run closed.
 
         Files that cannot be read, and a `last.pt` of a later iteration than the one resumed, step aside: they

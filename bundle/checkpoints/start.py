@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
-from monai.engines import Trainer
 
 from bundle.checkpoints.file import (
     NETWORK_SETTINGS,
@@ -21,6 +20,7 @@ from bundle.checkpoints.file import (
 )
 from bundle.checkpoints.folder import best_paths, newest_sound_checkpoint, rolling_paths
 from bundle.checkpoints.state import TrainingState
+from bundle.engines.trainer import AdversarialTrainer
 from bundle.run.names import printable
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class StartFrom:
         if self.resuming:
             self._check_same_parts()
 
-    def attach(self, engine: Trainer) -> None:
+    def attach(self, engine: AdversarialTrainer) -> None:
         """Joins the trainer at its start, if there is a file to start from.
 
         Raises:
@@ -93,7 +93,7 @@ class StartFrom:
             self.state.scale_learning_rate(self.ratio)
         engine.add_event_handler(Events.STARTED, self, self.path)
 
-    def __call__(self, engine: Trainer, path: str | Path | None) -> None:
+    def __call__(self, engine: AdversarialTrainer, path: str | Path | None) -> None:
         """Loads the checkpoint once."""
         if self.is_automatic and not self.resuming:
             logger.info("No checkpoint to resume yet: this run starts at iteration 0")
@@ -117,7 +117,7 @@ class StartFrom:
             )  # fmt: skip
         self.content = {}  # frees the copy
 
-    def _load_state(self, engine: Trainer) -> None:
+    def _load_state(self, engine: AdversarialTrainer) -> None:
         try:
             self.state.load_state_dict(self.content, engine)
         except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
@@ -145,7 +145,7 @@ class StartFrom:
                     "instead of --resume_from_checkpoint"
                 )
 
-    def _check_epoch_length(self, engine: Trainer) -> None:
+    def _check_epoch_length(self, engine: AdversarialTrainer) -> None:
         saved = self.content["trainer"].get("epoch_length")
         if saved != engine.state.epoch_length:
             raise CheckpointError(

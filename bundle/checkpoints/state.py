@@ -3,33 +3,23 @@
 import logging
 import random
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from monai.engines import Trainer
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from bundle.checkpoints.trained_on import TrainedOn, joined
+from bundle.engines.trainer import AdversarialTrainer
 
 logger = logging.getLogger(__name__)
 
 
-class Stateful(Protocol):
-    """What a checkpoint can keep: see `TrainingState`."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain numbers."""
-        ...
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
-        """The inverse of `state_dict`."""
-        ...
-
-
 class TrainingState:
-    """Everything of a run that a checkpoint has to hold, by name.
+    """Gathers all that a checkpoint has to hold of a run, by name.
+
+    Handlers and other parts add theirs through `AdversarialTrainer.keep`.
 
     Args:
         network: the generator.
@@ -37,9 +27,6 @@ class TrainingState:
         discriminators: may be empty.
         optimizers: by name; entries of None are networks that do not exist in this run.
         schedules: by name, likewise.
-        extras: whatever else goes on where it was, by name: objects with `state_dict()`, of tensors and plain
-            numbers, and `load_state_dict()`. A handler may add itself to the attribute of that name until the
-            run starts. One that a checkpoint does not know is left alone.
         trained_on: tells which patients and volumes the networks see in this run, asked when the first
             checkpoint is written; see `TrainedOn`. None: nothing is recorded.
 
@@ -55,7 +42,6 @@ class TrainingState:
         discriminators: nn.ModuleDict,
         optimizers: dict[str, torch.optim.Optimizer | None],
         schedules: dict[str, LambdaLR | None],
-        extras: dict[str, Stateful] | None = None,
         trained_on: Callable[[], TrainedOn] | None = None,
     ) -> None:
         self.network = network
@@ -63,7 +49,6 @@ class TrainingState:
         self.discriminators = discriminators
         self.optimizers = {name: part for name, part in optimizers.items() if part is not None}
         self.schedules = {name: part for name, part in schedules.items() if part is not None}
-        self.extras = dict(extras or {})
         self._trained_on = trained_on
         self._trained_on_here: TrainedOn | None = None
         self.trained_on_before: TrainedOn = {}
@@ -107,7 +92,7 @@ class TrainingState:
             optimizer.load_state_dict({"state": moments, "param_groups": groups})
         return fit
 
-    def state_dict(self, engine: Trainer) -> dict[str, Any]:
+    def state_dict(self, engine: AdversarialTrainer) -> dict[str, Any]:
         """Tensors and plain numbers only, so that it loads with `weights_only=True`."""
         return {
             "model": self.network.state_dict(),
@@ -123,10 +108,10 @@ class TrainingState:
                 "learning_rate_share": self.learning_rate_share,
             },
             "random": random_state(),
-            "extras": {name: part.state_dict() for name, part in self.extras.items()},
+            "extras": {name: part.state_dict() for name, part in engine.extras.items()},
         }
 
-    def load_state_dict(self, content: dict[str, Any], engine: Trainer) -> None:
+    def load_state_dict(self, content: dict[str, Any], engine: AdversarialTrainer) -> None:
         """Restores all that `state_dict` holds, but for `max_epochs`, which a resumed run may extend.
 
         Learning rates follow from this run's own schedules, so that a resumed run may change them.
@@ -142,8 +127,8 @@ class TrainingState:
         engine.state.epoch = engine.state.iteration // engine.state.epoch_length
         set_random_state(content["random"])
         known = content.get("extras", {})
-        for name in self.extras.keys() & known.keys():
-            self.extras[name].load_state_dict(known[name])
+        for name in engine.extras.keys() & known.keys():
+            engine.extras[name].load_state_dict(known[name])
 
 
 def random_state() -> dict[str, Any]:

@@ -21,27 +21,36 @@ def build_optimizer(network: nn.Module, learning_rate: float) -> Optimizer | Non
     return Adam(parameters, lr=learning_rate, betas=(0.5, 0.9), fused=fused)
 
 
-def build_schedule(
-    optimizer: Optimizer | None, total_iterations: int, warmup_iterations: int, final_ratio: float
-) -> LambdaLR | None:
-    """Builds a linear warm-up, then a cosine to `final_ratio` of the learning rate at `total_iterations`.
+class WarmupCosine(LambdaLR):
+    """Raises the learning rate linearly from 0, then lowers it by a cosine to a share of it.
 
     Args:
-        optimizer: None gives None.
-        total_iterations: of the run.
-        warmup_iterations: over which the learning rate rises from 0.
-        final_ratio: 1.0 keeps it constant.
+        optimizer: whose learning rate is set.
+        warmup_iterations: over which it rises.
+        final_ratio: the share that is left at the end; 1.0 keeps the rate constant.
+
+    Attributes:
+        iterations: steps until the end. The update that owns the schedule takes them from its trainer.
     """
-    check(learning_rate_warmup=warmup_iterations, learning_rate_final_ratio=final_ratio)
-    if optimizer is None:
-        return None
 
-    def factor(step: int) -> float:
-        warmup = min(1.0, (step + 1) / max(1, warmup_iterations))
-        progress = min(1.0, step / max(1, total_iterations))
-        return warmup * (final_ratio + (1 - final_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
+    def __init__(self, optimizer: Optimizer, warmup_iterations: int, final_ratio: float) -> None:
+        check(learning_rate_warmup=warmup_iterations, learning_rate_final_ratio=final_ratio)
+        self.iterations = 1
+        self.warmup_iterations, self.final_ratio = warmup_iterations, final_ratio
+        super().__init__(optimizer, self.factor)
 
-    return LambdaLR(optimizer, factor)
+    def factor(self, step: int) -> float:
+        """Returns the share of the learning rate after so many steps."""
+        warmup = min(1.0, (step + 1) / max(1, self.warmup_iterations))
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, self.iterations))))
+        return warmup * (self.final_ratio + (1 - self.final_ratio) * cosine)
+
+
+def build_schedule(
+    optimizer: Optimizer | None, warmup_iterations: int, final_ratio: float
+) -> WarmupCosine | None:
+    """Builds the `WarmupCosine` of an optimizer; None where there is no optimizer."""
+    return None if optimizer is None else WarmupCosine(optimizer, warmup_iterations, final_ratio)
 
 
 class PendingStep:

@@ -11,6 +11,7 @@ import torch
 from bundle.distributed.collectives import is_distributed
 from bundle.engines.advice import ADVICE
 from bundle.inferers.tile_size import is_out_of_memory
+from bundle.run.record import note_event
 from bundle.run.rules import check
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class MemoryFallback:
         oom_policy: str = "stop",
         video_gan_weight: float = 0.0,
         perceptual_weight: float = 0.0,
-        note_event: Callable[..., None] | None = None,
+        note_event: Callable[..., None] = note_event,
     ) -> None:
         check(oom_policy=oom_policy)
         self.oom_policy = oom_policy
@@ -126,8 +127,7 @@ class MemoryFallback:
                 "leave out; lower `patch_size` or take a smaller `preset`"
             )
         logger.warning("Iteration %d ran out of memory: %s; it is repeated", iteration, step)
-        if self.note_event is not None:
-            self.note_event(kind="out_of_memory", iteration=iteration, step=step)
+        self.note_event(kind="out_of_memory", iteration=iteration, step=step)
 
     @staticmethod
     def _advice(error: BaseException, why: str) -> str:

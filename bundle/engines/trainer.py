@@ -1,19 +1,33 @@
 """Runs one iteration of adversarial training; whatever updates, logs or saves is a handler."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from ignite.engine import Engine, Events
-from monai.engines import Trainer
+from monai.engines import Evaluator, Trainer
 from monai.engines.utils import IterationEvents, default_prepare_batch
 from torch import Tensor
 
 from bundle.engines.events import EVENT_TO_ATTR, AdversarialEvents, IterationState, MicroBatch
 from bundle.engines.optimizers import PendingStep
 from bundle.engines.out_of_memory import MemoryFallback
+from bundle.engines.settings import total_iterations
 from bundle.losses.views import draw_positions
-from bundle.networks.vqgan import VQGAN, TrainingPass
+from bundle.networks.vqgan import VQGAN
+from bundle.run.rules import check
+
+
+class Stateful(Protocol):
+    """A part whose state checkpoints can keep; see `AdversarialTrainer.keep`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns tensors and plain numbers."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
+        """Restores what `state_dict` returned."""
+        ...
 
 
 class AdversarialTrainer(Trainer):
@@ -31,17 +45,21 @@ class AdversarialTrainer(Trainer):
         train_data_loader: endless batches {"image": (B, 1, X, Y, Z)}, which `prepare_batch` takes.
         epoch_length: iterations per epoch.
         network: the generator.
-        training_pass: the generator as training calls it.
         micro_batch_size: samples per forward pass.
         seed: for the slice positions.
         max_iterations: ends earlier; None = after `max_epochs`.
         amp: bf16 autocast on a GPU.
         amp_on_cpu: the same on a CPU; fast only where it multiplies bf16 matrices (AMX).
+        torch_compile: whether the generator runs through `torch.compile`; names in checkpoints stay the same.
         codebook_restart_until: last iteration in which dead codes restart; None = always.
         memory_fallback: what to do when an iteration does not fit; None = stop.
         prepare_batch: batch, device and whether to go on while it travels, to images in [-1, 1] on the device
             and what they should become (not used: they are their own target).
+        validator: the engine that validates; handlers find it here.
         train_handlers: ignite handlers, attached in this order.
+
+    Attributes:
+        extras: parts whose state checkpoints keep, by name; see `keep`.
     """
 
     def __init__(
@@ -51,17 +69,25 @@ class AdversarialTrainer(Trainer):
         train_data_loader: Iterable,
         epoch_length: int,
         network: VQGAN,
-        training_pass: TrainingPass,
         micro_batch_size: int,
         seed: int = 0,
         max_iterations: int | None = None,
         amp: bool = False,
         amp_on_cpu: bool = False,
+        torch_compile: bool = False,
         codebook_restart_until: int | None = None,
         memory_fallback: MemoryFallback | None = None,
         prepare_batch: Callable = default_prepare_batch,
+        validator: Evaluator | None = None,
         train_handlers: list | None = None,
     ) -> None:
+        check(
+            max_epochs=max_epochs,
+            epoch_length=epoch_length,
+            micro_batch_size=micro_batch_size,
+            max_iterations=max_iterations,
+            codebook_restart_until=codebook_restart_until,
+        )
         super().__init__(
             device=device,
             max_epochs=max_epochs,
@@ -74,16 +100,29 @@ class AdversarialTrainer(Trainer):
             event_names=[AdversarialEvents],
             event_to_attr=EVENT_TO_ATTR,
         )
-        self.network, self.training_pass = network, training_pass
+        self.network, self.validator = network, validator
+        self.reconstruct = torch.compile(network.reconstruct) if torch_compile else network.reconstruct
         self.micro_batch_size, self.seed, self.max_iterations = micro_batch_size, seed, max_iterations
         self.autocast_enabled = {"cuda": amp, "cpu": amp_on_cpu}.get(self.state.device.type, False)
         self.codebook_restart_until = codebook_restart_until
         self.memory_fallback = MemoryFallback() if memory_fallback is None else memory_fallback
+        self.extras: dict[str, Stateful] = {}
+        self.keep("memory_fallback", self.memory_fallback)
         self._start_over()
         self.add_event_handler(Events.ITERATION_COMPLETED, self._stop_at_max_iterations)
         self._register_handlers(train_handlers or [])
         # after the handlers, one of which may resume a run that has already come this far
         self.add_event_handler(Events.STARTED, self._stop_at_max_iterations)
+
+    def keep(self, name: str, part: Stateful) -> None:
+        """Lets checkpoints keep the state of a part under a name; a file without it changes nothing."""
+        self.extras[name] = part
+
+    @property
+    def total_iterations(self) -> int:
+        """The iterations of the whole run."""
+        state = self.state
+        return total_iterations(int(state.max_epochs or 1), int(state.epoch_length or 1), self.max_iterations)
 
     def autocast(self) -> torch.autocast:
         """Returns the autocast context for all networks; losses and the codebook leave it."""
@@ -112,7 +151,7 @@ class AdversarialTrainer(Trainer):
     def _accumulate(self, image: Tensor, positions: Tensor) -> None:
         """Gathers gradients, losses and codes of a batch (B, 1, X, Y, Z); no weight moves."""
         self._start_over()
-        self.training_pass.train()
+        self.network.train()
         size = self.memory_fallback.micro_batch_size(min(len(image), self.micro_batch_size))
         micro_images = image.split(size)
         self.network.quantizer.prepare(lambda: self._latent(micro_images))
@@ -120,7 +159,7 @@ class AdversarialTrainer(Trainer):
             zip(micro_images, positions.split(size), strict=True)
         ):
             with self.autocast():
-                reconstruction = self.training_pass(micro)
+                reconstruction = self.reconstruct(micro)
             self.current.micro_batch = MicroBatch(
                 image=micro,
                 reconstruction=reconstruction,

@@ -18,7 +18,7 @@ from bundle.checkpoints.file import load_generator, read_checkpoint, read_settin
 from bundle.checkpoints.trained_on import KINDS
 from bundle.inferers.halo import tiles
 from bundle.networks.fingerprint import fingerprint
-from bundle.networks.vqgan import build_vqgan, to_device
+from bundle.networks.vqgan import build_vqgan
 
 
 class Coded(NamedTuple):
@@ -70,7 +70,7 @@ class TrainedModel:
         self.network = build_vqgan(**{name: self.settings[name] for name in names}).eval()
         load_generator(self.network, ckpt_path, content)
         self.sha256 = fingerprint(self.network)
-        to_device(self.network, device)
+        self.network.to(device)
         self.device = torch.device(device)
         told = content.get("trained_on", {})
         self.trained_on = {kind: set(told.get(kind, ())) for kind in KINDS}

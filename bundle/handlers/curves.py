@@ -69,7 +69,6 @@ class ScalarLog:
         output_dir: `metrics.csv` goes here.
         interval: iterations between two points.
         optimizer: whose learning rate is logged.
-        validator: its figures are logged when it is done.
         progress: shows a bar, where there is a terminal.
     """
 
@@ -79,7 +78,6 @@ class ScalarLog:
         output_dir: str | Path,
         interval: int,
         optimizer: Optimizer,
-        validator: Engine | None = None,
         progress: bool = True,
     ) -> None:
         check(log_interval=interval)
@@ -87,7 +85,6 @@ class ScalarLog:
         self.csv_path = Path(output_dir) / "metrics.csv"
         self.interval = interval
         self.optimizer = optimizer
-        self.validator = validator
         self.progress = progress
         self.codebook = CodebookWindow()
         self._sums: dict[str, torch.Tensor] = {}
@@ -97,7 +94,8 @@ class ScalarLog:
         self.figures: dict[str, float] = {}  # last value of every curve, for run.json
 
     def attach(self, engine: AdversarialTrainer) -> None:
-        """Joins the trainer, and the validation engine if there is one."""
+        """Joins the trainer, and its validator if there is one, whose figures are logged too."""
+        engine.keep("curves", self)
         engine.state.figures = self.figures
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
@@ -105,8 +103,8 @@ class ScalarLog:
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self.write_training)
         engine.add_event_handler(Events.COMPLETED, self.finish)
         engine.add_event_handler(Events.TERMINATE, self.tensorboard.close)
-        if self.validator is not None:
-            self.validator.add_event_handler(Events.COMPLETED, self.write_validation, engine)
+        if engine.validator is not None:
+            engine.validator.add_event_handler(Events.COMPLETED, self.write_validation, engine)
         if self.progress and has_terminal():
             bar = ProgressBar(persist=True, desc="training")
             bar.attach(engine, output_transform=self._beside_bar)

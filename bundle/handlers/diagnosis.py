@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from bundle.checkpoints.state import TrainingState
 from bundle.engines.advice import ADVICE
 from bundle.engines.trainer import AdversarialTrainer
 from bundle.handlers.codebook_window import CodebookWindow
 from bundle.handlers.gate import IterationGate
+from bundle.run.record import note_event
 from bundle.run.rules import check
 
 logger = logging.getLogger(__name__)
@@ -25,14 +25,12 @@ class HealthWatch:
     is near 1 and the generator's is minus the mean logit. A window that a resume has cut short is shorter.
 
     Args:
-        state: the watch adds itself to what checkpoints hold.
         gate: from when on the generator should improve.
         weights: of the discriminators, by name.
         window: iterations.
         disc_loss_floor: a discriminator loss below it is a dead game.
         explosion_ratio: an adversarial loss above it, or a reconstruction loss of so many times its best.
         codebook_floor: perplexity over K below it is a collapsed codebook.
-        validator: the validation engine, if there is one.
         no_improvement_validations: so many validations in a row behind the gate without a better `val/psnr`
             or `val/lpips`.
         note_event: called with `kind` and details, for `run.json`.
@@ -40,16 +38,14 @@ class HealthWatch:
 
     def __init__(
         self,
-        state: TrainingState,
         gate: IterationGate,
         weights: Mapping[str, float],
         window: int = 500,
         disc_loss_floor: float = 0.02,
         explosion_ratio: float = 10.0,
         codebook_floor: float = 0.01,
-        validator: Engine | None = None,
         no_improvement_validations: int = 10,
-        note_event: Callable[..., None] | None = None,
+        note_event: Callable[..., None] = note_event,
     ) -> None:
         check(
             health_window=window,
@@ -58,11 +54,11 @@ class HealthWatch:
             codebook_floor=codebook_floor,
             no_improvement_validations=no_improvement_validations,
         )
-        self.state, self.gate, self.window, self.validator = state, gate, window, validator
+        self.gate, self.window = gate, window
         self.scale = sum(weights.values())
         self.disc_loss_floor, self.explosion_ratio = disc_loss_floor, explosion_ratio
         self.codebook_floor, self.no_improvement_validations = codebook_floor, no_improvement_validations
-        self.note_event = note_event or (lambda **_: None)
+        self.note_event = note_event
         self.reported: list[str] = []
         self.best = {"recon_loss": math.inf, "val/psnr": -math.inf, "val/lpips": math.inf}
         self.validations = 0  # in a row behind the gate, none of them better than all before
@@ -71,12 +67,12 @@ class HealthWatch:
         self._codebook = CodebookWindow()
 
     def attach(self, engine: AdversarialTrainer) -> None:
-        """Joins the trainer, and the validation engine if there is one."""
-        self.state.extras["health_watch"] = self
+        """Joins the trainer, and its validator if there is one."""
+        engine.keep("health_watch", self)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.window), self.judge)
-        if self.validator is not None:
-            self.validator.add_event_handler(Events.COMPLETED, self.judge_validation, engine)
+        if engine.validator is not None:
+            engine.validator.add_event_handler(Events.COMPLETED, self.judge_validation, engine)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns for checkpoints what has been said and seen."""

@@ -16,6 +16,7 @@ from bundle.distributed.collectives import all_reduce
 from bundle.engines.advice import ADVICE
 from bundle.engines.events import AdversarialEvents
 from bundle.engines.trainer import AdversarialTrainer
+from bundle.run.record import note_event
 from bundle.run.rules import check
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class HealthGuard:
     number that leaves the device: the GPU then waits for the host to launch the optimizer steps.
 
     Args:
-        state: what rolling back restores; the guard adds itself to what checkpoints hold.
+        state: what rolling back restores.
         output_dir: of the run, with its checkpoints.
         policy: `rollback` or `stop`.
         patience: iterations in a row that may be skipped before that.
@@ -51,7 +52,7 @@ class HealthGuard:
         policy: str = "rollback",
         patience: int = 10,
         learning_rate_ratio: float = 0.5,
-        note_event: Callable[..., None] | None = None,
+        note_event: Callable[..., None] = note_event,
     ) -> None:
         check(
             nonfinite_policy=policy,
@@ -63,13 +64,13 @@ class HealthGuard:
         self.policy = policy
         self.patience = patience
         self.learning_rate_ratio = learning_rate_ratio
-        self.note_event = note_event or (lambda **_: None)
+        self.note_event = note_event
         self.skipped = self.in_a_row = self.rollbacks = 0
         self._moved_here = self._skipped_here = 0
 
     def attach(self, engine: AdversarialTrainer) -> None:
         """Joins the engine where all gradients are complete and nothing has moved yet."""
-        self.state.extras["health_guard"] = self
+        engine.keep("health_guard", self)
         self._rates = {name: _base_rates(self.state, name) for name in self.state.optimizers}
         engine.add_event_handler(Events.STARTED, lambda: self._set_learning_rates())
         engine.add_event_handler(AdversarialEvents.GRADIENTS_COMPLETED, self)

@@ -2,10 +2,11 @@
 
 import logging
 import signal
+from functools import partial
 
-from ignite.engine import Engine, Events
-from monai.engines import Trainer
+from ignite.engine import Events
 
+from bundle.engines.trainer import AdversarialTrainer
 from bundle.handlers.validation import ValidationStopped
 from bundle.run.signals import StopSignals
 
@@ -16,47 +17,29 @@ class StopOnSignal:
     """Ends the run after the iteration in which SIGTERM, Ctrl-C or SIGHUP comes; a second signal kills.
 
     It only terminates the engine: checkpoints and curves listen to `Events.TERMINATE`. A running validation
-    is aborted, since a whole volume may take longer than a scheduler waits; it is repeated after resume.
-
-    Args:
-        validator: the validation engine, if there is one.
-
-    Attributes:
-        stopped_by: number of the signal that ended the run; None if it came to its own end.
+    is aborted, since a whole volume may take longer than a scheduler waits; it is repeated after resume. The
+    trainer's `state.stopped_by` is the number of the signal that ended the run; None if there was none.
     """
 
-    def __init__(self, validator: Engine | None = None) -> None:
-        self.validator = validator
-        self.stopped_by: int | None = None
-        self._signals = StopSignals(self._react)
+    def __init__(self) -> None:
         self._is_validating = False
 
-    def attach(self, engine: Trainer) -> None:
-        """Joins the trainer, and the validation engine if there is one; attach it before all others."""
-        engine.add_event_handler(Events.STARTED, self.listen)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._end_run)
-        if self.validator is not None:
-            self.validator.add_event_handler(Events.STARTED, self._enter_validation)
-            self.validator.add_event_handler(Events.COMPLETED, self._leave_validation)
+    def attach(self, engine: AdversarialTrainer) -> None:
+        """Joins the trainer, and its validator if there is one; attach it before all others."""
+        signals = StopSignals(partial(self._react, engine))
+        engine.state.stopped_by = None
+        # `finish_run` restores what the signals did before
+        engine.add_event_handler(Events.STARTED, signals.listen)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._end_run, signals)
+        if engine.validator is not None:
+            engine.validator.add_event_handler(Events.STARTED, self._enter_validation)
+            engine.validator.add_event_handler(Events.COMPLETED, self._leave_validation)
 
-    def listen(self) -> None:
-        """Takes the signals over; from the first one on they do what the system does by default."""
-        self._signals.listen()
-
-    def give_back(self) -> int | None:
-        """Restores what the signals did, for programs that live on, such as a server.
-
-        Returns:
-            `stopped_by`.
-        """
-        self._signals.give_back()
-        return self.stopped_by
-
-    def _react(self, received: signal.Signals) -> None:
+    def _react(self, engine: AdversarialTrainer, received: signal.Signals) -> None:
         logger.warning("%s: saving, then ending; a second signal ends at once", received.name)
         if self._is_validating:
             self._is_validating = False
-            self.stopped_by = received
+            engine.state.stopped_by = received
             raise ValidationStopped(f"{received.name} in a validation, which is repeated after resume")
 
     def _enter_validation(self) -> None:
@@ -65,7 +48,7 @@ class StopOnSignal:
     def _leave_validation(self) -> None:
         self._is_validating = False
 
-    def _end_run(self, engine: Trainer) -> None:
-        if self._signals.received is not None:
-            self.stopped_by = self._signals.received
+    def _end_run(self, engine: AdversarialTrainer, signals: StopSignals) -> None:
+        if signals.received is not None:
+            engine.state.stopped_by = signals.received
             engine.terminate(skip_completed=True)

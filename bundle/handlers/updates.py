@@ -3,16 +3,16 @@
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from bundle.engines.events import AdversarialEvents, MicroBatch
-from bundle.engines.optimizers import PendingStep
+from bundle.engines.optimizers import PendingStep, WarmupCosine
 from bundle.engines.trainer import AdversarialTrainer
 from bundle.handlers.gate import IterationGate
 from bundle.losses.adversarial import hinge_discriminator_loss
 from bundle.losses.stabilisers import LeCamAnchors, r1_penalty
 from bundle.losses.views import discriminator_views
 from bundle.networks.discriminators import refine_estimates
+from bundle.run.rules import check
 
 
 class GeneratorUpdate:
@@ -34,9 +34,10 @@ class GeneratorUpdate:
         optimizer: Optimizer,
         objective: nn.Module,
         gate: IterationGate,
-        schedule: LambdaLR | None = None,
+        schedule: WarmupCosine | None = None,
         gradient_clip: float | None = None,
     ) -> None:
+        check(gradient_clip=gradient_clip)
         self.optimizer = optimizer
         self.objective = objective
         self.gate = gate
@@ -45,6 +46,8 @@ class GeneratorUpdate:
 
     def attach(self, engine: AdversarialTrainer) -> None:
         """Joins the engine at `GENERATOR_STEP`."""
+        if self.schedule is not None:
+            self.schedule.iterations = engine.total_iterations
         engine.add_event_handler(AdversarialEvents.GENERATOR_STEP, self)
 
     def __call__(self, engine: AdversarialTrainer) -> None:
@@ -83,7 +86,6 @@ class DiscriminatorUpdate:
         gradient_clip: largest 2-norm of the gradient; None = not clipped.
         r1_gamma: gamma / 2 times the R1 penalty is added; 0 = off.
         lecam_weight: weight of LeCam regularisation; 0 = off.
-        lecam: its anchors, which checkpoints hold; None = new ones.
     """
 
     def __init__(
@@ -93,12 +95,12 @@ class DiscriminatorUpdate:
         image_gan_weight: float,
         video_gan_weight: float,
         gate: IterationGate,
-        schedule: LambdaLR | None = None,
+        schedule: WarmupCosine | None = None,
         gradient_clip: float | None = None,
         r1_gamma: float = 0.0,
         lecam_weight: float = 0.0,
-        lecam: LeCamAnchors | None = None,
     ) -> None:
+        check(gradient_clip=gradient_clip, r1_gamma=r1_gamma, lecam_weight=lecam_weight)
         self.optimizer = optimizer
         self.discriminators = discriminators
         self.weights = {"image": image_gan_weight, "video": video_gan_weight}
@@ -107,10 +109,14 @@ class DiscriminatorUpdate:
         self.gradient_clip = gradient_clip
         self.r1_gamma = r1_gamma
         self.lecam_weight = lecam_weight
-        self.lecam = (LeCamAnchors() if lecam is None else lecam) if lecam_weight > 0 else None
+        self.lecam = LeCamAnchors()  # in checkpoints also while its weight is 0
 
     def attach(self, engine: AdversarialTrainer) -> None:
         """Joins the engine at `DISCRIMINATOR_STEP`, through the gate."""
+        if self.schedule is not None:
+            self.schedule.iterations = engine.total_iterations - self.gate.start
+        self.lecam.to(engine.state.device)
+        engine.keep("lecam", self.lecam)
         engine.add_event_handler(AdversarialEvents.DISCRIMINATOR_STEP(event_filter=self.gate), self)
 
     def __call__(self, engine: AdversarialTrainer) -> None:
@@ -119,7 +125,7 @@ class DiscriminatorUpdate:
         names = [name for name in self.discriminators if name not in engine.memory_fallback.switched_off]
         if micro.is_first:
             self.optimizer.zero_grad(set_to_none=True)
-            if self.lecam is not None:
+            if self.lecam_weight > 0:
                 self.lecam.start()
         if not names:
             return
@@ -154,7 +160,7 @@ class DiscriminatorUpdate:
                 loss = loss + weight * hinge_discriminator_loss(real_logits, fake_logits) / views
                 if self.r1_gamma > 0:
                     penalty = penalty + weight * self.r1_gamma / 2 * r1_penalty(real, real_logits) / views
-                if self.lecam is not None:
+                if self.lecam_weight > 0:
                     pull = self.lecam.penalty(name, real_logits, fake_logits)
                     penalty = penalty + weight * self.lecam_weight * pull / views
                     self.lecam.collect(name, real_logits, fake_logits, micro.share / views)
@@ -162,5 +168,5 @@ class DiscriminatorUpdate:
 
     def _after_step(self) -> None:
         refine_estimates(self.discriminators)
-        if self.lecam is not None:
+        if self.lecam_weight > 0:
             self.lecam.update()

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
-from monai.engines import Evaluator
 from torch import Tensor, nn
 
 from bundle.data.volumes.window import to_hu
+from bundle.engines.trainer import AdversarialTrainer
 from bundle.metrics.perceptual import slice_lpips
 from bundle.metrics.reconstruction import reconstruction_figures
 from bundle.run.rules import check
@@ -98,27 +98,28 @@ class ValidateEvery:
     checkpoints.
 
     Args:
-        validator: the validation engine.
         interval: in epochs.
         at_start: whether to validate before the first iteration too: of a run that starts from weights, so
             that its curves begin with their figures.
     """
 
-    def __init__(self, validator: Evaluator, interval: int, at_start: bool = False) -> None:
+    def __init__(self, interval: int, at_start: bool = False) -> None:
         check(val_interval=interval)
-        self.validator = validator
         self.interval = interval
         self.at_start = at_start
         self._validated_at = -1
 
-    def attach(self, engine: Engine) -> None:
-        """Joins the trainer; before the handlers that log and save what validation gives."""
-        self.validator.add_event_handler(Events.COMPLETED, self._remember, engine)
+    def attach(self, engine: AdversarialTrainer) -> None:
+        """Joins a trainer with a validator; attach it before the handlers that log and save its figures."""
+        if engine.validator is None:
+            return
+        engine.keep("validation", self)
+        engine.validator.add_event_handler(Events.COMPLETED, self._remember, engine)
         engine.add_event_handler(Events.EPOCH_STARTED, self.make_up)
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
         engine.add_event_handler(Events.COMPLETED, self.validate_at_end)
 
-    def validate_at_end(self, engine: Engine) -> None:
+    def validate_at_end(self, engine: AdversarialTrainer) -> None:
         """Validates the final weights, unless the whole run is shorter than the interval."""
         if self._is_wanted(engine):
             self(engine)
@@ -128,18 +129,19 @@ class ValidateEvery:
                 *(self.interval, engine.state.max_epochs),
             )
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: AdversarialTrainer) -> None:
         """Validates the present weights, unless they have been validated already."""
-        if self._validated_at != engine.state.iteration:
-            self.validator.state.trainer_iteration = engine.state.iteration
+        validator = engine.validator
+        if validator is not None and self._validated_at != engine.state.iteration:
+            validator.state.trainer_iteration = engine.state.iteration
             try:
-                self.validator.run()
+                validator.run()
             except ValidationStopped:
                 engine.terminate(skip_completed=True)
             finally:  # they hold the last volume
-                self.validator.state.output = self.validator.state.batch = None
+                validator.state.output = validator.state.batch = None
 
-    def make_up(self, engine: Engine) -> None:
+    def make_up(self, engine: AdversarialTrainer) -> None:
         """Validates the weights that a run starts from.
 
         Of a run that resumes it repeats a validation that was due there, unless it had been completed.

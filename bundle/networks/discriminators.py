@@ -7,6 +7,7 @@ Papers: Isola et al. 2017, arXiv:1611.07004; spectral normalisation: Miyato et a
 eq. 8 and algorithm 1.
 """
 
+import torch
 from monai.networks.nets import PatchDiscriminator
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm as parametrize_spectral_norm
@@ -41,7 +42,10 @@ def _settings(spatial_dims: int) -> dict:
 
 
 def build_discriminators(
-    image_gan_weight: float, video_gan_weight: float, spectral_norm: bool = False
+    image_gan_weight: float,
+    video_gan_weight: float,
+    spectral_norm: bool = False,
+    device: torch.device | str = "cpu",
 ) -> nn.ModuleDict:
     """The discriminators whose weight is above 0, named `image` (slices) and `video` (volumes), frozen.
 
@@ -55,7 +59,9 @@ def build_discriminators(
         discriminators["video"] = VolumeDiscriminator()
     if spectral_norm:
         add_spectral_norm(discriminators)
-    return discriminators.requires_grad_(False)
+    if "video" in discriminators:
+        discriminators["video"].to(memory_format=torch.channels_last_3d)
+    return discriminators.requires_grad_(False).to(device)
 
 
 def add_spectral_norm(network: nn.Module) -> nn.Module:

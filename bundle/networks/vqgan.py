@@ -5,19 +5,18 @@ Dimension letters: B batch, E embedding width, X Y Z voxels, x y z latent cells 
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from monai.networks.nets.vqvae import Encoder
 from torch import Tensor, nn
 
-from bundle.networks.decoder import BlurredUpsample, Decoder
+from bundle.networks.decoder import Decoder
 from bundle.networks.fsq import FSQ
 from bundle.networks.quantizer import EMACodebook, NetworkSettingError, Quantizer
 from bundle.networks.receptive_field import halo_radius
 
 EMBEDDING_DIM = 8
-Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,30 +147,6 @@ def take_model(module: nn.Module, state_dict: dict[str, Any], *_: Any) -> None:
         state_dict.update(model)
 
 
-class TrainingPass(nn.Module):
-    """The module that training calls, and that DDP wraps.
-
-    DDP synchronises gradients only of what is called through `forward`; a method called past it would leave
-    them unsynchronised in silence. `VQGAN.forward` has to return one tensor for MONAI's consumers.
-    """
-
-    def __init__(self, generator: VQGAN) -> None:
-        super().__init__()
-        self.generator = generator
-
-    def forward(self, image: Tensor) -> Reconstruction:
-        """See `VQGAN.reconstruct`."""
-        return self.generator.reconstruct(image)
-
-
-def build_training_pass(generator: VQGAN, compiled: bool = False) -> TrainingPass:
-    """The training pass, through `torch.compile` if `compiled`; names in checkpoints stay the same."""
-    training_pass = TrainingPass(generator)
-    if compiled:
-        training_pass.compile()
-    return training_pass
-
-
 def build_quantizer(quantizer: str, num_embeddings: int) -> Quantizer:
     """The quantizer by its name in the configs, `ema` or `fsq`.
 
@@ -203,21 +178,7 @@ def build_vqgan(preset: str = "default", quantizer: str = "ema", num_embeddings:
     """
     if preset not in PRESETS:
         raise NetworkSettingError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}")
-    return _channels_last(VQGAN(PRESETS[preset], build_quantizer(quantizer, num_embeddings)))
-
-
-def to_device(network: Network, device: torch.device | str) -> Network:
-    """The network on its device, with channels-last convolutions: faster on a GPU in bf16, and on a CPU."""
-    return _channels_last(network.to(device))
-
-
-def _channels_last(network: Network) -> Network:
-    """Lays convolutions out channels-last; copying, loading and moving the network keep that.
-
-    A sum in another order differs in its last bit, and HU are rounded to whole ones: whoever builds the
-    network without `to_device`, as MONAI Label's stock app does, must get the same layout.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d | BlurredUpsample):
-            module.to(memory_format=torch.channels_last_3d)
-    return network
+    network = VQGAN(PRESETS[preset], build_quantizer(quantizer, num_embeddings))
+    # Faster on a GPU in bf16 and on a CPU; copying, loading and moving the network keep it. The layout is set
+    # here so that everybody has the same one: a sum in another order differs in its last bit.
+    return network.to(memory_format=torch.channels_last_3d)

@@ -161,19 +161,19 @@ def finish_run(
         sys.exit(128 + stopped_by)
 
 
-def note_event(output_dir: str, kind: str, **details: Any) -> None:
-    """Adds an event to `events` in the `run.json` of a run that `start_run` has begun.
+def note_event(kind: str, **details: Any) -> None:
+    """Adds an event to `events` in the `run.json` of the run that `start_run` has opened in this process.
+
+    Where no run is open, nothing is written.
 
     Args:
-        output_dir: the folder that was given to `start_run`.
         kind: e.g. `rollback`.
         details: numbers, strings and lists of them.
     """
-    path = _record_of(Path(output_dir))
-    if _keeps_record(Path(output_dir)) and path.is_file():
-        record = _read_record(path)
+    for run in _open_runs.values():
+        record = _read_record(run.record)
         record["events"] = [*record.get("events", []), {"time": _now(), "kind": kind, **details}]
-        _write_record(path, record)
+        _write_record(run.record, record)
 
 
 def report_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -26,7 +26,7 @@ from bundle.handlers.updates import DiscriminatorUpdate, GeneratorUpdate
 from bundle.losses.objective import GeneratorObjective
 from bundle.losses.perceptual import SlicePerceptualLoss
 from bundle.networks.discriminators import build_discriminators
-from bundle.networks.vqgan import TrainingPass, build_vqgan, to_device
+from bundle.networks.vqgan import build_vqgan
 from scripts.developer.measuring import DEVICE, timed
 
 BUNDLE_ROOT = Path(__file__).resolve().parents[2]
@@ -74,8 +74,8 @@ def measure_one(preset: str, side: int, phase: str) -> dict[str, Any]:
 
 
 def _networks(preset: str, weights: Weights) -> tuple[Any, GeneratorObjective]:
-    network = to_device(build_vqgan(preset), DEVICE)
-    discriminators = to_device(build_discriminators(weights[1], weights[2]), DEVICE)
+    network = build_vqgan(preset).to(DEVICE)
+    discriminators = build_discriminators(weights[1], weights[2], device=DEVICE)
     perceptual = SlicePerceptualLoss("vgg", "random").to(DEVICE) if weights[0] > 0 else None
     return network, GeneratorObjective(1.0, 0.25, *weights, discriminators, perceptual)
 
@@ -102,7 +102,6 @@ def _train(preset: str, side: int, weights: Weights, half: bool) -> None:
         batches,
         ITERATIONS,
         network,
-        TrainingPass(network),
         BATCH,
         amp=half,
         train_handlers=updates,

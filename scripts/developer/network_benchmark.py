@@ -14,7 +14,7 @@ from torch import Tensor
 from bundle.checkpoints.file import network_settings, write_checkpoint
 from bundle.data.volumes.phantom import make_phantom, write_phantom
 from bundle.inferers.halo import HaloInferer
-from bundle.networks.vqgan import PRESETS, VQGAN, build_vqgan, to_device
+from bundle.networks.vqgan import PRESETS, VQGAN, build_vqgan
 from scripts.developer.measuring import DEVICE, timed, watch_resident
 
 BUNDLE_ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +27,7 @@ def measure_presets(output: Path) -> list[dict[str, Any]]:
     for preset in PRESETS:
         side = 128 if DEVICE.type == "cuda" or preset == "lite" else 64
         image = torch.randn(1, 1, side, side, side)
-        network = to_device(build_vqgan(preset), DEVICE).eval()
+        network = build_vqgan(preset).to(DEVICE).eval()
         operations = count_operations(network)
         inferer = HaloInferer("auto")
 
@@ -89,7 +89,7 @@ def measure_halo(output: Path) -> list[dict[str, Any]]:
     rows = []
     for preset in ("lite", "default"):
         torch.manual_seed(0)
-        network = to_device(build_vqgan(preset, "ema", 1024), DEVICE)
+        network = build_vqgan(preset, "ema", 1024).to(DEVICE)
         with torch.no_grad():
             network.train().reconstruct(image)  # starts the codebook from data
             network.eval()

@@ -29,7 +29,7 @@ from bundle.losses.views import discriminator_views, draw_positions
 from bundle.metrics.grid import grid_score
 from bundle.metrics.reconstruction import reconstruction_figures
 from bundle.networks.discriminators import build_discriminators
-from bundle.networks.vqgan import VQGAN, build_vqgan, to_device
+from bundle.networks.vqgan import VQGAN, build_vqgan
 from bundle.run.rules import STRIDE
 
 HU = 1000
@@ -104,7 +104,7 @@ def run(
     """Trains one network; gives a row per mark and held-out volume."""
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = to_device(build_vqgan(given.preset, "ema", given.num_embeddings), device).train()
+    network = build_vqgan(given.preset, "ema", given.num_embeddings).to(device).train()
     averaged = copy.deepcopy(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate, betas=recipe.betas)
     adversary = Adversary(seed, device, given.iterations)

@@ -18,7 +18,7 @@ from bundle.handlers.updates import DiscriminatorUpdate, GeneratorUpdate
 from bundle.losses.objective import GeneratorObjective
 from bundle.losses.perceptual import SlicePerceptualLoss
 from bundle.networks.discriminators import build_discriminators
-from bundle.networks.vqgan import TrainingPass, build_vqgan, to_device
+from bundle.networks.vqgan import build_vqgan
 
 
 class Setting(NamedTuple):
@@ -66,8 +66,8 @@ def measure_training(output: Path) -> list[dict[str, Any]]:
 
 
 def _make_trainer(setting: Setting, device: torch.device) -> AdversarialTrainer:
-    network = to_device(build_vqgan(setting.preset), device)
-    discriminators = to_device(build_discriminators(1.0, 0.5), device)
+    network = build_vqgan(setting.preset).to(device)
+    discriminators = build_discriminators(1.0, 0.5, device=device)
     perceptual = SlicePerceptualLoss("vgg", "random").to(device)
     objective = GeneratorObjective(1.0, 0.25, 0.1, 1.0, 0.5, 4.0, discriminators, perceptual)
     gate = IterationGate(setting.gate)
@@ -79,7 +79,6 @@ def _make_trainer(setting: Setting, device: torch.device) -> AdversarialTrainer:
         train_data_loader=itertools.repeat({"image": torch.rand(size).to(device) * 2 - 1}),
         epoch_length=setting.iterations,
         network=network,
-        training_pass=TrainingPass(network),
         micro_batch_size=setting.batch,
         amp=True,
         train_handlers=[

@@ -12,7 +12,6 @@ from monailabel.tasks.infer.bundle import BundleConstants, BundleInferTask
 
 from bundle.checkpoints.file import NETWORK_SETTINGS, load_generator, read_checkpoint
 from bundle.data.volumes.writing import CTWriter
-from bundle.networks.vqgan import to_device
 
 # Of a request, set by the server alone: the folder for the result.
 FOLDER = "result_folder"
@@ -75,7 +74,7 @@ class ReconstructionTask(BundleInferTask):
             return super().run_inferer(data, convert_to_batch, device)
 
     def _get_network(self, device: str, data: dict[str, Any] | None) -> torch.nn.Module:
-        return to_device(self.generator, device)
+        return self.generator.to(device)
 
     def _load_bundle_config(self, path: str, config: str) -> ConfigParser:
         parser = super()._load_bundle_config(path, config)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from ignite.engine import Engine
 from torch.utils.data import DataLoader, Dataset
 
 from bundle.checkpoints.file import network_settings
@@ -15,7 +16,7 @@ from bundle.handlers.gate import IterationGate
 from bundle.handlers.updates import DiscriminatorUpdate, GeneratorUpdate
 from bundle.losses.objective import GeneratorObjective
 from bundle.networks.discriminators import build_discriminators
-from bundle.networks.vqgan import VQGAN, TrainingPass
+from bundle.networks.vqgan import VQGAN
 
 TINY_SETTINGS = network_settings("lite", "ema", 32, -1000, 1000)
 
@@ -51,12 +52,13 @@ class SmallRun:
         max_iterations: int | None = None,
         warmup: int | None = None,
         amp_on_cpu: bool = False,
+        validator: Engine | None = None,
         handlers: Callable[["SmallRun"], list] = lambda run: [],
     ) -> None:
         torch.manual_seed(0)
         self.network = network
         self.discriminators = build_discriminators(*weights[:2])
-        self._build_optimizers(iterations * max_epochs, warmup)
+        self._build_optimizers(warmup)
         self.sampler = ResumableSampler(batch)
         self.trainer = AdversarialTrainer(
             device="cpu",
@@ -64,20 +66,20 @@ class SmallRun:
             train_data_loader=DataLoader(NumberedPatches(size), batch_sampler=self.sampler),
             epoch_length=iterations,
             network=network,
-            training_pass=TrainingPass(network),
             micro_batch_size=micro,
             max_iterations=max_iterations,
             amp_on_cpu=amp_on_cpu,
+            validator=validator,
             train_handlers=[*self._updates(IterationGate(start, pretrain), *weights), *handlers(self)],
         )
 
-    def _build_optimizers(self, iterations, warmup):
+    def _build_optimizers(self, warmup):
         self.optimizer = build_optimizer(self.network, 1e-4)
         self.discriminator_optimizer = build_optimizer(self.discriminators, 1e-4)
         self.schedule = self.discriminator_schedule = None
         if warmup is not None:
-            self.schedule = build_schedule(self.optimizer, iterations, warmup, 0.1)
-            self.discriminator_schedule = build_schedule(self.discriminator_optimizer, 5, warmup, 0.1)
+            self.schedule = build_schedule(self.optimizer, warmup, 0.1)
+            self.discriminator_schedule = build_schedule(self.discriminator_optimizer, warmup, 0.1)
         self.state = TrainingState(
             self.network,
             TINY_SETTINGS,

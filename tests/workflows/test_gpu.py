@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from bundle.inferers.halo import HaloInferer
-from bundle.networks.vqgan import VQGAN, TrainingPass, build_vqgan, to_device
+from bundle.networks.vqgan import VQGAN, build_vqgan
 from tests.workflows.test_resume import SETTINGS, content_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,7 @@ def full_float32(monkeypatch):
 def started(preset: str, image: torch.Tensor, device: str = "cuda") -> VQGAN:
     """A network whose codebook has seen the image."""
     torch.manual_seed(0)
-    network = to_device(build_vqgan(preset, "ema", 1024), device)
+    network = build_vqgan(preset, "ema", 1024).to(device)
     with torch.no_grad():
         network.quantizer.initialize(network.encode_latent(image.to(device)))
     return network.eval()
@@ -92,7 +92,7 @@ def test_gradients_in_bfloat16_point_where_those_in_float32_do(image):
     for half in (False, True):
         network.zero_grad()
         with torch.autocast("cuda", torch.bfloat16, enabled=half):
-            result = TrainingPass(network)(patch)
+            result = network.reconstruct(patch)
         loss = (result.image - patch).abs().mean() + 0.25 * result.commitment_loss
         loss.backward()
         gradients.append(torch.cat([part.grad.flatten() for part in network.parameters()]))

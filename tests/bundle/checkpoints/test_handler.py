@@ -17,14 +17,22 @@ from bundle.run.rules import SettingsError
 NAN, INF = math.nan, math.inf
 
 
+class BareTrainer(Engine):
+    """A trainer that computes nothing."""
+
+    def __init__(self, validator=None):
+        super().__init__(lambda *_: None)
+        self.validator, self.extras = validator, {}
+
+
 def new_state(settings):
     return TrainingState(nn.Linear(2, 2), settings, nn.ModuleDict(), {}, {})
 
 
 def validated_run(state, folder, figures, start=0, interval=1000, gate=None, lpips=None):
     """A run that is validated after every iteration, with these figures; it starts at iteration `start`."""
-    validator, trainer = Engine(lambda *_: None), Engine(lambda *_: None)
-    coming = iter(figures)
+    validator = Engine(lambda *_: None)
+    trainer, coming = BareTrainer(validator), iter(figures)
 
     @validator.on(Events.EPOCH_COMPLETED)
     def measure(engine):
@@ -37,7 +45,7 @@ def validated_run(state, folder, figures, start=0, interval=1000, gate=None, lpi
         engine.state.iteration = start
 
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: validator.run([0]))
-    handler = CheckpointHandler(state, folder, interval, validator, gate=gate)
+    handler = CheckpointHandler(state, folder, interval, gate=gate)
     handler.attach(trainer)
     trainer.run([0], epoch_length=start + len(figures))
     return handler
@@ -112,7 +120,7 @@ def test_a_gap_that_a_killed_run_left_is_closed(tmp_path, tiny_settings):
 
 
 def test_last_is_written_every_interval_and_once_at_the_end(tmp_path, tiny_settings):
-    state, trainer, written = new_state(tiny_settings), Engine(lambda *_: None), []
+    state, trainer, written = new_state(tiny_settings), BareTrainer(), []
     CheckpointHandler(state, tmp_path, interval=2).attach(trainer)
     last = tmp_path / "checkpoints" / "last.pt"
 
@@ -171,13 +179,12 @@ class Counter:
 
 
 def test_extras_come_back_by_name_and_those_that_a_file_does_not_know_are_left_alone(tiny_settings):
-    saved, engine = new_state(tiny_settings), Engine(lambda *_: None)
+    state, engine = new_state(tiny_settings), BareTrainer()
     engine.state.epoch_length = 10
-    saved.extras = {"known": Counter(3), "dropped": Counter(4)}
-    content = saved.state_dict(engine)
+    engine.extras = {"known": Counter(3), "dropped": Counter(4)}
+    content = state.state_dict(engine)
     known, new = Counter(), Counter(7)
-    state = TrainingState(nn.Linear(2, 2), tiny_settings, nn.ModuleDict(), {}, {}, {"known": known})
-    state.extras["new"] = new
+    engine.extras = {"known": known, "new": new}
     state.load_state_dict(content, engine)
     assert (known.count, new.count) == (3, 7)
     del content["extras"]  # as in format 1
@@ -205,7 +212,7 @@ def test_random_numbers_go_on_where_they_were(tmp_path):
 
 @pytest.mark.parametrize(("keep_last", "kept"), [(1, [9]), (3, [9, 8, 6]), (9, [9, 8, 6, 4, 2])])
 def test_as_many_of_the_last_are_kept_as_wanted(tmp_path, tiny_settings, keep_last, kept):
-    trainer = Engine(lambda *_: None)
+    trainer = BareTrainer()
     CheckpointHandler(new_state(tiny_settings), tmp_path, 2, keep_last=keep_last).attach(trainer)
     trainer.run([0], epoch_length=9)
     paths = rolling_paths(tmp_path / "checkpoints")
@@ -215,7 +222,7 @@ def test_as_many_of_the_last_are_kept_as_wanted(tmp_path, tiny_settings, keep_la
 
 def test_a_resumed_run_that_keeps_fewer_drops_the_oldest(tmp_path, tiny_settings):
     for start, keep_last in ((0, 4), (6, 2)):
-        trainer = Engine(lambda *_: None)
+        trainer = BareTrainer()
         trainer.add_event_handler(Events.STARTED, lambda e, start=start: setattr(e.state, "iteration", start))
         CheckpointHandler(new_state(tiny_settings), tmp_path, 2, keep_last=keep_last).attach(trainer)
         trainer.run([0], epoch_length=start + 6)

@@ -11,7 +11,8 @@ def rates(total, warmup, final_ratio, steps):
     """Learning rate, in units of the base rate, of each of `steps` iterations."""
     network = nn.Linear(1, 1)
     optimizer = build_optimizer(network, 0.5)
-    schedule = build_schedule(optimizer, total, warmup, final_ratio)
+    schedule = build_schedule(optimizer, warmup, final_ratio)
+    schedule.iterations = total
     used = []
     for _ in range(steps):
         network(torch.ones(1, 1)).sum().backward()
@@ -42,7 +43,7 @@ def test_a_final_ratio_of_one_without_warm_up_is_constant():
 
 def test_an_empty_network_has_neither_optimizer_nor_schedule():
     assert build_optimizer(nn.ModuleDict(), 1.0) is None
-    assert build_schedule(None, 10, 0, 1.0) is None
+    assert build_schedule(None, 0, 1.0) is None
 
 
 @pytest.mark.parametrize(("max_norm", "expected"), [(None, 5.0), (10.0, 5.0), (1.0, 1.0)])

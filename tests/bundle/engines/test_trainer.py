@@ -11,7 +11,6 @@ from bundle.engines.trainer import AdversarialTrainer
 from bundle.handlers.gate import IterationGate
 from bundle.handlers.updates import DiscriminatorUpdate, GeneratorUpdate
 from bundle.losses.objective import GeneratorObjective
-from bundle.networks.vqgan import TrainingPass
 
 
 def copy_of(module):
@@ -226,9 +225,7 @@ def test_the_loss_falls_on_one_patch(tiny_vqgan):
     }
     objective, losses = GeneratorObjective(1.0, 0.25), []
     update = GeneratorUpdate(build_optimizer(network, 3e-3), objective, IterationGate(100))
-    trainer = AdversarialTrainer(
-        "cpu", 1, itertools.repeat(image), 60, network, TrainingPass(network), 1, train_handlers=[update]
-    )
+    trainer = AdversarialTrainer("cpu", 1, itertools.repeat(image), 60, network, 1, train_handlers=[update])
     trainer.add_event_handler(
         Events.ITERATION_COMPLETED, lambda e: losses.append(float(e.current.losses["recon_loss"]))
     )

@@ -24,7 +24,7 @@ from bundle.handlers.nonfinite import HealthGuard
 from bundle.handlers.updates import GeneratorUpdate
 from bundle.losses.objective import GeneratorObjective
 from bundle.networks.quantizer import EMACodebook
-from bundle.networks.vqgan import VQGAN, Preset, TrainingPass
+from bundle.networks.vqgan import VQGAN, Preset
 
 RANKS, LENGTH, BAD_RANK, BAD_ITERATION = 2, 3, 1, 2
 
@@ -42,9 +42,7 @@ def train(rank: int, folder: Path) -> dict[str, object]:
     checkpoints = CheckpointHandler(state, folder / f"rank_{rank}", interval=2)
     update = GeneratorUpdate(optimizer, GeneratorObjective(1.0, 0.25), IterationGate(99))
     handlers = [update, guard, checkpoints]
-    trainer = AdversarialTrainer(
-        "cpu", 1, batches, LENGTH, network, TrainingPass(network), 2, train_handlers=handlers
-    )
+    trainer = AdversarialTrainer("cpu", 1, batches, LENGTH, network, 2, train_handlers=handlers)
     weights = []
     trainer.add_event_handler(
         Events.ITERATION_COMPLETED,

@@ -46,9 +46,10 @@ def logged(tmp_path, tiny_vqgan, small_run):
     def make(iterations, start=3, weights=(1.0, 0.0, 4.0), validator=None, progress=False, **shape):
         def handlers(run):
             log = TensorBoardLog(tmp_path)
-            return [ScalarLog(log, tmp_path, 2, run.optimizer, validator, progress)]
+            return [ScalarLog(log, tmp_path, 2, run.optimizer, progress)]
 
-        run = small_run(tiny_vqgan(), iterations, start=start, weights=weights, handlers=handlers, **shape)
+        shape |= {"start": start, "weights": weights, "validator": validator, "handlers": handlers}
+        run = small_run(tiny_vqgan(), iterations, **shape)
         losses = {}
 
         @run.trainer.on(Events.ITERATION_COMPLETED)

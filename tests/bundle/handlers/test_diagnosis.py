@@ -23,18 +23,16 @@ ONE_CODE = torch.zeros(CODES).index_fill_(0, torch.tensor([0]), 1000.0)
 
 def watched(curves: list[dict[str, float]], counts=EVEN, validations=(), gate=0, **settings):
     """Events of a run with these losses per iteration, and these figures after each iteration."""
-    events, state = [], SimpleNamespace(extras={})
+    events, kept = [], {}
     validator = Engine(lambda *_: None)
     trainer = Engine(lambda engine, _: engine.current.losses.update(curves[engine.state.iteration - 1]))
-    trainer.current = IterationState()
+    trainer.current, trainer.validator, trainer.keep = IterationState(), validator, kept.__setitem__
     trainer.network = SimpleNamespace(
         quantizer=SimpleNamespace(last_counts=counts, last_restarts=torch.zeros(()), num_embeddings=CODES)
     )
     watch = HealthWatch(
-        state,
         IterationGate(gate),
         {"image": 1.0, "video": 0.5},
-        validator=validator,
         note_event=lambda **event: events.append(event),
         **{"window": 2, **settings},
     )
@@ -48,7 +46,7 @@ def watched(curves: list[dict[str, float]], counts=EVEN, validations=(), gate=0,
             watch.judge_validation(validator, engine)
 
     trainer.run([0], epoch_length=len(curves))
-    return events, state.extras["health_watch"]
+    return events, kept["health_watch"]
 
 
 def losses(recon=0.1, gen=0.0, disc=1.2):
@@ -120,7 +118,7 @@ def test_no_improvement_behind_the_gate_is_told_when_neither_psnr_nor_lpips_rise
 
 def test_a_resumed_run_does_not_tell_again():
     events, watch = watched([losses(disc=0.0)] * 2)
-    again = HealthWatch(SimpleNamespace(extras={}), IterationGate(0), {"image": 1.0})
+    again = HealthWatch(IterationGate(0), {"image": 1.0})
     again.load_state_dict(watch.state_dict())
 
     again._report(SimpleNamespace(state=SimpleNamespace(iteration=9)), "discriminator_dead", "")
@@ -131,7 +129,7 @@ def test_a_resumed_run_does_not_tell_again():
 @pytest.mark.parametrize("name", ["window", "no_improvement_validations"])
 def test_a_count_below_one_is_refused(name):
     with pytest.raises(SettingsError, match=r"must be a whole number from 1, got 0"):
-        HealthWatch(SimpleNamespace(extras={}), IterationGate(0), {"image": 1.0}, **{name: 0})
+        HealthWatch(IterationGate(0), {"image": 1.0}, **{name: 0})
 
 
 @pytest.mark.parametrize("kind", ADVICE)

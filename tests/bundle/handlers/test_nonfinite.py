@@ -49,10 +49,10 @@ class Poison:
 
 def guarded(small_run, network, folder, where, iterations, length=4, events=None, save=True, **settings):
     """A run across the gate (at 1) with a guard, poisoned in these iterations."""
-    note = (lambda **event: events.append(event)) if events is not None else None
+    events = [] if events is None else events
 
     def handlers(run):
-        guard = HealthGuard(run.state, folder, note_event=note, **settings)
+        guard = HealthGuard(run.state, folder, note_event=lambda **event: events.append(event), **settings)
         saves = [CheckpointHandler(run.state, folder, interval=1)] if save else []
         return [Poison(run, where, iterations), guard, *saves]
 
@@ -92,7 +92,7 @@ def test_a_bad_iteration_moves_nothing_and_the_next_one_goes_on(tiny_vqgan, smal
     assert all(bool(tensor.isfinite().all()) for tensor in seen[4])
     assert run.trainer.state.iteration == 4
     assert run.schedule.last_epoch == 3
-    assert run.state.extras["health_guard"].state_dict() == {"skipped": 1, "in_a_row": 0, "rollbacks": 0}
+    assert run.trainer.extras["health_guard"].state_dict() == {"skipped": 1, "in_a_row": 0, "rollbacks": 0}
 
 
 def test_an_undefined_first_batch_does_not_become_the_codebook(tiny_vqgan, small_run, tmp_path):
@@ -181,7 +181,7 @@ def test_a_resumed_run_keeps_the_lowered_learning_rate_and_the_counts(tiny_vqgan
 
     resumed = guarded(small_run, tiny_vqgan(), tmp_path, "image", set(), length=4, save=False)
     resumed.state.load_state_dict(content, resumed.trainer)
-    guard = resumed.state.extras["health_guard"]
+    guard = resumed.trainer.extras["health_guard"]
     guard._set_learning_rates()
     assert guard.state_dict() == {"skipped": 2, "in_a_row": 0, "rollbacks": 2}
     assert resumed.schedule.base_lrs == [0.25e-4]

@@ -12,6 +12,7 @@ from bundle.checkpoints.handler import CheckpointHandler
 from bundle.handlers.curves import ScalarLog, TensorBoardLog
 from bundle.handlers.stop_signal import StopOnSignal
 from bundle.handlers.validation import ValidateEvery
+from bundle.run.record import finish_run, start_run
 from bundle.run.signals import STOP_SIGNALS, ignore_stop_signals
 
 
@@ -46,20 +47,15 @@ class Validator(Engine):
 
 @pytest.fixture
 def stopped_run(tmp_path, tiny_vqgan, small_run):
-    """A run of 2 epochs of 3 iterations with a handler that sends a signal, and its `StopOnSignal`."""
+    """A run of 2 epochs of 3 iterations with a handler that sends a signal, and ends it; its trainer."""
 
     def make(*senders, validator=None):
-        stops = []
-
         def handlers(run):
-            checkpoints = CheckpointHandler(run.state, tmp_path, 1000, None)
-            stops.append(StopOnSignal(validator))
-            validate = [] if validator is None else [ValidateEvery(validator, 1)]
-            return [stops[0], *senders, *validate, checkpoints]
+            validate = [] if validator is None else [ValidateEvery(1)]
+            return [StopOnSignal(), *senders, *validate, CheckpointHandler(run.state, tmp_path, 1000)]
 
-        run = small_run(tiny_vqgan(), 3, weights=(0, 0, 0), max_epochs=2, handlers=handlers)
-        run.run()
-        return run, stops[0]
+        shape = {"weights": (0, 0, 0), "max_epochs": 2}
+        return small_run(tiny_vqgan(), 3, validator=validator, handlers=handlers, **shape).run().trainer
 
     return make
 
@@ -70,15 +66,15 @@ def saved_iteration(folder):
 
 @pytest.mark.parametrize("number", STOP_SIGNALS, ids=str)
 def test_the_iteration_is_finished_and_saved_and_the_run_ends(stopped_run, tmp_path, number):
-    run, stop = stopped_run(Send(Events.ITERATION_STARTED(once=2), number))
-    assert stop.stopped_by == number
-    assert run.trainer.state.iteration == saved_iteration(tmp_path) == 2
+    trainer = stopped_run(Send(Events.ITERATION_STARTED(once=2), number))
+    assert trainer.state.stopped_by == number
+    assert trainer.state.iteration == saved_iteration(tmp_path) == 2
 
 
 def test_a_signal_before_the_first_iteration_still_leaves_a_checkpoint(stopped_run, tmp_path):
-    run, stop = stopped_run(Send(Events.STARTED))
-    assert stop.stopped_by == signal.SIGTERM
-    assert run.trainer.state.iteration == saved_iteration(tmp_path) == 1
+    trainer = stopped_run(Send(Events.STARTED))
+    assert trainer.state.stopped_by == signal.SIGTERM
+    assert trainer.state.iteration == saved_iteration(tmp_path) == 1
 
 
 def test_after_the_first_signal_a_second_one_does_what_the_system_does(stopped_run):
@@ -92,28 +88,28 @@ def test_a_validation_is_left_at_once_and_the_state_before_it_saved(stopped_run,
     validator.add_event_handler(Events.ITERATION_STARTED, lambda: seen.append("started"))
     Send(Events.ITERATION_STARTED(once=1)).attach(validator)
     validator.add_event_handler(Events.ITERATION_COMPLETED, lambda: seen.append("completed"))
-    run, stop = stopped_run(validator=validator)
-    assert stop.stopped_by == signal.SIGTERM
+    trainer = stopped_run(validator=validator)
+    assert trainer.state.stopped_by == signal.SIGTERM
     assert seen == ["started"]
-    assert run.trainer.state.iteration == saved_iteration(tmp_path) == 3
+    assert trainer.state.iteration == saved_iteration(tmp_path) == 3
 
 
 def test_a_run_without_signals_is_not_stopped(stopped_run):
-    run, stop = stopped_run()
-    assert stop.stopped_by is None
-    assert run.trainer.state.iteration == 6
+    trainer = stopped_run()
+    assert trainer.state.stopped_by is None
+    assert trainer.state.iteration == 6
 
 
 def test_an_ignored_signal_stays_ignored_as_under_nohup(stopped_run):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    run, stop = stopped_run(Send(Events.ITERATION_STARTED(once=2), signal.SIGHUP))
-    assert stop.stopped_by is None
-    assert run.trainer.state.iteration == 6
+    trainer = stopped_run(Send(Events.ITERATION_STARTED(once=2), signal.SIGHUP))
+    assert trainer.state.stopped_by is None
+    assert trainer.state.iteration == 6
 
 
 def test_the_curves_are_flushed_when_a_run_is_stopped(tmp_path, tiny_vqgan, small_run, monkeypatch):
     def handlers(run):
-        log = ScalarLog(TensorBoardLog(tmp_path), tmp_path, 2, run.optimizer, None, progress=False)
+        log = ScalarLog(TensorBoardLog(tmp_path), tmp_path, 2, run.optimizer, progress=False)
         return [StopOnSignal(), Send(Events.ITERATION_STARTED(once=2)), log]
 
     closed = []
@@ -123,12 +119,13 @@ def test_the_curves_are_flushed_when_a_run_is_stopped(tmp_path, tiny_vqgan, smal
     assert run.trainer.state.iteration == 2 and closed
 
 
-def test_a_server_that_trained_gets_its_signals_back(stopped_run):
+def test_a_server_that_trained_gets_its_signals_back(stopped_run, tmp_path):
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    _, stop = stopped_run()
+    start_run(str(tmp_path))
+    stopped_run()
     assert {number: signal.getsignal(number) for number in STOP_SIGNALS} != before
 
-    assert stop.give_back() is None
+    finish_run(str(tmp_path))
     assert {number: signal.getsignal(number) for number in STOP_SIGNALS} == before
 
 

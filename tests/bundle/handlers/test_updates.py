@@ -29,7 +29,7 @@ def stabilised(small_run, network, micro, name, iterations=1):
     run.update = the_update(run.trainer)
     for setting, value in STABILISERS[name].items():
         setattr(run.update, setting, value)
-    run.update.lecam = run.lecam if "lecam_weight" in STABILISERS[name] else None
+    run.update.lecam = run.lecam
     if name in ("spectral", "all"):
         add_spectral_norm(run.discriminators).requires_grad_(False)
         run.discriminator_optimizer.param_groups[0]["params"] = list(run.discriminators.parameters())
@@ -63,7 +63,7 @@ def test_accumulated_micro_batches_give_the_full_batch_s_gradient(tiny_vqgan, sm
 def test_the_penalties_are_those_of_the_papers_times_the_discriminator_s_weight(tiny_vqgan, small_run):
     run = stabilised(small_run, tiny_vqgan(), 4, "r1")
     run.update.weights["image"], seen = 2.0, {}
-    run.update.lecam, run.update.lecam_weight = run.lecam, 0.3
+    run.update.lecam_weight = 0.3
 
     @run.trainer.on(AdversarialEvents.GENERATOR_STEP)
     def both(engine):

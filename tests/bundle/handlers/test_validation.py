@@ -94,13 +94,13 @@ def finished_run(tmp_path, tiny_vqgan, small_run):
 
         def handlers(run):
             return [
-                ValidateEvery(validator, interval),
-                ScalarLog(TensorBoardLog(tmp_path), tmp_path, 10, run.optimizer, validator, progress=False),
-                CheckpointHandler(run.state, tmp_path, 100, validator),
+                ValidateEvery(interval),
+                ScalarLog(TensorBoardLog(tmp_path), tmp_path, 10, run.optimizer, progress=False),
+                CheckpointHandler(run.state, tmp_path, 100),
             ]
 
         last = tmp_path / "checkpoints" / "last.pt"
-        small = small_run(network, weights=(0, 0, 0), handlers=handlers, **shape)
+        small = small_run(network, validator=validator, weights=(0, 0, 0), handlers=handlers, **shape)
         validator.add_event_handler(
             Events.COMPLETED, lambda engine: happened.append((engine.state.trainer_iteration, last.exists()))
         )
@@ -152,13 +152,14 @@ def test_validation_leaves_the_training_as_it_was(tmp_path, finished_run, tiny_v
 
 def test_an_interval_below_one_epoch_is_refused():
     with pytest.raises(ValueError, match="`val_interval` must be a whole number from 1, got 0"):
-        ValidateEvery(Engine(lambda *_: None), 0)
+        ValidateEvery(0)
 
 
 @pytest.mark.parametrize(("at_start", "validated"), [(True, [0, 2, 4]), (False, [2, 4])])
 def test_a_run_that_starts_from_weights_is_validated_before_its_first_iteration(at_start, validated):
     trainer, validator, seen = Engine(lambda *_: None), Engine(lambda *_: None), []
-    ValidateEvery(validator, 1, at_start).attach(trainer)
+    trainer.validator, trainer.keep = validator, lambda name, part: None
+    ValidateEvery(1, at_start).attach(trainer)
     validator.add_event_handler(Events.STARTED, lambda: validator.state.__setattr__("output", None))
     runs = validator.run
     validator.run = lambda: (seen.append(trainer.state.iteration), runs([0]))[1]  # type: ignore[method-assign]

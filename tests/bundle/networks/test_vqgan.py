@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from bundle.networks.vqgan import PRESETS, TrainingPass, build_vqgan, to_device
+from bundle.networks.vqgan import PRESETS, build_vqgan
 from bundle.run.rules import STRIDE
 
 
@@ -57,9 +57,9 @@ def test_the_generator_has_no_layer_with_statistics_over_space():
     assert not [name for name in names if "Norm" in name or "Attention" in name]
 
 
-def test_training_pass_gives_gradients_to_encoder_and_decoder(tiny_vqgan):
+def test_a_reconstruction_gives_gradients_to_encoder_and_decoder(tiny_vqgan):
     network = tiny_vqgan()
-    TrainingPass(network)(torch.rand(1, 1, 16, 16, 16)).image.sum().backward()
+    network.reconstruct(torch.rand(1, 1, 16, 16, 16)).image.sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
@@ -94,9 +94,9 @@ def test_voxels_are_not_rounded_to_bf16_under_autocast(tiny_vqgan):
     assert not torch.equal(image, image.bfloat16().float())
 
 
-def test_a_network_that_is_copied_and_loaded_without_to_device_computes_in_the_same_order():
+def test_a_network_that_is_copied_and_loaded_computes_in_the_same_order():
     """MONAI Label's stock app builds the network that way; half a HU must round to the same side."""
-    placed = to_device(build_vqgan("lite", "fsq", 64), "cpu")
+    placed = build_vqgan("lite", "fsq", 64)
     copied = copy.deepcopy(build_vqgan("lite", "fsq", 64)).to(torch.device("cpu"))
     copied.load_state_dict({name: tensor.contiguous() for name, tensor in placed.state_dict().items()})
 
