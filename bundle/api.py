@@ -27,6 +27,7 @@ from bundle.checkpoints.file import (
     load_generator,
     read_checkpoint,
 )
+from bundle.data.cases.provenance import Provenance, short_halo
 from bundle.data.latents.file import EncodedVolume, LatentFileError, read_latent_file
 from bundle.data.latents.geometry import meta_of, record_of, restored_volume
 from bundle.data.volumes.geometry import restore_orientation, to_ras
@@ -154,7 +155,8 @@ class Model:
         with _whole_float32():
             tiling = HaloInferer(_tile(tile_size), halo)
             codes = EncodingInferer(tiling, keep_latents)(self._scaled(image), self.network)[0].numpy()
-        record = record_of(volume_name(source), source, image, self.settings, self.sha256, patient)
+        provenance = Provenance(self.sha256, self.settings, halo=short_halo(halo, self.network.halo))
+        record = record_of(volume_name(source), source, image, provenance, patient)
         latents = codes[1:].astype(np.float16) if keep_latents else None
         return EncodedVolume(record, codes[0].astype(np.uint16), latents)
 

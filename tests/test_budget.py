@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "bundle.data.patches": ("bundle.data.volumes", "bundle.data.store"),
     "bundle.data.cases": ("bundle.data.volumes", "bundle.data.dicom", "bundle.data.store"),
     "bundle.data.latents": tuple(f"bundle.data.{room}" for room in ("volumes", "cases", "store", "patches")),
+    "bundle.archives": ("bundle.data", "bundle.networks"),
     "bundle.engines": ("bundle.losses", "bundle.inferers", "bundle.networks"),
     "bundle.checkpoints": ("bundle.engines", "bundle.networks"),
     "bundle.handlers": tuple(

@@ -29,6 +29,8 @@ LEFT_BY_RUNS = {
     "metrics.csv",
     "model.pt",
     "prepare_report.csv",
+    "run_shard_3_of_8.json",
+    "skipped.csv",
     "dataset.json",  # of nnU-Net's data sets
 }
 SUFFIX = r"\.(?:py|yaml|json|md|txt|sh|toml|png|csv|log|pt)"
@@ -36,9 +38,10 @@ NAMED = {word for code in CODE for word in re.findall(rf"^[\w./-]*\w{SUFFIX}$", 
 PATHS = sorted(
     path for path in NAMED if Path(path).name not in LEFT_BY_RUNS and not path.startswith("outputs/")
 )
-# The last three belong to the launcher, to scripts.reconstruct and to MONAI's command.
+# All but the first belong to the launcher, to scripts.reconstruct, to MONAI's command and to scripts.install.
 NO_OVERRIDES = {"--id value", "--background", "--compare", "--args_file FILE"}
 NO_OVERRIDES |= {"--window lung", "--window mediastinum", "--window pe"}
+NO_OVERRIDES |= {"--half", '--name "WORDS"'}
 OVERRIDES = sorted({code for code in CODE if code.startswith("--")} - NO_OVERRIDES)
 
 

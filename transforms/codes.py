@@ -12,11 +12,13 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import ImageMetaKey, convert_to_numpy
 
+from bundle.data.cases.provenance import Provenance
 from bundle.data.latents.file import (
     SUFFIX,
     EncodedVolume,
     LatentFileError,
     Record,
+    holds_latents,
     read_latent_file,
     read_record,
     write_latent_file,
@@ -35,8 +37,8 @@ class SaveCodesd(MapTransform):
         image_key: the volume they were made from, a MetaTensor (1, X, Y, Z) in RAS axes.
         output_dir: folder of the results, made if missing.
         data_root_dir: data set; sub-folders below it are repeated below `output_dir`.
-        settings: `network_settings` of the model.
-        model_fingerprint: called once weights are loaded; see `bundle.networks.fingerprint`.
+        provenance: called once weights are loaded; says how the codes are made.
+        keep_latents: whether a file without latents is one that has to be made again.
     """
 
     def __init__(
@@ -45,28 +47,45 @@ class SaveCodesd(MapTransform):
         image_key: str,
         output_dir: PathLike,
         data_root_dir: PathLike,
-        settings: Mapping[str, Any],
-        model_fingerprint: Callable[[], str],
+        provenance: Callable[[], Provenance],
+        keep_latents: bool = False,
     ) -> None:
         super().__init__(keys)
         self.image_key = image_key
         self.output_dir, self.data_root_dir = Path(output_dir), data_root_dir
-        self.settings, self.model_fingerprint = dict(settings), model_fingerprint
+        self.provenance, self.keep_latents = provenance, keep_latents
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Writes each file; its size beside the original's goes to the log."""
         for key in self.key_iterator(dict(data)):
             image = data[self.image_key]
             source = Path(image.meta[ImageMetaKey.FILENAME_OR_OBJ])
-            name = output_name(source, self.data_root_dir)
-            path = self.output_dir / name.with_name(name.name + SUFFIX)
+            path = self.path_of(source)
             codes = convert_to_numpy(data[key])
             latents = codes[1:].astype(np.float16) if len(codes) > 1 else None
-            known = (self.settings, self.model_fingerprint(), str(data.get("patient", "")))
-            record = record_of(name.name, source, image, *known)
+            name = path.name.removesuffix(SUFFIX)
+            record = record_of(name, source, image, self.provenance(), str(data.get("patient", "")))
             write_latent_file(path, EncodedVolume(record, codes[0].astype(np.uint16), latents))
             _log_size(path, source, record)
         return dict(data)
+
+    def path_of(self, source: PathLike) -> Path:
+        """Where the codes of a volume go."""
+        name = output_name(source, self.data_root_dir)
+        return self.output_dir / name.with_name(name.name + SUFFIX)
+
+    def is_done(self, source: PathLike) -> bool:
+        """Whether they are there, as this run would make them."""
+        path = self.path_of(source)
+        try:
+            is_same = read_record(path).provenance == self.provenance()
+            return is_same and (not self.keep_latents or holds_latents(path))
+        except LatentFileError:
+            return False
+
+    def fault(self, source: PathLike) -> str | None:
+        """Why no codes of a volume can be saved: there is nothing to be said before it is encoded."""
+        return None
 
 
 def check_model(cases: Iterable[Mapping[str, str]], key: str, model_fingerprint: str) -> None:

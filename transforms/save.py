@@ -1,4 +1,4 @@
-"""Saves a reconstruction in HU, as NIfTI or as a DICOM series."""
+"""Saves a reconstruction in HU, as NIfTI or as a DICOM series, and beside it how it was made."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
@@ -10,6 +10,12 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 from monai.utils import ImageMetaKey, MetaKeys
 
+from bundle.data.cases.provenance import (
+    Provenance,
+    forget_provenance,
+    read_provenance,
+    write_provenance,
+)
 from bundle.data.cases.split import dataset_root
 from bundle.data.dicom.derived import SeriesWriter, check_source, check_target, derivation_text
 from bundle.data.volumes.nifti import VolumeError
@@ -25,8 +31,8 @@ class OutputFormatError(ValueError):
 class SaveImageCTPAd(SaveImaged):
     """Saves `<output_dir>/<name>_<output_postfix>.nii.gz`, or a DICOM series in a folder of that name.
 
-    Both hold int16 HU. A SaveImaged, so that MONAI Label finds and drops it; but errors of the writer are
-    passed on as they are.
+    Both hold int16 HU. A JSON beside it says how it was made, if `check` was told. This is a SaveImaged, so
+    that MONAI Label finds and drops it; but errors of the writer are passed on as they are.
 
     Args:
         keys: volumes (1, X, Y, Z) in HU, with the metadata of their file.
@@ -61,7 +67,7 @@ class SaveImageCTPAd(SaveImaged):
                 "`settings` must be given with `output_format` dicom, got None; give the model's"
             )
         self.output_format, self.settings = output_format, dict(settings or {})
-        self.model_fingerprint: Callable[[], str] | None = None  # until `check` is told
+        self.provenance: Callable[[], Provenance] | None = None  # until `check` is told
         self.output_dir = Path(output_dir)
         self.output_postfix, self.output_ext = output_postfix, output_ext
         self.data_root_dir = dataset_root(data_root_dir) if data_root_dir else ""
@@ -88,40 +94,55 @@ class SaveImageCTPAd(SaveImaged):
             image = data[key]
             meta = image.meta if isinstance(image, MetaTensor) else {}
             source = meta.get(ImageMetaKey.FILENAME_OR_OBJ, str(key))
-            path = self._path(source)
+            path = self.path_of(source)
             writer = self._writer()
             writer.set_data_array(image)
             writer.set_metadata(meta)
+            forget_provenance(path)
             writer.write(path)
+            if self.provenance is not None:
+                write_provenance(path, self.provenance())
             meta[MetaKeys.SAVED_TO] = str(path)
         return dict(data)
 
     def check(
-        self, cases: Iterable[Mapping[str, Any]], model_fingerprint: Callable[[], str], key: str = "image"
+        self, cases: Iterable[Mapping[str, Any]], provenance: Callable[[], Provenance], key: str = "image"
     ) -> None:
-        """Refuses what could not be saved, before the network has run for hours; and takes the model's name.
+        """Refuses what could not be saved, before the network has run for hours; and takes the provenance.
 
         Args:
             cases: items that hold the path of a volume.
-            model_fingerprint: called when a series is written, its weights loaded; see
-                `bundle.networks.fingerprint`. Not an argument of the class, since a server builds this
-                transform without wanting a network.
+            provenance: called once weights are loaded; says how the results are made. Not an argument of the
+                class, since a server builds this transform without wanting a network.
             key: of the path.
 
         Raises:
             VolumeError: naming every volume of which no DICOM can be made.
         """
-        self.model_fingerprint = model_fingerprint
-        faults = [fault for case in cases if (fault := self._fault(str(case[key])))]
+        self.provenance = provenance
+        faults = [fault for case in cases if (fault := self.fault(str(case[key])))]
         if faults:
             raise VolumeError("\n  ".join(["`output_format` dicom does not go here:", *faults]))
 
-    def _fault(self, source: str) -> str | None:
+    def path_of(self, source: PathLike) -> Path:
+        """Where the result of a volume goes."""
+        # not MONAI's FolderLayout, which cuts a folder called 1.2.840.113619 at its last dot
+        name = output_name(source, self.data_root_dir)
+        ending = f"_{self.output_postfix}" if self.output_postfix else ""
+        ext = self.output_ext if self.output_format == "nifti" else ""
+        return self.output_dir / name.with_name(f"{name.name}{ending}{ext}")
+
+    def is_done(self, source: PathLike) -> bool:
+        """Whether the result of a volume is there, as this run would make it."""
+        return self.provenance is not None and read_provenance(self.path_of(source)) == self.provenance()
+
+    def fault(self, source: PathLike) -> str | None:
+        """Why no result of a volume can be saved; None if it can."""
         if self.output_format == "nifti":
             return None
         try:
             check_source(Path(source))
-            check_target(self._path(source), Path(source))
+            check_target(self.path_of(source), Path(source))
         except VolumeError as error:
             return str(error)
         return None
@@ -129,12 +150,5 @@ class SaveImageCTPAd(SaveImaged):
     def _writer(self) -> CTWriter:
         if self.output_format == "nifti":
             return CTWriter()
-        model = self.model_fingerprint() if self.model_fingerprint else "unknown"
+        model = self.provenance().model_sha256 if self.provenance else "unknown"
         return SeriesWriter(derivation_text(self.settings, model))
-
-    def _path(self, source: str) -> Path:
-        # not MONAI's FolderLayout, which cuts a folder called 1.2.840.113619 at its last dot
-        name = output_name(source, self.data_root_dir)
-        ending = f"_{self.output_postfix}" if self.output_postfix else ""
-        ext = self.output_ext if self.output_format == "nifti" else ""
-        return self.output_dir / name.with_name(f"{name.name}{ending}{ext}")

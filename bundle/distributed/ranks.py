@@ -60,7 +60,7 @@ def join(device: torch.device | str, rank_timeout_s: float = 600, store_timeout_
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if is_gpu else "gloo",
-            store=_store(limit),
+            store=launcher_store(limit),
             rank=here.rank,
             world_size=here.size,
             timeout=limit,
@@ -91,8 +91,15 @@ def wait_for_ranks() -> None:
         dist.barrier(group=_patient[0])
 
 
-def _store(limit: timedelta) -> dist.Store:
-    """Where the processes look each other up: torchrun's own store, or one of rank 0 under srun."""
+def launcher_store(limit: timedelta) -> dist.Store:
+    """Opens what the processes leave word for each other in: torchrun's own store, or rank 0's under srun.
+
+    Args:
+        limit: time to wait for it.
+
+    Raises:
+        LaunchError: if nobody says where it is.
+    """
     if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
         raise LaunchError(
             "`MASTER_ADDR` and `MASTER_PORT` must be set for srun without torchrun, e.g. export MASTER_PORT="

@@ -62,12 +62,12 @@ def check_settings(across: Callable[[Mapping[str, Any]], None] | None = None) ->
     settings = settings_of(parser)
     if across is not None:
         across(settings)
-    _join_processes(parser, command)
+    _join_processes(parser, command, settings.get("shard_count", 1) > 1)
 
 
-def _join_processes(parser: ConfigParser, command: Command | None) -> None:
-    joins = JOIN in parser.get()
-    refuse_misuse(joins, _overlay_that_joins(command.config_files if command is not None else []))
+def _join_processes(parser: ConfigParser, command: Command | None, has_shard: bool) -> None:
+    joins, files = JOIN in parser.get(), command.config_files if command is not None else []
+    refuse_misuse(joins or has_shard, _overlay_that_joins(files))
     if joins:
         parser.get_parsed_content(JOIN)
 

@@ -53,13 +53,13 @@ from bundle.inferers.codecs import CODECS, CodecError, compress
 from bundle.losses.perceptual import SlicePerceptualLoss, cached_backbone
 from bundle.metrics.codes import bits_per_voxel, code_use, nominal_bits_per_voxel
 from bundle.run.atomic import complete_or_absent, write_text
+from bundle.run.errors import EXIT_REFUSED
 from bundle.run.names import patient_key, printable
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_WINDOW = (-1000.0, 1000.0)
 DEFAULT_CODEC_BITS, DEFAULT_TILE = 0.22, 128
-EXIT_REFUSED = 3
 PARITIES = {0: "even", 1: "odd"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 
+EXIT_REFUSED = 3  # of a command that has left out volumes which cannot be used, and done all others
 OUR_PACKAGES = ("bundle", "transforms", "scripts")
 _MONAI_WRAPPER = re.compile(r"Failed to (instantiate|evaluate)|applying transform")
 # A data loading process passes on one text: a traceback with the error's dotted class and message in it.
@@ -25,7 +26,7 @@ def own_message(error: BaseException) -> str | None:
     """
     if isinstance(error, KeyboardInterrupt):
         return "stopped by Ctrl-C; what had been written is whole"
-    for link in _causes(error):
+    for link in chain_of(error):
         passed_on = _OURS_IN_TEXT.search(str(link)) if "Original Traceback" in str(link) else None
         if passed_on:
             return passed_on[1].strip()
@@ -58,15 +59,16 @@ def _of_the_machine(error: BaseException) -> str | None:
 
 def short_message(error: BaseException) -> str:
     """Returns class and message of what went wrong, without the RuntimeErrors that MONAI wraps around it."""
-    causes = _causes(error)
+    chain = chain_of(error)
     inner = [
-        link for link in causes if not (isinstance(link, RuntimeError) and _MONAI_WRAPPER.match(str(link)))
+        link for link in chain if not (isinstance(link, RuntimeError) and _MONAI_WRAPPER.match(str(link)))
     ]
-    first = (inner or causes)[0]
+    first = (inner or chain)[0]
     return f"{type(first).__name__}: {first}"
 
 
-def _causes(error: BaseException) -> list[BaseException]:
+def chain_of(error: BaseException) -> list[BaseException]:
+    """An error and what it was raised from, the outermost first."""
     chain = [error]
     while (cause := chain[-1].__cause__) is not None and cause not in chain:
         chain.append(cause)

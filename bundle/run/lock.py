@@ -48,10 +48,10 @@ def lock_folder(folder: Path, part: str = "") -> None:
         return
     file = _locked_file(path, wait=False)
     if file is None:
+        holder = printable(_holder(path))
         what = f"{part.replace('_', ' ')} " if part else ""
         raise FolderInUseError(
-            f"{folder}: {printable(_holder(path))} is writing {what}there; wait until it ends, or give another "
-            "--output_dir"
+            f"{folder}: {holder} is writing {what}there; wait until it ends, or give another --output_dir"
         )
     since = datetime.now(UTC).isoformat(timespec="seconds")
     with suppress(OSError):  # on a full disk the lock holds all the same

@@ -36,6 +36,11 @@ def volume_name(image: PathLike) -> str:
     return next((short for found in formats() if (short := found.short_name(name)) != name), name)
 
 
+def of_part(path: Path, part: str) -> Path:
+    """Names a file of a process that has a part of the work in a folder, such as `shard_3_of_8`."""
+    return path.with_stem(f"{path.stem}_{part}") if part else path
+
+
 def output_name(image: PathLike, root: PathLike = "") -> Path:
     """Where the result of a volume goes, without postfix and suffix, relative to the output folder.
 

@@ -29,6 +29,7 @@ from bundle.run.console import MessageFormatter, as_message, tell, tidy_console
 from bundle.run.errors import own_message, short_message
 from bundle.run.files import open_regular
 from bundle.run.lock import FolderInUseError, lock_folder, release_folder
+from bundle.run.names import of_part
 from bundle.run.signals import StopRequested, StopSignals, end_at_once, end_readers
 
 logger = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ def start_run(
         name = str(os.getpid())
     except OSError as error:
         raise UnwritableError(folder, error) from error
-    log, record = (_named_after(folder / file, name) for file in (log_file, _RECORD))
+    log, record = (of_part(folder / file, name) for file in (log_file, _RECORD))
     run = _OpenRun(folder, record, _open_log(log), StopSignals(end_at_once), part)
     _open_runs[folder.resolve()] = run
     earlier = _read_record(record) if resuming else {}
@@ -293,10 +294,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if isinstance(value, int | float | None) else _USER_IN_ADDRESS.sub("://***@", str(value))
-
-
-def _named_after(path: Path, part: str) -> Path:
-    return path.with_stem(f"{path.stem}_{part}") if part else path
 
 
 def _keeps_record(folder: Path) -> bool:

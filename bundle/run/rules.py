@@ -242,7 +242,13 @@ RULES: dict[str, Rule] = {
     "codebook_floor": _share,
     "no_improvement_validations": _count,
     "oom_policy": word("stop", "degrade"),
+    # several processes, in seconds
+    "store_timeout_s": whole(1, example=86400),
     # inference, codes and the latent diffusion model
+    "shard_index": whole(0),
+    "shard_count": _count,
+    "skip_existing": switch(),
+    "on_error": word("stop", "skip"),
     "output_format": word("nifti", "dicom"),
     "keep_latents": switch(),
     "codecs": Rule(f"a list of {', '.join(CODECS)}", _are_codecs, "[hevc]").or_null(),
@@ -272,6 +278,13 @@ def faults(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield (
             "hu_min",
             f"`hu_min` must be below `hu_max`, got {hu_min} and {hu_max}; set e.g. --hu_min -1000.0",
+        )
+    index, count = settings.get("shard_index"), settings.get("shard_count")
+    if not found and index is not None and count is not None and not index < count:
+        yield (
+            "shard_index",
+            f"`shard_index` must be below `shard_count`, got {index} and {count}; shards count from 0, so "
+            f"the last one is --shard_index {count - 1}",
         )
 
 

@@ -8,12 +8,13 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from monailabel.tasks.infer.bundle import BundleConstants
 
+from bundle.archives.maker import Maker
 from bundle.data.cases.split import find_cases
 from bundle.data.latents.file import SUFFIX
 from bundle.data.volumes.formats import writable_suffixes
-from bundle.networks.fingerprint import fingerprint
 from scripts.monailabel.infer import FOLDER, ReconstructionTask
 from transforms.codes import SaveCodesd
 
@@ -31,7 +32,10 @@ class EncodingTask(ReconstructionTask):
 
     def __init__(self, root: Path, conf: dict[str, str]) -> None:
         super().__init__(root, conf, const=EncodeConfig())
-        self._model_sha256 = fingerprint(self.generator)
+        config = self.bundle_config
+        settings, halo = config.get_parsed_content("network_settings"), config.get_parsed_content("halo")
+        is_mixed = bool(config.get_parsed_content("amp")) and torch.cuda.is_available()
+        self._provenance = Maker(self.generator, settings, is_mixed, halo)()
 
     def post_transforms(self, data: dict[str, Any] | None = None) -> Sequence[Callable]:
         """None: the config's would write into its `output_dir`."""
@@ -59,8 +63,7 @@ class EncodingTask(ReconstructionTask):
                 self.key_image,
                 folder,
                 data_root_dir="",
-                settings=self.bundle_config.get_parsed_content("network_settings"),
-                model_fingerprint=lambda: self._model_sha256,
+                provenance=lambda: self._provenance,
             )
             save(item)
             (written,) = Path(folder).rglob(f"*{SUFFIX}")

@@ -85,6 +85,8 @@ def test_every_reference_names_an_id_of_the_same_file_or_of_what_it_is_merged_on
     below = {
         "train_with_discriminator": ["train.yaml"],
         "export": ["inference.yaml"],
+        "multi_gpu_encode": ["encode.yaml"],
+        "multi_gpu_inference": ["inference.yaml"],
         "smoke": ["train.yaml"],
     }.get(path.stem, [])
     parser.read_config([*(str(ROOT / "configs" / name) for name in below), str(path)])

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -5,6 +7,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, SaveImaged
 
+from bundle.data.cases.provenance import Provenance
 from bundle.data.volumes.reading import VolumeError
 from transforms.intensity import InverseHUWindowd, ScaleHUWindowd
 from transforms.load import LoadImageCTPAd
@@ -150,6 +153,50 @@ def test_the_input_is_never_overwritten(tmp_path, save_nifti):
     with pytest.raises(VolumeError, match=r"scan\.nii\.gz: is the input itself and will not be overwritten"):
         SaveImageCTPAd("image", path.parent, output_postfix="")(image)
     assert path.read_bytes() == before
+
+
+MADE = Provenance("ab" * 32, {"preset": "lite"})
+
+
+@pytest.fixture
+def saved(tmp_path, save_nifti):
+    """A volume, and a transform that has saved its reconstruction."""
+    path = save_nifti(HU.astype(np.int16))
+    save = SaveImageCTPAd("image", tmp_path / "out")
+    save.check([], lambda: MADE)
+    save(LoadImageCTPAd("image")({"image": path}))
+    return str(path), save
+
+
+def test_a_result_is_done_if_this_very_run_would_make_it(saved):
+    path, save = saved
+
+    assert save.is_done(path) and not save.is_done("/data/other.nii.gz")
+    for other in (replace(MADE, model_sha256="cd" * 32), replace(MADE, settings={}), replace(MADE, amp=True)):
+        save.check([], lambda made=other: made)
+        assert not save.is_done(path)
+
+
+def test_a_result_that_was_replaced_by_a_killed_process_is_not_done(saved, monkeypatch):
+    path, save = saved
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("transforms.save.write_provenance", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(LoadImageCTPAd("image")({"image": path}))
+
+    assert save.path_of(path).is_file() and not save.is_done(path)
+
+
+def test_a_program_that_says_nothing_of_its_model_leaves_no_note_and_not_that_of_another(saved):
+    path, save = saved
+    save.provenance = None
+
+    save(LoadImageCTPAd("image")({"image": path}))
+
+    assert [file.name for file in save.output_dir.iterdir()] == ["scan_recon.nii.gz"]
 
 
 def test_a_server_that_drops_monais_save_drops_this_one(tmp_path):

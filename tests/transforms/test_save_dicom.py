@@ -3,6 +3,7 @@ import pydicom
 import pytest
 from monai.transforms import Compose, SaveImaged
 
+from bundle.data.cases.provenance import Provenance
 from bundle.data.volumes.reading import VolumeError, read_volume
 from transforms.load import LoadImageCTPAd
 from transforms.save import SaveImageCTPAd
@@ -39,7 +40,7 @@ def test_the_model_is_named_if_it_was_told(write_dicom, tmp_path, names_model):
     folder = write_dicom(tmp_path / "ct", HU)
     save = save_dicom(tmp_path / "out")
     if names_model:
-        save.check([{"image": str(folder)}], lambda: "0123456789abcdef")
+        save.check([{"image": str(folder)}], lambda: Provenance("0123456789abcdef"))
 
     save({"pred": LoadImageCTPAd("image")({"image": folder})["image"]})
 
@@ -56,11 +57,11 @@ def test_every_volume_of_which_no_dicom_can_be_made_is_named_at_once(write_dicom
     cases.append({"image": str(save_nifti(HU))})
 
     with pytest.raises(VolumeError) as refused:
-        save_dicom(tmp_path / "out").check(cases, str)
+        save_dicom(tmp_path / "out").check(cases, Provenance)
 
     assert "scan.nii.gz: is no DICOM" in str(refused.value) and "good" not in str(refused.value)
     assert "taken_recon: holds something else" in str(refused.value)
-    SaveImageCTPAd("pred", tmp_path / "out").check(cases, str)  # NIfTI goes everywhere
+    SaveImageCTPAd("pred", tmp_path / "out").check(cases, Provenance)  # NIfTI goes everywhere
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,8 @@ def by_hand(network, image: nib.Nifti1Image) -> np.ndarray:
 def test_patients_with_files_of_the_same_name_do_not_meet(output):
     files = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
 
-    assert files == ["inference.log", "p1/ct_recon.nii.gz", "p2/ct_recon.nii.gz", "run.json"]
+    results = [f"{patient}/ct_recon{end}" for patient in ("p1", "p2") for end in (".json", ".nii.gz")]
+    assert files == ["inference.log", *results, "run.json"]
 
 
 @pytest.mark.parametrize("patient", ["p1", "p2"])

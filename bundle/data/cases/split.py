@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from monai.config import PathLike
@@ -89,30 +89,54 @@ def split_cases(
     return split
 
 
-def inference_cases(dataset_dir: PathLike) -> list[Case]:
-    """Lists all volumes of a data set, their headers checked.
+def inference_cases(
+    dataset_dir: PathLike, on_error: str = "stop", shard_index: int = 0, shard_count: int = 1
+) -> list[Case]:
+    """Lists all volumes of a data set, or every `shard_count`-th of them.
 
     Args:
         dataset_dir: see `find_cases`.
+        on_error: `stop` checks every header now; `skip` leaves that to whoever reads the volume.
+        shard_index: which share of the volumes, from 0.
+        shard_count: shares.
 
     Returns:
-        items `{"image": path, "patient": name}`.
+        items `{"image": path, "patient": name}`; with `skip` also `fault`, where it is known already.
 
     Raises:
-        DatasetError: see `find_cases`; if volumes are unusable, naming each; or if two would get the same
-            output name.
+        SettingsError: if there is no such shard.
+        DatasetError: see `find_cases`; with `stop` also if volumes are unusable, naming each, or if two would
+            get the same output name.
     """
+    check(on_error=on_error, shard_index=shard_index, shard_count=shard_count)
     source = existing_source(dataset_dir)
     volumes = _find(source)
-    _check_headers(source, volumes)
-    root = dataset_root(source)
+    clashes = _name_clashes(dataset_root(source), volumes)
+    share = volumes[shard_index::shard_count]
+    if on_error == "stop":
+        _check_headers(source, share)
+        if clashes:
+            raise DatasetError(next(iter(clashes.values())))
+        return [found.case for found in share]
+    faults = {found.case["image"]: found.entry.refusal[1] for found in share if found.entry.refusal} | clashes
+    return [_with_fault(found.case, faults) for found in share]
+
+
+def _name_clashes(root: str, volumes: Iterable[Found]) -> dict[str, str]:
+    """What is wrong with volumes whose results would overwrite those of volumes before them, by path."""
     seen: dict[Path, str] = {}
+    clashes = {}
     for found in volumes:
         image = found.case["image"]
         other = seen.setdefault(output_name(image, root), image)
         if other != image:
-            raise DatasetError(f"{image}: would get the same output name as {other}; rename one")
-    return [found.case for found in volumes]
+            clashes[image] = f"{image}: would get the same output name as {other}; rename one"
+    return clashes
+
+
+def _with_fault(case: Case, faults: Mapping[str, str]) -> Case:
+    fault = faults.get(case["image"])
+    return {**case, "fault": fault} if fault else case
 
 
 def dataset_root(dataset_dir: PathLike) -> str:

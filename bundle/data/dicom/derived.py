@@ -266,17 +266,13 @@ class SeriesWriter(CTWriter):
             kwargs: of other writers, not needed here.
 
         Raises:
-            VolumeError: see `check_target`; or if it could not be written whole.
+            VolumeError: see `check_target`.
+            UnwritableError: if it could not be written whole.
         """
         path = Path(filename)
         check_target(path, self.source)
         headers = DerivedHeaders(self.sources, self.derivation)
-        try:
-            self._write(path, headers)
-        except OSError as error:
-            raise DicomError(
-                f"{path}: cannot be written ({error.strerror or error}); make room or change `output_dir`"
-            ) from error
+        self._write(path, headers)
         if verbose:
             logger.info("wrote %s, %d slices", path, len(self.sources))
 

@@ -24,10 +24,12 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
 
+from bundle.data.cases.provenance import Provenance
 from bundle.data.volumes.fingerprint import is_fingerprint
 from bundle.data.volumes.header_text import HEADER_CLASSES, header_from_text
 from bundle.run.atomic import complete_or_absent
@@ -61,6 +63,8 @@ class Record:
         settings: `network_settings` of the model: preset, quantizer, num_embeddings, hu_min, hu_max.
         model_sha256: `fingerprint` of the model.
         patient: salted hash, see `bundle.data.cases.patients.patient_key`; empty if it is not known.
+        amp: whether the model computed in bf16.
+        halo: see `bundle.data.cases.provenance.Provenance`.
     """
 
     name: str
@@ -72,6 +76,13 @@ class Record:
     settings: dict[str, Any]
     model_sha256: str
     patient: str = ""
+    amp: bool = False
+    halo: int | None = None
+
+    @property
+    def provenance(self) -> Provenance:
+        """How the codes were made."""
+        return Provenance(self.model_sha256, self.settings, self.amp, self.halo)
 
     @property
     def cells(self) -> tuple[int, ...]:
@@ -105,7 +116,7 @@ def write_latent_file(path: Path, volume: EncodedVolume) -> None:
     arrays = {"indices": _packed(volume.indices, np.uint16, 3)}
     if volume.latents is not None:
         arrays["latents"] = _packed(volume.latents, np.float16, 4)
-    record = {"format_version": FORMAT_VERSION, **asdict(volume.record)}
+    record = {"format_version": FORMAT_VERSION, "arrays": sorted(arrays), **asdict(volume.record)}
     with complete_or_absent(path) as unfinished, zipfile.ZipFile(unfinished, "x") as archive:
         archive.writestr(_member_info("record.json"), json.dumps(record, indent=1))
         for name, content in arrays.items():
@@ -127,6 +138,16 @@ def read_record(path: Path) -> Record:
         return _record(path, _read_json(archive))
 
 
+def holds_latents(path: Path) -> bool:
+    """Whether a file keeps the encoder's output too.
+
+    Raises:
+        LatentFileError: see `read_record`.
+    """
+    with _opened(path) as archive:
+        return "latents.npy" in archive.namelist()
+
+
 def read_latent_file(path: Path) -> EncodedVolume:
     """Reads a file and compares its checksums.
 
@@ -137,7 +158,8 @@ def read_latent_file(path: Path) -> EncodedVolume:
         content = _read_json(archive)
         record = _record(path, content)
         members = sorted(archive.namelist())
-        if members not in (["indices.npy", "record.json"], ["indices.npy", "latents.npy", "record.json"]):
+        held = [name.removesuffix(".npy") for name in members if name != "record.json"]
+        if held not in (["indices"], ["indices", "latents"]) or held != content.get("arrays", held):
             raise ValueError("it holds other parts than it should")
         arrays = {"indices": _member(archive, "indices", 2 * math.prod(record.cells))}
         if "latents.npy" in members:
@@ -219,8 +241,8 @@ def _record(path: Path, content: Mapping[str, Any]) -> Record:
             f"{path}: written in format {version}, this version reads up to {FORMAT_VERSION}; "
             "update this project"
         )
-    fields = {name: content[name] for name in Record.__dataclass_fields__ if name != "patient"}
-    fields["patient"] = content.get("patient", "")
+    defaults: dict[str, Any] = {"patient": "", "amp": False, "halo": None}  # of older files
+    fields = {name: {**defaults, **content}[name] for name in Record.__dataclass_fields__}
     x, y, z = (int(size) for size in fields.pop("shape"))
     affines = np.array([fields.pop("affine"), fields.pop("original_affine")], np.float64)
     is_volume = min(x, y, z) >= 1 and x * y * z <= MAX_VOXELS
@@ -242,6 +264,8 @@ def _check_words(record: Record) -> None:
     missing = [name for name in NETWORK_SETTINGS if name not in record.settings]
     if fault or missing:
         raise ValueError(fault or f"its settings must say {', '.join(missing)}")
+    if type(record.amp) is not bool or type(record.halo) not in (int, NoneType):
+        raise ValueError("what it says of its model's precision is wrong")
     if record.patient and not is_fingerprint(record.patient):
         raise ValueError("what it says of its patient is wrong")
     header_from_text(record.header, record.header_class, check=False)

@@ -10,6 +10,7 @@ from monai.data import MetaTensor
 from monai.utils import ImageMetaKey, MetaKeys, convert_to_numpy
 from torch import Tensor
 
+from bundle.data.cases.provenance import Provenance
 from bundle.data.latents.file import Record
 from bundle.data.volumes.geometry import restore_orientation
 from bundle.data.volumes.header_text import header_as_text
@@ -21,8 +22,7 @@ def record_of(
     name: str,
     source: Path,
     image: MetaTensor,
-    settings: Mapping[str, Any],
-    model_sha256: str,
+    provenance: Provenance,
     patient: str = "",
 ) -> Record:
     """Describes a volume that is being encoded.
@@ -31,8 +31,7 @@ def record_of(
         name: of the decoded file, without suffix.
         source: the volume's file or series, for its header; need not exist.
         image: (1, X, Y, Z) in RAS axes, with `original_affine`.
-        settings: `network_settings` of the model.
-        model_sha256: see `bundle.networks.fingerprint`.
+        provenance: of its codes.
         patient: name or hash; kept as a salted hash.
     """
     original_affine = convert_to_numpy(torch.as_tensor(image.meta[MetaKeys.ORIGINAL_AFFINE])).astype(float)
@@ -46,9 +45,11 @@ def record_of(
         original_affine=original_affine.tolist(),
         header=header,
         header_class=header_class,
-        settings=dict(settings),
-        model_sha256=model_sha256,
+        settings=dict(provenance.settings),
+        model_sha256=provenance.model_sha256,
         patient=patient_key(patient) if patient else "",
+        amp=provenance.amp,
+        halo=provenance.halo,
     )
 
 

@@ -44,6 +44,7 @@ OUT_OF_RANGE = {
         ("val_interval", "checkpoint_interval", "keep_last", "log_interval", "max_patients"), [0]
     ),
     **dict.fromkeys(("nonfinite_patience", "health_window", "timesteps", "validation_patches"), [0]),
+    **dict.fromkeys(("shard_count", "store_timeout_s"), [0]),
     **dict.fromkeys(("learning_rate", "discriminator_learning_rate"), [0, 1.5]),
     **dict.fromkeys(("gradient_clip", "rollback_learning_rate_ratio", "explosion_ratio"), [0]),
     **dict.fromkeys(("foreground_ratio", "vessel_ratio", "flip_probability", "turn_probability"), [1.5]),

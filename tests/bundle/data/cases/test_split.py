@@ -193,6 +193,49 @@ def test_two_volumes_with_one_output_name_are_refused(save_nifti, tmp_path):
         inference_cases(tmp_path)
 
 
+def test_shards_hold_every_volume_once_and_check_their_own_alone(save_patients):
+    root = save_patients(5)
+    everything = inference_cases(root)
+    shards = [inference_cases(root, shard_index=index, shard_count=3) for index in range(3)]
+
+    assert [len(shard) for shard in shards] == [2, 2, 1]
+    assert sorted((case for shard in shards for case in shard), key=str) == sorted(everything, key=str)
+    assert inference_cases(root, shard_index=7, shard_count=8) == []
+    (root / "patient_000" / "ct.nii.gz").write_text("text")
+    assert len(inference_cases(root, shard_index=1, shard_count=3)) == 2
+    with pytest.raises(DatasetError, match="1 of 2 volumes cannot be used"):
+        inference_cases(root, shard_index=0, shard_count=3)
+
+
+@pytest.mark.parametrize(
+    ("shard", "message"),
+    [
+        (
+            (4, 4),
+            "`shard_index` must be below `shard_count`, got 4 and 4; shards count from 0, so the last one",
+        ),
+        ((0, 0), "`shard_count` must be a whole number from 1, got 0"),
+        ((-1, 4), "`shard_index` must be a whole number from 0, got -1"),
+    ],
+)
+def test_a_shard_that_does_not_exist_is_refused(tmp_path, shard, message):
+    with pytest.raises(SettingsError, match=message):
+        inference_cases(tmp_path, "stop", *shard)
+
+
+def test_where_volumes_may_be_skipped_no_file_refuses_the_others(save_patients, save_nifti):
+    root = save_patients(2)
+    save_nifti(VOXELS, name="cohort/patient_000/ct.nii")
+    (root / "text.nii").write_text("text")
+
+    cases = inference_cases(root, on_error="skip")
+
+    assert [Path(case["image"]).name for case in cases] == ["ct.nii", "ct.nii.gz", "ct.nii.gz", "text.nii"]
+    faults = [case.get("fault") for case in cases]
+    assert faults[0] is faults[2] is faults[3] is None
+    assert faults[1].endswith("patient_000/ct.nii; rename one")
+
+
 def test_the_lists_of_a_datalist_are_taken_as_they_are(save_datalist, tmp_path):
     items = [{"image": f"images/{name}.nii.gz", "patient": name} for name in ("c", "b", "a")]
     path = save_datalist({"training": items[:2], "validation": items[2:], "name": "cohort"})

@@ -11,7 +11,7 @@ from bundle.data.dicom.derived import DerivedHeaders, SeriesWriter, check_source
 from bundle.data.dicom.header import read_raw_elements
 from bundle.data.volumes.formats import VolumeError
 from bundle.data.volumes.reading import read_volume
-from bundle.run.atomic import complete_or_absent_folder
+from bundle.run.atomic import UnwritableError, complete_or_absent_folder
 
 HU = np.random.default_rng(0).integers(-1000, 1001, (3, 6, 8)).astype(np.int16)  # Z, rows, columns
 
@@ -133,11 +133,11 @@ def test_a_series_that_fails_half_way_leaves_what_was_there(source, tmp_path, mo
 
 def test_a_disk_that_fills_up_on_the_way_is_an_error_and_leaves_nothing(source, tmp_path, monkeypatch):
     def fail(path, content):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(Path, "write_bytes", fail)
 
-    with pytest.raises(VolumeError, match=r"ct_recon: cannot be written \(No space left.*make room"):
+    with pytest.raises(UnwritableError, match=r"ct_recon: cannot be written \(No space left.*make room"):
         derive(source, tmp_path / "ct_recon")
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p1"]

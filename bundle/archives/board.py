@@ -1,0 +1,164 @@
+"""What the processes of one job tell each other: counters, lists and an error, in torchrun's own store.
+
+No process group is needed: a volume belongs to one process, and nothing is computed together.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+import torch.distributed as distributed
+
+from bundle.distributed.launcher import LaunchError, launched
+from bundle.distributed.ranks import launcher_store
+from bundle.run.errors import own_message, short_message
+from bundle.run.signals import StopRequested
+
+PIECE_CHARACTERS = 1 << 20  # the store refuses a message of 8 MiB
+POLL_S = 0.2
+MEET_S = 600
+
+
+class JobError(RuntimeError):
+    """A job whose processes cannot work together, or that another of its processes has ended."""
+
+
+class Board:
+    """What a job of one process has in its memory, and a job of several in a store.
+
+    Args:
+        store: reached by all processes of the job; None = there is one process.
+        rank: number of this process, from 0.
+        world_size: processes of the job.
+        timeout_s: seconds to wait for the other processes.
+    """
+
+    def __init__(
+        self,
+        store: distributed.Store | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        timeout_s: float = 86400,
+    ) -> None:
+        self.store = distributed.HashStore() if store is None else store
+        self.rank, self.world_size, self.timeout_s = rank, world_size, timeout_s
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process lists the volumes and writes the summary."""
+        return self.rank == 0
+
+    def add(self, name: str, amount: int = 1) -> int:
+        """Adds to a counter in one step, and returns what it is then."""
+        return self.store.add(name, amount)
+
+    def count(self, name: str) -> int:
+        """Returns a counter."""
+        return self.store.add(name, 0)
+
+    def wait_for(self, name: str, count: int) -> None:
+        """Waits until a counter has reached `count`; in short steps, so that a stop signal ends it.
+
+        Raises:
+            JobError: if it takes longer than `timeout_s`.
+        """
+        end = time.monotonic() + self.timeout_s
+        while self.count(name) < count:
+            if time.monotonic() > end:
+                raise JobError(
+                    f"waited {self.timeout_s:g} s for other processes of this job; look into their logs, or "
+                    "give a larger --store_timeout_s"
+                )
+            time.sleep(POLL_S)
+
+    def append(self, name: str, item: Any) -> None:
+        """Adds an item that JSON can hold to a list of all processes."""
+        self.store.set(f"{name}/{self.add(name)}", json.dumps(item))
+
+    def items(self, name: str, after: int = 0) -> list[Any]:
+        """Returns the items of all processes in the order in which they came, without the first `after`."""
+        numbers = range(after + 1, self.count(name) + 1)
+        return [json.loads(self.store.get(f"{name}/{number}")) for number in numbers]
+
+    def publish(self, name: str, items: Sequence[Any]) -> None:
+        """Hands a list that JSON can hold to the other processes, if there are any."""
+        if self.world_size == 1:
+            return
+        text = json.dumps(items)
+        pieces = range(0, len(text), PIECE_CHARACTERS)
+        for number, start in enumerate(pieces):
+            self.store.set(f"{name}/{number}", text[start : start + PIECE_CHARACTERS])
+        self.add(name, len(pieces))
+
+    def receive(self, name: str) -> list[Any]:
+        """Waits for the list that another process publishes.
+
+        Raises:
+            JobError: see `wait_for`.
+        """
+        self.wait_for(name, 1)
+        pieces = [self.store.get(f"{name}/{number}").decode() for number in range(self.count(name))]
+        return json.loads("".join(pieces))
+
+    @contextmanager
+    def errors_told(self) -> Iterator[None]:
+        """Lets the first process end with the error that has ended another one.
+
+        torchrun ends all processes by a signal when one has failed; the signal alone says nothing.
+
+        Raises:
+            JobError: if a signal comes after an error of another process.
+        """
+        try:
+            yield
+        except StopRequested as stop:
+            if self.store.check(["error"]):
+                raise JobError(self.store.get("error").decode()) from stop
+            raise
+        except Exception as error:
+            told = own_message(error) or short_message(error)
+            self.store.set("error", f"process {self.rank} of {self.world_size}: {told}")
+            raise
+
+
+def part_of(board: Board, shard_index: int = 0, shard_count: int = 1) -> str:
+    """Names this process's share of the work, for its log and record; empty where it is the only one."""
+    shard = f"shard_{shard_index}_of_{shard_count}" if shard_count > 1 else ""
+    rank = "" if board.is_first else f"rank_{board.rank}"
+    return "_".join(filter(None, (shard, rank)))
+
+
+def launched_board(timeout_s: float = 86400) -> Board:
+    """Joins the processes of a launcher, without a process group; alone, a process has a board of its own.
+
+    Args:
+        timeout_s: seconds to wait for the other processes.
+
+    Raises:
+        LaunchError: if the processes do not meet, or torchrun has replaced some of them.
+    """
+    here = launched()
+    return Board() if here.size == 1 else Board(_shared_store(), here.rank, here.size, timeout_s)
+
+
+@cache  # a process joins once, however often its config is evaluated
+def _shared_store() -> distributed.Store:
+    here = launched()
+    try:
+        store = distributed.PrefixStore("archive", launcher_store(timedelta(seconds=MEET_S)))
+        n_joined = store.add("joined", 1)
+    except (RuntimeError, ValueError) as error:
+        raise LaunchError(
+            f"process {here.rank} of {here.size} did not meet the others ({str(error).splitlines()[0]}); see "
+            "what they say, and whether MASTER_ADDR and MASTER_PORT can be reached"
+        ) from error
+    if n_joined > here.size:
+        raise LaunchError(
+            "torchrun has started processes again that share a queue on several nodes, which the queue does "
+            "not survive; start it without --max-restarts, it goes on where it was"
+        )
+    return store

@@ -1,0 +1,32 @@
+"""Lists the volumes of one job, the same in all of its processes."""
+
+from monai.config import PathLike
+
+from bundle.archives.board import Board
+from bundle.data.cases.patients import Case
+from bundle.data.cases.split import inference_cases
+
+
+def archive_cases(
+    dataset_dir: PathLike, board: Board, on_error: str = "stop", shard_index: int = 0, shard_count: int = 1
+) -> list[Case]:
+    """Lists volumes in the first process of a job and hands the list to the others.
+
+    So a data set is searched once, and all processes mean the same volume by one number, even if files are
+    added meanwhile.
+
+    Args:
+        dataset_dir: see `inference_cases`, also for the last three.
+        board: of the job.
+        on_error: `stop` or `skip`.
+        shard_index: which share of the volumes, from 0.
+        shard_count: shares.
+
+    Raises:
+        See `inference_cases`; of processes that wait for the list `JobError`.
+    """
+    if not board.is_first:
+        return board.receive("cases")
+    cases = inference_cases(dataset_dir, on_error, shard_index, shard_count)
+    board.publish("cases", cases)
+    return cases
