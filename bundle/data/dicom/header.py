@@ -149,7 +149,8 @@ def read_dicom_headers(path: Path) -> list[DicomHeader]:
     ]
     n_frames = headers[0].n_frames
     if len(headers) not in (1, n_frames):
-        words = f"is damaged: it declares {n_frames} frames and describes {len(headers)}"
+        more = "more" if len(headers) > n_frames else "fewer"
+        words = f"is damaged: it declares {n_frames} frames and describes {more}"
         headers = [header._replace(fault=header.fault or ("damaged", words)) for header in headers]
     return headers
 

@@ -16,11 +16,11 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from pydicom.filereader import data_element_generator
-from pydicom.values import convert_SQ
+from pydicom.filereader import data_element_generator, read_sequence_item
 
 from bundle.run.files import open_regular
 
@@ -28,9 +28,12 @@ PREAMBLE_BYTES = 128
 MARK = b"DICM"
 # Far beyond an enhanced CT of thousands of frames; a damaged file may pretend more.
 MAX_HEADER_BYTES, MAX_READS = 64 << 20, 2_000_000
+# An item of a sequence takes 8 bytes of a file and a fraction of a millisecond. Each frame has about seven.
+MAX_FRAMES, MAX_ITEMS = 20_000, 200_000
 # Of a deflated file, which is unpacked in memory; a slice has 0.5 MB.
 MAX_UNPACKED_BYTES = 128 << 20
 UNDEFINED = 0xFFFFFFFF
+ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 
 IMPLICIT_LITTLE, EXPLICIT_LITTLE = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 EXPLICIT_BIG, DEFLATED = "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
@@ -42,7 +45,7 @@ COMPRESSED = tuple(
 
 TRANSFER_SYNTAX, STORAGE_CLASS = 0x00020010, 0x00020002
 FLOAT_PIXELS, DOUBLE_PIXELS, PIXEL_DATA = 0x7FE00008, 0x7FE00009, 0x7FE00010
-SHARED_GROUPS, FRAME_GROUPS = 0x52009229, 0x52009230
+SHARED_GROUPS, FRAME_GROUPS, N_FRAMES = 0x52009229, 0x52009230, 0x00280008
 # Sequences of one item in which enhanced CT keeps what other CT has for the whole file (PS3.3, C.7.6.16).
 MACROS = frozenset(
     (
@@ -112,6 +115,7 @@ class _Reader:
         self.n_reads = 0
         self.n_read = 0
         self.n_short = 0
+        self.n_items = 0
         self.error: OSError | None = None
 
     def read(self, length: int = -1) -> bytes:
@@ -124,10 +128,14 @@ class _Reader:
         if self.n_read > MAX_HEADER_BYTES or self.n_reads > MAX_READS:
             raise _Fault("damaged", "is damaged: its header has no end")
         try:
-            return self.file.read(length)
+            content = self.file.read(length)
         except OSError as error:  # pydicom raises OSError too, of what it cannot take apart
             self.error = error
             raise
+        self.n_items += length == 8 and content[:4] in ITEMS
+        if self.n_items > MAX_ITEMS:
+            raise _Fault("damaged", "is damaged: its sequences have no end")
+        return content
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         return self.file.seek(offset, whence)
@@ -147,14 +155,19 @@ class Parsed:
         self.fault: tuple[str, str] | None = None
 
     def frames(self) -> list[dict[int, Any]]:
-        """The elements of each frame, those of its functional groups lifted to the top."""
-        per_frame = self._lifted(FRAME_GROUPS)
+        """The elements of each frame, those of its functional groups lifted to the top.
+
+        Of a file that describes more frames than it declares, one more than declared.
+        """
+        declared = text_of(getattr(self.elements.get(N_FRAMES), "value", None))
+        n_frames = int(declared) if declared.isdecimal() and len(declared) < 10 else 1
+        per_frame = self._lifted(FRAME_GROUPS, min(n_frames, MAX_FRAMES) + 1)
         if not per_frame:
             return [self.elements]
-        shared = next(iter(self._lifted(SHARED_GROUPS)), {})
+        shared = next(iter(self._lifted(SHARED_GROUPS, 1)), {})
         return [self.elements | shared | own for own in per_frame]
 
-    def _lifted(self, groups: int) -> list[dict[int, Any]]:
+    def _lifted(self, groups: int, most: int) -> list[dict[int, Any]]:
         try:
             with quiet_pydicom():
                 return [
@@ -162,22 +175,31 @@ class Parsed:
                         int(inner.tag): inner
                         for macro in item.elements()
                         if int(macro.tag) in MACROS
-                        for first in _items(macro)[:1]
+                        for first in _items(macro, 1)
                         for inner in first.elements()
                     }
-                    for item in _items(self.elements.get(groups))
+                    for item in _items(self.elements.get(groups), most)
                 ]
         except Exception:  # whatever pydicom raises of damaged bytes
             self.fault = self.fault or ("damaged", "is damaged: its functional groups cannot be read")
             return []
 
 
-def _items(element: Any) -> list[Any]:
-    """The items of a sequence, be it bytes still or taken apart already."""
-    value = getattr(element, "value", None)
+def _items(element: Any, most: int) -> list[Any]:
+    """The first items of a sequence, be it bytes still or taken apart already."""
+    value = getattr(element, "value", None) or ()
     if isinstance(value, bytes):
-        value = convert_SQ(value, element.is_implicit_VR, element.is_little_endian)
-    return [item for item in value if hasattr(item, "elements")] if value else []
+        value = _items_of_bytes(value, element)
+    return [item for item in islice(value, most) if hasattr(item, "elements")]
+
+
+def _items_of_bytes(value: bytes, element: Any) -> Iterator[Any]:
+    file = BytesIO(value)
+    while file.tell() < len(value):
+        item = read_sequence_item(file, element.is_implicit_VR, element.is_little_endian, "iso8859")
+        if item is None:  # the mark of the sequence's end
+            return
+        yield item
 
 
 def parse(path: Path, tags: Iterable[int]) -> Parsed:
@@ -244,7 +266,7 @@ def _read_data_set(reader: _Reader, found: Parsed, tags: Iterable[int]) -> None:
         return True
 
     reader.n_short = 0
-    wanted: list[Any] = [*tags, SHARED_GROUPS, FRAME_GROUPS]
+    wanted: list[Any] = [*tags, N_FRAMES, SHARED_GROUPS, FRAME_GROUPS]
     file = cast(BinaryIO, reader)
     for element in data_element_generator(file, is_implicit, is_little, is_end, specific_tags=wanted):
         found.elements[int(element.tag)] = element

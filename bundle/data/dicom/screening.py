@@ -11,7 +11,14 @@ from bundle.data.dicom.geometry import Fault, Geometry, series_geometry
 from bundle.data.dicom.header import (
     DicomHeader,
 )
-from bundle.data.dicom.parsing import DOUBLE_PIXELS, FLOAT_PIXELS, NATIVE, PIXEL_DATA, open_data_set
+from bundle.data.dicom.parsing import (
+    DOUBLE_PIXELS,
+    FLOAT_PIXELS,
+    MAX_FRAMES,
+    NATIVE,
+    PIXEL_DATA,
+    open_data_set,
+)
 
 # Series that lie beside every CT and are no volume by nature: skipped with a warning, never an error.
 SKIPPED = frozenset(("not_ct", "localizer", "dose_report", "secondary_capture"))
@@ -21,7 +28,6 @@ DOSE_REPORT = "1.2.840.10008.5.1.4.1.1.88.67"
 DOSE_WORDS = re.compile(r"dose\W*(report|info|record|summary)|patient\W*protocol", re.IGNORECASE)
 PROJECTIONS = frozenset(("MIP", "MAX_IP", "MINIP", "MIN_IP", "MAXIMUM", "MINIMUM", "PROJECTION IMAGE"))
 MAX_EDGE = 8192
-MAX_FRAMES = 100_000
 # An empty slice in RLE or JPEG 2000 packs so well; a header that lies goes beyond by far.
 MAX_PACKING_RATIO = 2000
 MAX_PADDING_BYTES = 1 << 20
