@@ -33,7 +33,7 @@ from bundle.run.command import (
     UnknownOverrideError,
     check_overrides,
 )
-from bundle.run.console import tell
+from bundle.run.console import MessageFormatter, tell
 from bundle.run.errors import own_message, short_message
 from bundle.run.record import run_script
 from bundle.run.rules import RULES
@@ -53,6 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     logging.getLogger(TABLE_LOGGER).setLevel(logging.INFO)
     to_terminal = logging.StreamHandler(sys.stdout)
     to_terminal.addFilter(pass_once())
+    to_terminal.setFormatter(MessageFormatter())
     logging.getLogger().addHandler(to_terminal)
     levels = []
     try:

@@ -14,6 +14,8 @@ from tqdm import tqdm
 
 from bundle.run.names import printable
 
+# What a cell begins with that a spreadsheet evaluates, the wide ones in an East Asian one.
+FORMULA_SIGNS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 # ignite says so of every fresh run, and of every validation.
 _MISLEADING = "Engine run resuming from iteration 0,"
 
@@ -47,11 +49,13 @@ def csv_cells(row: Iterable[Any]) -> list[Any]:
 
 
 def _csv_text(text: str) -> str:
+    plain = printable(text)
     try:
-        float(text)
+        float(plain)
     except ValueError:
-        return ("'" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else "") + printable(text)
-    return text
+        is_formula = text.lstrip().startswith(FORMULA_SIGNS) or text.startswith(("\t", "\r"))
+        return f"'{plain}" if is_formula else plain
+    return plain
 
 
 class MessageFormatter(logging.Formatter):
@@ -73,8 +77,10 @@ class MessageFormatter(logging.Formatter):
 def tidy_console() -> None:
     """Lets the console handlers of the root logger write messages only, above progress bars.
 
-    Ignite's wrong line about resuming is left out.
+    Ignite's wrong line about resuming is left out. Warnings of a script that sets up no log pass too.
     """
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(MessageFormatter())
     for handler in logging.getLogger().handlers:
         if not isinstance(handler.formatter, MessageFormatter):
             handler.setFormatter(MessageFormatter(handler.formatter))

@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
 from torch import nn
@@ -72,6 +73,20 @@ def test_everything_that_is_wrong_is_told_at_once(run, tmp_path):
     assert "`l1_weight` must be a number from 0, got -1" in told
     assert "--perceptual_weights_path FILE" in told and "lost.pt" in told
     assert "Traceback" not in told and "ok      settings" not in told
+
+
+def test_a_warning_that_names_a_file_is_printable(run, tmp_path):
+    image = nib.Nifti1Image(
+        np.random.default_rng(0).integers(-1000, 900, (28, 28, 24)).astype(np.int16), None
+    )
+    image.header["qform_code"] = image.header["sform_code"] = 0
+    nib.save(image, tmp_path / "data" / "a" / "ct\x1b]0;owned\x07.nii.gz")
+
+    code, told = run()
+
+    assert code == 0, told
+    assert "ct\\x1b]0;owned\\x07.nii.gz: states no orientation" in told
+    assert "\x1b" not in told and "\x07" not in told
 
 
 def test_a_device_that_torch_does_not_know_is_told(run):

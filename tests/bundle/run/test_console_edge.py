@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bundle.run.console import MessageFormatter, as_message, csv_cells, tell
+from bundle.run.console import MessageFormatter, as_message, csv_cells, tell, tidy_console
 from bundle.run.record import report_error
 from bundle.run.rules import SettingsError
 
@@ -34,6 +34,17 @@ def test_a_line_break_in_a_name_cannot_forge_a_line_of_the_log():
     assert stream.getvalue() == f"ERROR {SHOWN}\n  INFO all is well: is damaged\n"
 
 
+def test_a_warning_of_a_script_that_set_up_no_log_is_a_message_too(capsys, monkeypatch):
+    monkeypatch.setattr(logging, "lastResort", logging._StderrHandler(logging.WARNING))
+    log = logging.getLogger("a logger without any handler")
+    log.propagate = False
+
+    tidy_console()
+    log.warning("%s: states no orientation", HOSTILE)
+
+    assert capsys.readouterr().err == f"{SHOWN}: states no orientation\n"
+
+
 def test_lines_that_are_indented_already_stay_as_they_are():
     assert as_message("2 volumes:\n  a: gone\nb\n") == "2 volumes:\n  a: gone\n  b\n"
 
@@ -57,7 +68,8 @@ def test_an_error_is_told_without_raw_text_with_its_traceback_or_without(kind, c
         ('=HYPERLINK("http://x","y")', '\'=HYPERLINK("http://x","y")'),
         ("@SUM(1)", "'@SUM(1)"), ("+1+1", "'+1+1"), ("-2+3", "'-2+3"), ("\t=1", "'\\t=1"), ("\r=1", "'\\r=1"),
         (HOSTILE, SHOWN), ("-1024", "-1024"), ("+1e5", "+1e5"), (-3.5, "-3.5"), (None, ""),
-        (Path("=1.nii"), "'=1.nii"),
+        (Path("=1.nii"), "'=1.nii"), (" =1", "' =1"), ("\uff1d1", "'\uff1d1"), ("\uff0b1", "'\uff0b1"),
+        ("\v1", "\\x0b1"), ("\r1\n", "'\\r1\\n"), ("\x1c7", "\\x1c7"), ("", ""), (" -1", " -1"),
     ],
 )  # fmt: skip
 def test_a_cell_of_a_table_is_no_formula_and_a_number_stays_one(cell, written):
