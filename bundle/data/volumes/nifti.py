@@ -7,6 +7,7 @@ told by its first bytes and not by its name.
 import gzip
 import io
 import logging
+import math
 import os
 import struct
 import zlib
@@ -267,7 +268,7 @@ def _check_voxel_type(path: Path, dtype: np.dtype) -> None:
 def _check_shape(path: Path, file_shape: tuple[int, ...]) -> None:
     shape = spatial_shape(file_shape)
     if len(shape) > 3:
-        n_volumes = int(np.prod(shape[3:]))
+        n_volumes = math.prod(shape[3:])
         raise VolumeError(
             f"{path}: must hold one volume, got {n_volumes} (shape {shape}); give one file each"
         )
@@ -295,9 +296,7 @@ def _check_affine(file: NiftiFile) -> None:
 
 def _check_length(file: NiftiFile, n_layers: int) -> None:
     path = file.path
-    declared = (
-        file.offset + int(np.prod([int(n) for n in file.header.get_data_shape()])) * file.dtype.itemsize
-    )
+    declared = file.offset + math.prod(int(n) for n in file.header.get_data_shape()) * file.dtype.itemsize
     held = path.stat().st_size
     if n_layers:
         if declared > held * MAX_GZIP_RATIO**n_layers:

@@ -136,6 +136,20 @@ def test_a_header_that_declares_more_than_the_file_can_hold_is_refused_unread(sa
         read_header(path)
 
 
+def test_a_product_of_lengths_beyond_64_bits_is_refused_unread(tmp_path):
+    header = nib.Nifti2Header()
+    header.set_data_dtype(np.int16)
+    header["dim"] = [3, 1 << 31, 1 << 31, 2, 1, 1, 1, 1]  # times 2 bytes: 2 ** 64, which is 0 in 64 bits
+    header["magic"], header["vox_offset"] = header.single_magic, header.single_vox_offset
+    path = tmp_path / "scan.nii"
+    path.write_bytes(header.binaryblock + bytes(4 + 100))
+
+    with pytest.raises(
+        VolumeError, match="is truncated: its header declares 18,446,744,073,709,552,160 bytes"
+    ):
+        read_header(path)
+
+
 def test_an_empty_axis_is_refused(save_nifti):
     path = repack(save_nifti(VOXELS), lambda raw: raw[:42] + struct.pack("<3h", 6, 0, 4) + raw[48:])
 
