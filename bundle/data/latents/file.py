@@ -255,7 +255,8 @@ def _record(path: Path, content: Mapping[str, Any]) -> Record:
 
 
 def _check_words(record: Record) -> None:
-    is_name = Path(record.name).name == record.name and record.name.isprintable()
+    name = record.name
+    is_name = name not in ("", "..") and Path(name).name == name and name.isprintable()
     if not is_name or record.header_class not in HEADER_CLASSES:
         raise ValueError("its name or header is wrong")
     if not isinstance(record.settings, dict) or not re.fullmatch("[0-9a-f]{64}", str(record.model_sha256)):

@@ -99,6 +99,8 @@ def test_every_flipped_byte_and_every_cut_is_noticed_or_harmless(path):
     [
         ({"format_version": 99}, "written in format 99, this version reads up to 2; update"),
         ({"name": "../elsewhere"}, "name or header is wrong"),
+        ({"name": ".."}, "name or header is wrong"),
+        ({"name": ""}, "name or header is wrong"),
         ({"header_class": "Popen"}, "name or header is wrong"),
         ({"shape": [0, 4, 4]}, "geometry is wrong"),
         ({"affine": [[float("nan")] * 4] * 4}, "geometry is wrong"),
