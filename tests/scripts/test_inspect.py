@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import re
+import resource
 
 import nibabel as nib
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from bundle.data.cases.find import DatasetError
 from bundle.data.cases.summary import summarise_volume
 from bundle.data.volumes.phantom import write_phantom
+from bundle.run.atomic import UnwritableError
+from bundle.run.errors import own_message
 from bundle.run.names import printable
 from scripts.inspect import main
 
@@ -119,6 +122,27 @@ def test_a_table_that_cannot_be_written_is_told_before_anything_is_read(tmp_path
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path), "--csv", str(tmp_path / "none" / "out.csv")])
     assert "`csv` must be a file in a folder that exists" in capsys.readouterr().err
+
+
+def test_a_table_on_a_full_disk_is_told_in_one_line_and_the_one_before_stays(tmp_path, capsys):
+    nib.save(nib.Nifti1Image(HU, np.eye(4)), tmp_path / "ct.nii")
+    table = tmp_path / "out.csv"
+    table.write_text("before", encoding="utf-8")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (64, limit[1])
+    )  # as on a full disk, a write fails in its middle
+    try:
+        with pytest.raises(UnwritableError) as refused:
+            main([str(tmp_path), "--csv", str(table), "--num_workers", "1"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+    advice = "make room or give another --csv"
+    assert own_message(refused.value) == f"{table}: cannot be written (File too large); {advice}"
+    assert "1 of 1 volumes can be used" in capsys.readouterr().out
+    assert table.read_text(encoding="utf-8") == "before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ct.nii", "out.csv"]
 
 
 def test_an_empty_folder_is_named(tmp_path):

@@ -1,8 +1,13 @@
+import hashlib
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import pytest
 import torch
 import torchvision
 
-from bundle.losses.perceptual import BackboneError, SlicePerceptualLoss, build_perceptual
+from bundle.losses.perceptual import BackboneError, SlicePerceptualLoss, build_perceptual, reach_backbone
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +67,93 @@ def test_without_internet_the_error_says_the_same(tmp_path, monkeypatch):
     with pytest.raises(BackboneError, match=r"are missing .*--perceptual_weights_path"):
         SlicePerceptualLoss("vgg")
     assert not list((tmp_path / "hub" / "checkpoints").iterdir())
+
+
+@pytest.fixture
+def publisher(squeeze_file, monkeypatch, tmp_path):
+    """Publishes the backbone on 127.0.0.1: `declared`, then `sent`, then silence if `hangs`."""
+    content = squeeze_file.read_bytes()
+    done = threading.Event()
+
+    class Answer(BaseHTTPRequestHandler):
+        declared, sent, hangs, hash_of = len(content), content, False, content
+
+        def do_GET(self):
+            if self.declared:
+                self.send_response(200)
+                self.send_header("Content-Length", str(self.declared))
+                self.end_headers()
+                self.wfile.write(self.sent)
+            if self.hangs:
+                self.wfile.flush()
+                done.wait(30)
+
+        def log_message(self, *words):
+            pass
+
+    def publish(**changes):
+        for name, value in changes.items():
+            setattr(Answer, name, value)
+        digest = hashlib.sha256(Answer.hash_of).hexdigest()[:8]
+        url = f"http://127.0.0.1:{server.server_port}/squeezenet-{digest}.pth"
+        monkeypatch.setattr("bundle.losses.perceptual.BACKBONES", {"squeeze": type("W", (), {"url": url})})
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("bundle.losses.perceptual.DOWNLOAD_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("bundle.losses.perceptual.REACH_TIMEOUT_S", 0.5)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield publish
+    done.set()
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_published_backbone_is_reached_and_downloaded_once(publisher, squeeze_file, tmp_path):
+    publisher()
+    reach_backbone("squeeze")
+    assert not (tmp_path / "hub").exists()  # reaching is not downloading
+
+    loss = SlicePerceptualLoss("squeeze")
+    publisher(declared=0)  # nobody asks again
+
+    expected = torch.load(squeeze_file, weights_only=True)["features.0.weight"]
+    for found in (loss, SlicePerceptualLoss("squeeze")):
+        assert torch.equal(found.lpips.net.slice1[0].weight, expected)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"hash_of": b"another file"},
+        {"sent": b"", "hangs": False},
+        {"declared": 0, "hangs": True},
+        {"sent": b"PK", "hangs": True},
+    ],
+    ids=["wrong hash", "cut short", "no answer", "stops in the middle"],
+)
+def test_a_download_that_goes_wrong_is_told_within_its_time_and_leaves_nothing(publisher, tmp_path, wrong):
+    publisher(**wrong)
+    started = time.monotonic()
+
+    with pytest.raises(
+        BackboneError, match=r"are missing \(.*--perceptual_weights_path FILE, or train without"
+    ):
+        SlicePerceptualLoss("squeeze")
+
+    assert time.monotonic() - started < 10
+    assert not list((tmp_path / "hub" / "checkpoints").iterdir())
+
+
+def test_a_publisher_that_does_not_answer_cannot_be_reached(publisher):
+    publisher(declared=0, hangs=True)
+    started = time.monotonic()
+
+    with pytest.raises(BackboneError, match="are missing"):
+        reach_backbone("squeeze")
+
+    assert time.monotonic() - started < 10
 
 
 def test_another_network_s_file_is_refused_by_name(squeeze_file):
