@@ -19,6 +19,7 @@ from scripts.developer.data_benchmark import measure_data
 from scripts.developer.measuring import describe_machine
 from scripts.developer.memory_benchmark import measure_memory
 from scripts.developer.network_benchmark import measure_halo, measure_presets, measure_volume
+from scripts.developer.peers_benchmark import measure_peers
 from scripts.developer.quantizer_benchmark import measure_codebook, measure_quantizer
 from scripts.developer.training_benchmark import measure_training
 
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "presets": measure_presets,
         "halo": measure_halo,
         "training": measure_training,
+        "peers": measure_peers,
         "volume": measure_volume,
         "data": measure_data,
         "memory": measure_memory,
