@@ -40,7 +40,7 @@ from bundle.run.rules import RULES
 
 START = "bundle.engines.preflight.require_start"
 START_RUN = "bundle.run.record.start_run"  # the first that writes
-TABLE_LOGGER = "bundle.engines.preflight"  # tells the estimate of memory
+MEMORY = "bundle.engines.preflight.require_memory"
 LPIPS_LOGGER = "bundle.losses.perceptual"
 START_FROM = "bundle.checkpoints.start.StartFrom"
 
@@ -50,7 +50,6 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
         tell(__doc__)
         return 0
-    logging.getLogger(TABLE_LOGGER).setLevel(logging.INFO)
     to_terminal = logging.StreamHandler(sys.stdout)
     to_terminal.addFilter(pass_once())
     to_terminal.setFormatter(MessageFormatter())
@@ -97,8 +96,12 @@ def preflight(arguments: Sequence[str]) -> Iterator[Check]:
     for found in checks_of(parser):
         checks.append(found)
         yield found
-    if not any(found.level == "error" for found in checks):
-        yield attempt("run", lambda: build_run(parser), "everything can be built as the run will build it")
+    if any(found.level == "error" for found in checks):
+        return
+    found = attempt("run", lambda: build_run(parser), "everything can be built as the run will build it")
+    yield found
+    if found.level == "ok":
+        yield parsed_entry(parser, "run", MEMORY, as_target="bundle.engines.preflight.check_memory")
 
 
 def checks_of(parser: ConfigParser) -> Iterator[Check]:
@@ -198,7 +201,7 @@ def check_start_from(parser: ConfigParser) -> Check:
 
 
 def check_built(parser: ConfigParser, done: set[str]) -> Iterator[Check]:
-    """The checks that every training run makes at its start, but those already done, and the memory table."""
+    """The checks that every training run makes at its start, but those already done."""
     built: list[Check] = []
 
     def build() -> None:

@@ -10,6 +10,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from bundle.run.rules import check
 
+ADAM_MOMENTS = 2  # values that Adam keeps of each weight
+
 
 def build_optimizer(network: nn.Module, learning_rate: float) -> Optimizer | None:
     """Builds Adam with the betas (0.5, 0.9) usual in adversarial training; None for an empty network."""
@@ -80,6 +82,12 @@ class PendingStep:
         self.name, self.optimizer, self.schedule, self.then = name, optimizer, schedule, then
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm)
+
+    @property
+    def bytes_of_weights(self) -> int:
+        """Returns the size of all weights that the step moves."""
+        groups = self.optimizer.param_groups
+        return sum(weight.numel() * weight.element_size() for group in groups for weight in group["params"])
 
     def take(self) -> None:
         """Moves the weights."""

@@ -7,25 +7,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from bundle.data.volumes.formats import format_of
 from bundle.distributed.launcher import LaunchError, refuse_misuse
 from bundle.distributed.ranks import is_joined, world_size
 from bundle.engines.advice import ADVICE
-from bundle.engines.memory import MIB, estimate_training_memory, memory_table
-from bundle.inferers.tile_size import free_bytes
+from bundle.engines.trainer import AdversarialTrainer
+from bundle.inferers.tile_size import free_bytes, is_out_of_memory
 from bundle.losses.objective import GeneratorObjective
-from bundle.networks.vqgan import VQGAN
 from bundle.run.atomic import free_bytes as free_room
 
 logger = logging.getLogger(__name__)
 
 # last.pt, two before it, three best, and a new one beside them while it is written
 CHECKPOINT_FILES = 7
-# measured: peaks are 1.0 to 1.4 times the tensors, for work space and freed memory that is kept; and on a GPU
-# up to 230 MiB more than the tensors even of small networks
-WORK_SPACE_FACTOR = 1.3
-GPU_WORK_SPACE_BYTES = 256 * MIB
+MIB = 2**20
 
 
 class PreflightError(ValueError):
@@ -47,16 +44,12 @@ def check_start(
     output_dir: str,
     cache_dir: str,
     cases: Mapping[str, Sequence[Mapping[str, Any]]],
-    network: VQGAN,
+    network: nn.Module,
     objective: GeneratorObjective,
     device: torch.device | str,
     amp: bool,
-    patch_size: Sequence[int],
-    batch_size: int,
-    micro_batch_size: int,
-    r1_gamma: float = 0.0,
 ) -> list[Check]:
-    """All checks that need no more than a built run; nothing is written.
+    """Makes all checks that need no trainer; nothing is written.
 
     Args:
         output_dir: of the run; need not exist.
@@ -66,29 +59,15 @@ def check_start(
         objective: with discriminators and LPIPS.
         device: where training will run.
         amp: whether bf16 is wanted.
-        patch_size: in voxels.
-        batch_size: patches per iteration.
-        micro_batch_size: patches at a time.
-        r1_gamma: of the R1 penalty.
     """
-    device = torch.device(device)
-    half = amp and device.type == "cuda"
-    checks = [
+    return [
         check_data(cases),
         check_writable(output_dir),
         check_disk(output_dir, checkpoint_bytes(network, objective) * CHECKPOINT_FILES, "checkpoints"),
         check_disk(cache_dir, store_bytes(cases, cache_dir), "patch store"),
-        check_device(device, amp),
+        check_device(torch.device(device), amp),
         check_ranks(),
     ]
-    if any(check.name == "device" and check.level == "error" for check in checks):
-        return checks
-    rows = estimate_training_memory(
-        network, objective, patch_size, micro_batch_size, batch_size, half, r1_gamma=r1_gamma
-    )
-    logger.info("Estimated peak memory of training:\n%s", memory_table(rows))
-    own = GPU_WORK_SPACE_BYTES if torch.device(device).type == "cuda" else 0
-    return [*checks, check_memory(sum(row.size for row in rows), free_bytes(device), own)]
 
 
 def require_start(**settings: Any) -> None:
@@ -98,6 +77,15 @@ def require_start(**settings: Any) -> None:
         PreflightError: with every error found.
     """
     refuse_errors(check_start(**settings))
+
+
+def require_memory(trainer: AdversarialTrainer, patch_size: Sequence[int], batch_size: int) -> None:
+    """Logs what `check_memory` finds, and refuses a run that would run out of memory.
+
+    Raises:
+        PreflightError: with what to do.
+    """
+    refuse_errors([check_memory(trainer, patch_size, batch_size)])
 
 
 def refuse_errors(checks: Iterable[Check]) -> None:
@@ -171,22 +159,50 @@ def check_ranks() -> Check:
     return Check("ranks", "ok", "1 process" if ranks == 1 else f"{ranks} processes that train together")
 
 
-def check_memory(needed: int, free: int, own: int = 0) -> Check:
-    """Whether `needed` bytes of tensors fit, work space added; a warning only, since it is an estimate.
+def check_memory(trainer: AdversarialTrainer, patch_size: Sequence[int], batch_size: int) -> Check:
+    """Whether training fits on a GPU, by an iteration behind the gate; nothing of it stays.
+
+    A CPU does not tell what an iteration takes, so none is run there.
 
     Args:
-        needed: bytes of tensors.
-        free: bytes.
-        own: bytes that libraries take whatever the size.
+        trainer: built, not running.
+        patch_size: in voxels.
+        batch_size: patches per iteration.
     """
-    with_work_space = int(needed * WORK_SPACE_FACTOR) + own
-    told = f"about {with_work_space / MIB:,.0f} MiB needed with work space, {free / MIB:,.0f} MiB free"
-    if with_work_space > free:
-        return Check("memory", "warning", f"{told}; {ADVICE['out_of_memory'].change}")
-    return Check("memory", "ok", told)
+    device = trainer.state.device
+    free = free_bytes(device)
+    if device.type != "cuda":
+        told = f"not known, since a CPU does not tell what an iteration takes; {free / MIB:,.0f} MiB are free"
+        return Check("memory", "ok", f"{told}. If it runs out: {ADVICE['out_of_memory'].change}")
+    held = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        moments = trainer.rehearse((batch_size, 1, *patch_size))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return judge_memory(None, free, trainer.memory_fallback.oom_policy)
+    needed = torch.cuda.max_memory_allocated(device) - held + moments
+    torch.cuda.empty_cache()
+    return judge_memory(needed, free, trainer.memory_fallback.oom_policy)
 
 
-def checkpoint_bytes(network: torch.nn.Module, objective: GeneratorObjective) -> int:
+def judge_memory(needed: int | None, free: int, oom_policy: str) -> Check:
+    """Whether an iteration fits.
+
+    Args:
+        needed: bytes that it took, with Adam's moments; None if it ran out of memory.
+        free: bytes.
+        oom_policy: with `degrade` a run that does not fit may start, since it will make itself smaller.
+    """
+    what, there = "an iteration behind the gate", f"{free / MIB:,.0f} free MiB"
+    if needed is not None and needed <= free:
+        return Check("memory", "ok", f"{what} takes {needed / MIB:,.0f} of {there}, measured")
+    level = "warning" if oom_policy == "degrade" else "error"
+    return Check("memory", level, f"{what} does not fit into {there}: {ADVICE['out_of_memory'].change}")
+
+
+def checkpoint_bytes(network: nn.Module, objective: GeneratorObjective) -> int:
     """Size of one checkpoint: weights and Adam's two moments of both sides."""
     tensors = [*network.state_dict().values(), *objective.discriminators.state_dict().values()]
     return 3 * sum(tensor.numel() * tensor.element_size() for tensor in tensors)

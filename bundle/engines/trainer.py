@@ -1,6 +1,6 @@
 """Runs one iteration of adversarial training; whatever updates, logs or saves is a handler."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -10,7 +10,7 @@ from monai.engines.utils import IterationEvents, default_prepare_batch
 from torch import Tensor
 
 from bundle.engines.events import EVENT_TO_ATTR, AdversarialEvents, IterationState, MicroBatch
-from bundle.engines.optimizers import PendingStep
+from bundle.engines.optimizers import ADAM_MOMENTS, PendingStep
 from bundle.engines.out_of_memory import MemoryFallback
 from bundle.engines.settings import total_iterations
 from bundle.losses.views import draw_positions
@@ -127,6 +127,32 @@ class AdversarialTrainer(Trainer):
     def autocast(self) -> torch.autocast:
         """Returns the autocast context for all networks; losses and the codebook leave it."""
         return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.autocast_enabled)
+
+    def rehearse(self, shape: Sequence[int]) -> int:
+        """Runs the run's last iteration on noise, up to its gradients, and leaves the run as it was.
+
+        Then the gate is open if it ever is: whatever the run will need, it needs here.
+
+        Args:
+            shape: of the batch, (B, 1, X, Y, Z).
+
+        Returns:
+            Bytes that Adam's moments will take besides, from the first step on.
+        """
+        iteration, quantizer = self.state.iteration, self.network.quantizer
+        codebook = {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
+        self.state.iteration = self.total_iterations
+        try:
+            noise = torch.rand(tuple(shape), generator=torch.Generator().manual_seed(0)) * 2 - 1
+            positions = draw_positions(noise.shape, self.seed, self.state.iteration)
+            self._accumulate(noise.to(self.state.device), positions)
+            return ADAM_MOMENTS * sum(step.bytes_of_weights for step in self.current.steps)
+        finally:
+            for step in self.current.steps:
+                step.optimizer.zero_grad(set_to_none=True)
+            self._start_over()
+            quantizer.load_state_dict(codebook)
+            self.state.iteration = iteration
 
     def _iteration(self, engine: Engine, batchdata: dict[str, Any]) -> Any:
         with self.memory_fallback.no_repeat():

@@ -17,7 +17,6 @@ from typing import Any
 from bundle.run.atomic import write_text
 from scripts.developer.data_benchmark import measure_data
 from scripts.developer.measuring import describe_machine
-from scripts.developer.memory_benchmark import measure_memory
 from scripts.developer.network_benchmark import measure_halo, measure_presets, measure_volume
 from scripts.developer.peers_benchmark import measure_peers
 from scripts.developer.quantizer_benchmark import measure_codebook, measure_quantizer
@@ -37,7 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "peers": measure_peers,
         "volume": measure_volume,
         "data": measure_data,
-        "memory": measure_memory,
     }
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -83,6 +83,6 @@ def _make_trainer(setting: Setting, device: torch.device) -> AdversarialTrainer:
         amp=True,
         train_handlers=[
             GeneratorUpdate(optimizers[0], objective, gate, gradient_clip=1.0),
-            DiscriminatorUpdate(optimizers[1], discriminators, 1.0, 0.5, gate, gradient_clip=1.0),
+            DiscriminatorUpdate(optimizers[1], objective, gate, gradient_clip=1.0),
         ],
     )

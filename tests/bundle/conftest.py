@@ -53,15 +53,16 @@ class SmallRun:
         warmup: int | None = None,
         amp_on_cpu: bool = False,
         validator: Engine | None = None,
+        device: str = "cpu",
         handlers: Callable[["SmallRun"], list] = lambda run: [],
     ) -> None:
         torch.manual_seed(0)
-        self.network = network
-        self.discriminators = build_discriminators(*weights[:2])
+        self.network = network.to(device)
+        self.discriminators = build_discriminators(*weights[:2], device=device)
         self._build_optimizers(warmup)
         self.sampler = ResumableSampler(batch)
         self.trainer = AdversarialTrainer(
-            device="cpu",
+            device=device,
             max_epochs=max_epochs,
             train_data_loader=DataLoader(NumberedPatches(size), batch_sampler=self.sampler),
             epoch_length=iterations,
@@ -94,11 +95,7 @@ class SmallRun:
         updates = [GeneratorUpdate(self.optimizer, objective, gate, self.schedule, gradient_clip=None)]
         if len(self.discriminators):
             optimizer, schedule = self.discriminator_optimizer, self.discriminator_schedule
-            updates.append(
-                DiscriminatorUpdate(
-                    optimizer, self.discriminators, image_weight, video_weight, gate, schedule
-                )
-            )
+            updates.append(DiscriminatorUpdate(optimizer, objective, gate, schedule))
         return updates
 
     def run(self) -> "SmallRun":

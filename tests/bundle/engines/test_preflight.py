@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,10 +17,12 @@ from bundle.engines.preflight import (
     check_ranks,
     check_start,
     check_writable,
+    judge_memory,
     refuse_errors,
     store_bytes,
 )
 from bundle.losses.objective import GeneratorObjective
+from bundle.networks.vqgan import build_vqgan
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
@@ -104,10 +105,42 @@ def test_processes_that_are_not_connected_fail_and_so_do_idle_tasks(monkeypatch,
     assert told in found.told
 
 
-def test_memory_passes_if_the_estimate_fits_and_warns_with_advice_if_not():
-    assert check_memory(2**30, 2**31).level == "ok"
-    tight = check_memory(2**30, 2**30)  # the tensors would fit, but not the work space
-    assert tight.level == "warning" and "--micro_batch_size 1" in tight.told
+@pytest.mark.parametrize(
+    ("needed", "oom_policy", "level"),
+    [
+        (2**30, "stop", "ok"),
+        (2**31 + 1, "stop", "error"),
+        (2**31 + 1, "degrade", "warning"),
+        (None, "stop", "error"),
+        (None, "degrade", "warning"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_advice_unless_the_run_may_shrink(needed, oom_policy, level):
+    found = judge_memory(needed, 2**31, oom_policy)
+    assert found.level == level
+    assert ("--micro_batch_size 1" in found.told) == (level != "ok")
+    assert "2,048 free MiB" in found.told
+
+
+def test_on_a_cpu_memory_is_not_known_and_no_iteration_is_run(tiny_vqgan, small_run):
+    run, calls = small_run(tiny_vqgan(), 1), []
+    run.network.encoder.register_forward_hook(lambda *_: calls.append(1))
+    found = check_memory(run.trainer, (24, 24, 24), 2)
+    assert found.level == "ok" and "not known" in found.told and "MiB are free" in found.told
+    assert calls == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_memory_that_is_measured_before_a_run_is_what_the_run_then_takes(small_run):
+    run = small_run(build_vqgan("lite", "ema", 1024), 3, start=0, size=64, device="cuda")
+    found = check_memory(run.trainer, (64, 64, 64), 2)
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run.run()
+    taken = (torch.cuda.max_memory_allocated() - held) / 2**20
+    measured = float(found.told.partition("takes ")[2].partition(" of ")[0].replace(",", ""))
+    assert 0.9 < measured / taken < 1.1
 
 
 def test_a_store_that_exists_needs_no_more_room(tmp_path):
@@ -147,26 +180,12 @@ def test_a_run_is_checked_whole_without_leaving_a_trace(tiny_vqgan, tmp_path, mo
         objective=GeneratorObjective(1.0, 0.25),
         device="cpu",
         amp=True,
-        patch_size=(24, 24, 24),
-        batch_size=2,
-        micro_batch_size=1,
     )
     assert {check.level for check in checks} == {"ok"}
     assert [check.name for check in checks] == [
-        "data", "output", "disk for checkpoints", "disk for patch store", "device", "ranks", "memory",
+        "data", "output", "disk for checkpoints", "disk for patch store", "device", "ranks",
     ]  # fmt: skip
     assert list(tmp_path.iterdir()) == []
-
-
-def test_memory_of_a_device_that_cannot_be_used_is_not_asked_for(gpus, tiny_vqgan, tmp_path):
-    gpus(1, bf16=False)
-    settings = SimpleNamespace(patch_size=(24, 24, 24), batch_size=1, micro_batch_size=1)
-    checks = check_start(
-        str(tmp_path), str(tmp_path), {"training": []}, tiny_vqgan(), GeneratorObjective(1.0, 0.25), "cuda:0",
-        True, **vars(settings),
-    )  # fmt: skip
-    assert [check.name for check in checks if check.level == "error"] == ["device"]
-    assert "memory" not in [check.name for check in checks]
 
 
 def test_the_module_offers_a_line_per_check():

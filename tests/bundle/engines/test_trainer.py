@@ -9,7 +9,8 @@ from bundle.engines.events import AdversarialEvents
 from bundle.engines.optimizers import build_optimizer
 from bundle.engines.trainer import AdversarialTrainer
 from bundle.handlers.gate import IterationGate
-from bundle.handlers.updates import DiscriminatorUpdate, GeneratorUpdate
+from bundle.handlers.updates import GeneratorUpdate
+from bundle.losses.discriminator import DiscriminatorObjective
 from bundle.losses.objective import GeneratorObjective
 
 
@@ -110,18 +111,19 @@ def test_the_discriminators_gradient_is_that_of_their_loss_alone(tiny_vqgan, sma
     setup.discriminator_optimizer.step = lambda: gradients.extend(
         p.grad.clone() for p in setup.discriminators.parameters()
     )
-    micro = {}
-    setup.trainer.add_event_handler(
-        AdversarialEvents.GENERATOR_STEP, lambda engine: micro.update(value=engine.current.micro_batch)
-    )
+    seen = []
+
+    @setup.trainer.on(AdversarialEvents.GENERATOR_STEP)
+    def remember(engine):
+        micro = engine.current.micro_batch
+        seen.extend([micro.image, micro.reconstruction.image.detach(), micro.positions])
+
     setup.run()
-    handler = DiscriminatorUpdate(
-        setup.discriminator_optimizer, setup.discriminators, 1.0, 0.5, IterationGate(0)
-    )
+    losses = DiscriminatorObjective(setup.discriminators, {"image": 1.0, "video": 0.5})
     setup.discriminators.requires_grad_(True)
     setup.discriminators.zero_grad()
     expected = torch.autograd.grad(
-        handler.losses(micro["value"], ["image", "video"])[0], list(setup.discriminators.parameters())
+        losses(["image", "video"], *seen, 1.0)[0], list(setup.discriminators.parameters())
     )
     for got, wanted in zip(gradients, expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-7)
@@ -231,3 +233,38 @@ def test_the_loss_falls_on_one_patch(tiny_vqgan):
     )
     trainer.run()
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_rehearsal_runs_every_network_behind_the_gate_and_leaves_no_bit_changed(tiny_vqgan, small_run):
+    results, sizes = [], []
+    for rehearses in (False, True):
+        torch.manual_seed(1)
+        network = tiny_vqgan()
+        network.quantizer.initialized.fill_(False)
+        network.quantizer._forget()
+        run = small_run(network, iterations=3, start=1, warmup=2)
+        calls = [count_calls(part) for part in (network.encoder, *run.discriminators.values())]
+        if rehearses:
+            sizes.append(run.trainer.rehearse((2, 1, 24, 24, 24)))
+            assert all(calls) and run.trainer.state.iteration == 0
+            assert all(weight.grad is None for weight in [*network.parameters()])
+            assert all(weight.grad is None for weight in run.discriminators.parameters())
+        run.run()
+        results.append([*network.state_dict().values(), *run.discriminators.state_dict().values()])
+    weights = [*network.parameters(), *run.discriminators.parameters()]
+    assert sizes == [2 * 4 * sum(weight.numel() for weight in weights)]
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_a_rehearsal_that_fails_leaves_the_run_as_it_was(tiny_vqgan, small_run):
+    run = small_run(tiny_vqgan(), iterations=3, start=1)
+    before = copy_of(run.network)
+
+    def refuse(*_):
+        raise torch.OutOfMemoryError
+
+    run.discriminators["video"].register_forward_pre_hook(refuse)
+    with pytest.raises(torch.OutOfMemoryError):
+        run.trainer.rehearse((2, 1, 24, 24, 24))
+    assert run.trainer.state.iteration == 0 and run.trainer.current.losses == {}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in run.network.state_dict().items())

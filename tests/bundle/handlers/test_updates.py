@@ -5,7 +5,6 @@ import torch
 
 from bundle.engines.events import AdversarialEvents
 from bundle.handlers.updates import DiscriminatorUpdate
-from bundle.losses.stabilisers import LeCamAnchors
 from bundle.losses.views import discriminator_views
 from bundle.networks.discriminators import add_spectral_norm
 
@@ -23,13 +22,12 @@ def stabilised(small_run, network, micro, name, iterations=1):
     run = small_run(
         network, iterations, start=0, batch=4, micro=micro, size=32, weights=(1.0, 0.0, 4.0), warmup=1
     )
-    run.lecam = LeCamAnchors()
+    run.losses = the_update(run.trainer).objective
+    run.lecam = run.losses.anchors
     run.lecam.collect("image", torch.tensor([0.5]), torch.tensor([-0.5]), 1.0)
     run.lecam.update()
-    run.update = the_update(run.trainer)
     for setting, value in STABILISERS[name].items():
-        setattr(run.update, setting, value)
-    run.update.lecam = run.lecam
+        setattr(run.losses, setting, value)
     if name in ("spectral", "all"):
         add_spectral_norm(run.discriminators).requires_grad_(False)
         run.discriminator_optimizer.param_groups[0]["params"] = list(run.discriminators.parameters())
@@ -62,15 +60,16 @@ def test_accumulated_micro_batches_give_the_full_batch_s_gradient(tiny_vqgan, sm
 
 def test_the_penalties_are_those_of_the_papers_times_the_discriminator_s_weight(tiny_vqgan, small_run):
     run = stabilised(small_run, tiny_vqgan(), 4, "r1")
-    run.update.weights["image"], seen = 2.0, {}
-    run.update.lecam_weight = 0.3
+    run.losses.weights["image"], seen = 2.0, {}
+    run.losses.lecam_weight = 0.3
 
     @run.trainer.on(AdversarialEvents.GENERATOR_STEP)
     def both(engine):
         micro = engine.current.micro_batch
-        seen["penalty"] = float(run.update.losses(micro, ["image"])[1].detach())
+        recon = micro.reconstruction.image.detach()
+        seen["penalty"] = float(run.losses(["image"], micro.image, recon, micro.positions, 1.0)[1].detach())
         (real,) = discriminator_views(micro.image, micro.positions, "image")
-        (fake,) = discriminator_views(micro.reconstruction.image.detach(), micro.positions, "image")
+        (fake,) = discriminator_views(recon, micro.positions, "image")
         real = real.clone().requires_grad_(True)
         real_logits, fake_logits = (run.discriminators["image"](view)[-1] for view in (real, fake))
         (slope,) = torch.autograd.grad(real_logits.mean(dim=(1, 2, 3)).sum(), real)

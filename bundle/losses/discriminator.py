@@ -1,0 +1,70 @@
+"""Weighs and sums the discriminators' losses in their own step."""
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from bundle.losses.adversarial import hinge_discriminator_loss
+from bundle.losses.stabilisers import LeCamAnchors, r1_penalty
+from bundle.losses.views import discriminator_views
+from bundle.run.rules import check
+
+
+class DiscriminatorObjective:
+    """Sums the hinge losses of all discriminators, and the penalties that keep them from winning.
+
+    A penalty belongs to its discriminator's own loss, so the discriminator's weight scales it too.
+
+    Args:
+        discriminators: `image` and `video` as `build_discriminators` gives them.
+        weights: of their losses, by name.
+        r1_gamma: gamma / 2 times the R1 penalty is added; 0 = off.
+        lecam_weight: weight of LeCam regularisation; 0 = off.
+
+    Attributes:
+        anchors: LeCam's moving averages.
+    """
+
+    def __init__(
+        self,
+        discriminators: nn.ModuleDict,
+        weights: Mapping[str, float],
+        r1_gamma: float = 0.0,
+        lecam_weight: float = 0.0,
+    ) -> None:
+        check(r1_gamma=r1_gamma, lecam_weight=lecam_weight)
+        self.discriminators, self.weights = discriminators, dict(weights)
+        self.r1_gamma, self.lecam_weight = r1_gamma, lecam_weight
+        self.anchors = LeCamAnchors()
+
+    def __call__(
+        self, names: Collection[str], image: Tensor, reconstruction: Tensor, positions: Tensor, share: float
+    ) -> tuple[Tensor, Tensor]:
+        """Returns weighted hinge losses and weighted penalties of a micro-batch, two float32 scalars.
+
+        Args:
+            names: of the discriminators that take part.
+            image: (b, 1, X, Y, Z) in [-1, 1].
+            reconstruction: of the same shape, detached.
+            positions: (b, 3) slice positions.
+            share: of the micro-batch in its iteration, for LeCam's averages.
+        """
+        loss = penalty = torch.zeros((), device=reconstruction.device)
+        for name in names:
+            real_views = discriminator_views(image, positions, name)
+            fake_views = discriminator_views(reconstruction, positions, name)
+            weight, views = self.weights[name], len(real_views)
+            for real, fake in zip(real_views, fake_views, strict=True):
+                if self.r1_gamma > 0:
+                    real = real.detach().clone().requires_grad_(True)
+                real_logits = self.discriminators[name](real)[-1]
+                fake_logits = self.discriminators[name](fake)[-1]
+                loss = loss + weight * hinge_discriminator_loss(real_logits, fake_logits) / views
+                if self.r1_gamma > 0:
+                    penalty = penalty + weight * self.r1_gamma / 2 * r1_penalty(real, real_logits) / views
+                if self.lecam_weight > 0:
+                    pull = self.anchors.penalty(name, real_logits, fake_logits)
+                    penalty = penalty + weight * self.lecam_weight * pull / views
+                    self.anchors.collect(name, real_logits, fake_logits, share / views)
+        return loss, penalty
