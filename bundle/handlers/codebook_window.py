@@ -8,7 +8,13 @@ from bundle.networks.quantizer import Quantizer
 
 
 class CodebookWindow:
-    """Measures the codebook over a window of iterations and all ranks, not just over the last batch."""
+    """Measures the codebook over a window of iterations and all ranks, not just over the last batch.
+
+    Attributes:
+        CURVES: what it measures, by the names of the curves.
+    """
+
+    CURVES = ("codebook/usage", "codebook/perplexity", "codebook/restarts")
 
     def __init__(self) -> None:
         self.reset()
@@ -21,11 +27,12 @@ class CodebookWindow:
 
     def add(self, quantizer: Quantizer) -> None:
         """Adds the counts and restarts of the quantizer's last update."""
-        counts, restarts = quantizer.last_counts, quantizer.last_restarts
-        if counts is None or restarts is None:
+        counts = quantizer.counts()
+        if counts is None:
             return
-        self._counts = counts if self._counts is None else self._counts.to(counts.device) + counts
-        self._restarts = self._restarts + restarts
+        seen = counts.seen
+        self._counts = seen if self._counts is None else self._counts.to(seen.device) + seen
+        self._restarts = self._restarts + counts.restarts
         self._updates += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -44,10 +51,8 @@ class CodebookWindow:
             return {}
         shares = self._counts.double() / self._counts.sum()
         used = shares[shares > 0]
-        figures = {
-            "codebook/usage": len(used) / len(shares),
-            "codebook/perplexity": float(torch.exp(-(used * used.log()).sum())),
-            "codebook/restarts": float(self._restarts) / self._updates,
-        }
+        usage = len(used) / len(shares)
+        perplexity = float(torch.exp(-(used * used.log()).sum()))
+        figures = (usage, perplexity, float(self._restarts) / self._updates)
         self.reset()
-        return figures
+        return dict(zip(self.CURVES, figures, strict=True))

@@ -6,35 +6,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bundle.handlers.codebook_window import CodebookWindow
+from bundle.handlers.validation import ReconstructionQuality
+from bundle.losses.discriminator import DiscriminatorObjective
+from bundle.losses.objective import GeneratorObjective
 from bundle.run.atomic import complete_or_absent, open_without_links
 
 APPEND = os.O_WRONLY | os.O_APPEND
+LEARNING_RATE = "train/learning_rate"
 TAGS = (
-    "train/recon_loss",
-    "train/commitment_loss",
-    "train/perceptual_loss",
-    "train/gen_loss",
-    "train/disc_loss",
-    "train/gan_feat_loss",
-    "train/learning_rate",
-    "codebook/usage",
-    "codebook/perplexity",
-    "codebook/restarts",
-    "val/psnr",
-    "val/ssim",
-    "val/lpips",
-    "val/mae_hu",
-    "val/rmse_hu",
-    "val/grid",
+    *(f"train/{term}" for term in (*GeneratorObjective.TERMS, DiscriminatorObjective.TERM)),
+    LEARNING_RATE,
+    *CodebookWindow.CURVES,
+    *ReconstructionQuality.CURVES,
 )
 
 
 def append_row(csv_path: Path, row: Mapping[str, Any]) -> None:
-    """Adds a point, below the names of the columns if it is the first."""
-    is_new = not csv_path.exists() or csv_path.stat().st_size == 0
+    """Adds a point, below the names of the columns if it is the first.
+
+    A table that is there keeps its columns: another version of this program may have begun it.
+    """
+    columns = _columns_of(csv_path) if csv_path.exists() else []
     with open(open_without_links(csv_path, APPEND), "a", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, ("iteration", "epoch", *TAGS), extrasaction="ignore")
-        if is_new:
+        table = csv.DictWriter(file, columns or ("iteration", "epoch", *TAGS), extrasaction="ignore")
+        if not columns:
             table.writeheader()
         table.writerow(row)
 
@@ -53,16 +49,24 @@ def keep_rows_until(csv_path: Path, iteration: int, validated: bool = True) -> N
         iteration: the last one to keep.
         validated: whether to keep its validation figures too.
     """
+    columns = _columns_of(csv_path)
     rows = csv_path.read_bytes().splitlines(keepends=True)
-    kept = [row for row in rows if row.endswith(b"\n") and not _is_later(row, iteration, validated)]
+    kept = [row for row in rows if row.endswith(b"\n") and not _is_later(row, columns, iteration, validated)]
     if kept != rows:
         with complete_or_absent(csv_path) as shorter:
             shorter.write_bytes(b"".join(kept))
 
 
-def _is_later(row: bytes, iteration: int, validated: bool) -> bool:
-    number, *values = row.strip().split(b",")
-    if not number.isdigit() or int(number) < iteration:
+def _columns_of(csv_path: Path) -> list[str]:
+    with csv_path.open(newline="", encoding="utf-8") as file:
+        return next(csv.reader(file), [])
+
+
+def _is_later(row: bytes, columns: list[str], iteration: int, validated: bool) -> bool:
+    values = row.strip().split(b",")
+    if not values[0].isdigit() or int(values[0]) < iteration:
         return False
-    has_validation = any(values[1 + TAGS.index("val/psnr") :])
-    return int(number) > iteration or (has_validation and not validated)
+    is_validation = any(
+        value for name, value in zip(columns, values, strict=False) if name.startswith("val/")
+    )
+    return int(values[0]) > iteration or (is_validation and not validated)

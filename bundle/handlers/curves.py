@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from bundle.engines.trainer import AdversarialTrainer
 from bundle.handlers.codebook_window import CodebookWindow
-from bundle.handlers.curve_table import TAGS, append_row, keep_rows_until, rows_of
+from bundle.handlers.curve_table import LEARNING_RATE, TAGS, append_row, keep_rows_until, rows_of
 from bundle.run.console import has_terminal
 from bundle.run.rules import check
 
@@ -159,7 +159,7 @@ class ScalarLog:
         """Writes one point of every training curve."""
         values = {f"train/{name}": float(total) / self._counts[name] for name, total in self._sums.items()}
         values.pop("train/loss", None)
-        values["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        values[LEARNING_RATE] = self.optimizer.param_groups[0]["lr"]
         values |= self.codebook.figures()
         self._sums.clear()
         self._counts.clear()

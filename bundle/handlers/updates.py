@@ -126,7 +126,7 @@ class DiscriminatorUpdate:
             ((loss + penalty) * micro.share).backward()
         finally:
             self.discriminators.requires_grad_(False)
-        engine.add_losses({"disc_loss": loss})
+        engine.add_losses({self.objective.TERM: loss})
         if micro.is_last:
             engine.add_step(
                 PendingStep(

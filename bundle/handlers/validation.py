@@ -28,7 +28,13 @@ class ReconstructionQuality(Metric):
         hu_max: upper end; the window's width is the data range of PSNR and SSIM.
         perceptual: LPIPS on slices, taken on at most 16 axial slices per volume; None leaves it out.
         compare_on: device on which volumes are compared, slab by slab; None is where they are.
+
+    Attributes:
+        CURVES: what it puts into `state.metrics`.
     """
+
+    MEASURED = ("psnr", "ssim", "mae_hu", "rmse_hu", "grid")
+    CURVES = tuple(f"val/{name}" for name in (*MEASURED, "lpips"))
 
     def __init__(
         self,
@@ -53,15 +59,7 @@ class ReconstructionQuality(Metric):
             window = self.hu_min, self.hu_max
             volumes = to_hu(image[0], *window), to_hu(pred[0].clamp(-1, 1), *window)
             figures = reconstruction_figures(*volumes, self.hu_min, self.hu_max, device=self.compare_on)
-            self.volumes.append(
-                {
-                    "psnr": figures.psnr,
-                    "ssim": figures.ssim,
-                    "mae_hu": figures.mae_hu,
-                    "rmse_hu": figures.rmse_hu,
-                    "grid": figures.grid,
-                }
-            )
+            self.volumes.append({name: getattr(figures, name) for name in self.MEASURED})
             if self.perceptual is not None:
                 self.volumes[-1]["lpips"] = slice_lpips(self.perceptual, image, pred.clamp(-1, 1))
 

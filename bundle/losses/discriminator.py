@@ -23,8 +23,11 @@ class DiscriminatorObjective:
         lecam_weight: weight of LeCam regularisation; 0 = off.
 
     Attributes:
+        TERM: the name of the loss's curve.
         anchors: LeCam's moving averages.
     """
+
+    TERM = "disc_loss"
 
     def __init__(
         self,

@@ -27,7 +27,12 @@ class GeneratorObjective(nn.Module):
         discriminators: `image` and `video` as `build_discriminators` gives them.
         perceptual: distance per slice on (N, 1, H, W) pairs; None where `perceptual_weight` is 0.
         loss_margin: voxels at each face of a patch that the L1 term leaves out.
+
+    Attributes:
+        TERMS: by the names of their curves.
     """
+
+    TERMS = ("recon_loss", "commitment_loss", "perceptual_loss", "gen_loss", "gan_feat_loss")
 
     def __init__(
         self,

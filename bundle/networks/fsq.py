@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bundle.distributed.collectives import all_reduce
-from bundle.networks.quantizer import NetworkSettingError, Quantized, Quantizer
+from bundle.networks.quantizer import CodeCounts, NetworkSettingError, Quantized, Quantizer
 
 LEVELS = 4
 
@@ -45,9 +45,7 @@ class FSQ(Quantizer):
         self.project_in = nn.Conv3d(embedding_dim, axes, 1)
         self.project_out = nn.Conv3d(axes, embedding_dim, 1)
         self.register_buffer("basis", LEVELS ** torch.arange(axes), persistent=False)
-        self._counts: Tensor | None = None
-        self.last_counts: Tensor | None = None
-        self.last_restarts: Tensor | None = None
+        self._pending: Tensor | None = None  # counts of this iteration's micro-batches
 
     def quantize(self, latent: Tensor) -> Tensor:
         """Latent (B, E, x, y, z) of any float type to indices (B, x, y, z), int64."""
@@ -78,12 +76,12 @@ class FSQ(Quantizer):
             indices = self._indices(rounded.detach().round())
             if self.training:
                 counts = torch.bincount(indices.flatten(), minlength=self.num_embeddings).float()
-                self._counts = counts if self._counts is None else self._counts + counts
+                self._pending = counts if self._pending is None else self._pending + counts
             return Quantized(self._codes(rounded), latent.new_zeros((), dtype=torch.float32), indices)
 
     def discard(self) -> None:
         """Forgets the counts since the last update: the iteration is skipped or repeated."""
-        self._counts = self.last_counts = self.last_restarts = None
+        self._pending = self._counts = None
 
     @torch.no_grad()
     def update(self, restart: bool = True) -> None:
@@ -92,11 +90,11 @@ class FSQ(Quantizer):
         Args:
             restart: without effect, a grid has no dead codes to restart.
         """
-        if self._counts is None:
+        if self._pending is None:
             return
-        all_reduce(self._counts)
-        self.last_counts, self._counts = self._counts, None
-        self.last_restarts = self.last_counts.new_zeros(())
+        all_reduce(self._pending)
+        self._counts = CodeCounts(self._pending, self._pending.new_zeros(()))
+        self._pending = None
 
     def _bound(self, latent: Tensor) -> Tensor:
         """Projection (B, D, x, y, z), squashed so that rounding gives the 4 levels -2, -1, 0 and 1."""

@@ -28,6 +28,13 @@ class Quantized(NamedTuple):
     indices: Tensor
 
 
+class CodeCounts(NamedTuple):
+    """How often an update saw each code, (K,) float32, and how many codes it restarted, a scalar."""
+
+    seen: Tensor
+    restarts: Tensor
+
+
 class Quantizer(nn.Module, abc.ABC):
     """What the generator, its training and its users ask of a quantizer.
 
@@ -36,15 +43,18 @@ class Quantizer(nn.Module, abc.ABC):
     Attributes:
         num_embeddings: number of codes K.
         embedding_dim: width E of the latent and of the codes.
-        last_counts: how often the last update saw each code, over all micro-batches and ranks, (K,) float32;
-            None before the first update and after `discard`.
-        last_restarts: how many codes the last update restarted, a scalar.
     """
 
     num_embeddings: int
     embedding_dim: int
-    last_counts: Tensor | None
-    last_restarts: Tensor | None
+    _counts: CodeCounts | None = None
+
+    def counts(self) -> CodeCounts | None:
+        """Returns what the last update counted, over all micro-batches and ranks.
+
+        None before the first update and after `discard`.
+        """
+        return self._counts
 
     def prepare(self, first_latent: Callable[[], Tensor]) -> None:
         """Makes the quantizer ready for training; called before every iteration.
@@ -134,8 +144,6 @@ class EMACodebook(Quantizer):
         self._pending: list[
             tuple[Tensor, Tensor]
         ] = []  # vectors and indices of this iteration's micro-batches
-        self.last_counts: Tensor | None = None
-        self.last_restarts: Tensor | None = None
 
     def _forget(self) -> None:
         self._knows_initialized = False
@@ -208,7 +216,7 @@ class EMACodebook(Quantizer):
     def discard(self) -> None:
         """Forgets what `forward` collected since the last update: the iteration is skipped or repeated."""
         self._pending.clear()
-        self.last_counts = self.last_restarts = None
+        self._counts = None
 
     @torch.no_grad()
     def update(self, restart: bool = True) -> None:
@@ -232,8 +240,8 @@ class EMACodebook(Quantizer):
         self.cluster_sum.lerp_(sums, step)
         means = self.cluster_sum / self.cluster_size.clamp_min(_TINY)[:, None]
         self.embedding.copy_(torch.where(self.cluster_size[:, None] > _TINY, means, self.embedding))
-        self.last_counts = counts
-        self.last_restarts = self._restart_dead_codes(vectors, number) if restart else counts.new_zeros(())
+        restarts = self._restart_dead_codes(vectors, number) if restart else counts.new_zeros(())
+        self._counts = CodeCounts(counts, restarts)
         self.updates += 1
         self._known_updates = number + 1
 

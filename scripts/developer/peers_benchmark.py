@@ -115,7 +115,7 @@ def ours(preset: str, setting: Setting, terms: Terms, image: Tensor) -> Callable
     handlers: list[Any] = [GeneratorUpdate(Adam(network.parameters(), RATE, BETAS), objective, gate)]
     if len(discriminators):
         optimizer = Adam(discriminators.parameters(), RATE, BETAS)
-        handlers.append(DiscriminatorUpdate(optimizer, discriminators, terms.image, terms.video, gate))
+        handlers.append(DiscriminatorUpdate(optimizer, objective, gate))
     trainer = AdversarialTrainer(
         DEVICE,
         max_epochs=1,

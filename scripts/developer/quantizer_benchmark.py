@@ -61,7 +61,9 @@ def measure_codebook(output: Path) -> list[dict[str, Any]]:
             centres += velocity
             codebook(_draw(centres, int(share * 1024), generator))
             codebook.update()
-            restarts.append(torch.as_tensor(codebook.last_restarts).item())
+            counts = codebook.counts()
+            assert counts is not None
+            restarts.append(counts.restarts.item())
         held_out = codebook.eval().quantize(_draw(centres, 8192, generator))
         rows.append(
             {

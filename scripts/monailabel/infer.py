@@ -12,6 +12,7 @@ from monailabel.tasks.infer.bundle import BundleConstants, BundleInferTask
 
 from bundle.checkpoints.file import NETWORK_SETTINGS, load_generator, read_checkpoint
 from bundle.data.volumes.writing import CTWriter
+from bundle.networks.vqgan import VQGAN
 
 # Of a request, set by the server alone: the folder for the result.
 FOLDER = "result_folder"
@@ -38,7 +39,7 @@ class ReconstructionTask(BundleInferTask):
         self._content = read_checkpoint(self.checkpoint)
         super().__init__(str(root), conf, const, type=InferType.OTHERS, add_post_restore=False)
         self._config["model_filename"] = [self.checkpoint.name]
-        self.generator: torch.nn.Module = self.network.eval()
+        self.generator: VQGAN = self.network.eval()
         load_generator(self.generator, self.checkpoint, self._content)
         self._content = {}
 

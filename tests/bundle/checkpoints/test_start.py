@@ -34,7 +34,7 @@ class History:
         iteration = engine.state.iteration
         rates = [part.param_groups[0]["lr"] for part in self.run.state.optimizers.values()]
         losses = {name: float(value) for name, value in engine.current.losses.items()}
-        restarts = int(self.run.network.quantizer.last_restarts)
+        restarts = int(self.run.network.quantizer.counts().restarts)
         self.seen[iteration] = (engine.state.epoch, rates, losses, restarts)
         if iteration in self.save_at:
             write_checkpoint(self.folder / f"{iteration}.pt", self.run.state.state_dict(engine))

@@ -35,3 +35,17 @@ def test_a_torn_last_row_is_dropped(tmp_path):
     table.write_bytes(b"iteration,epoch\r\n9,1\r\n1")
     keep_rows_until(table, 10)
     assert table.read_bytes() == b"iteration,epoch\r\n9,1\r\n"
+
+
+def test_a_table_of_another_version_keeps_its_columns(tmp_path):
+    table = tmp_path / "metrics.csv"
+    table.write_text(
+        "iteration,epoch,val/psnr,train/recon_loss\r\n1,1,,0.5\r\n", encoding="utf-8", newline=""
+    )
+    append_row(table, {"iteration": 2, "epoch": 1, "val/psnr": 20.0, "val/ssim": 0.9})
+    append_row(table, {"iteration": 2, "epoch": 1, "train/recon_loss": 0.25})
+    assert [list(row.values()) for row in rows_of(table)] == [
+        ["1", "1", "", "0.5"], ["2", "1", "20.0", ""], ["2", "1", "", "0.25"],
+    ]  # fmt: skip
+    keep_rows_until(table, 2, validated=False)
+    assert [row["train/recon_loss"] for row in rows_of(table)] == ["0.5", "0.25"]

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from bundle.handlers.codebook_window import CodebookWindow
 from bundle.handlers.curve_table import TAGS
 from bundle.handlers.curves import LogFolderError, ScalarLog, TensorBoardLog
-from bundle.networks.quantizer import EMACodebook
+from bundle.networks.quantizer import CodeCounts, EMACodebook
 
 BASE_TAGS = {"train/recon_loss", "train/commitment_loss", "train/learning_rate"}
 CODEBOOK_TAGS = {"codebook/usage", "codebook/perplexity", "codebook/restarts"}
@@ -179,8 +179,8 @@ def test_the_progress_bar_shows_loss_and_psnr_once_they_are_known(tmp_path, logg
 def test_the_codebook_s_health_is_that_of_the_whole_window():
     codebook, window = EMACodebook(8, 2).train(), CodebookWindow()
     for codes in (torch.tensor([0, 0, 1, 1]), torch.tensor([2, 2, 3, 3])):
-        codebook.last_counts = torch.bincount(codes, minlength=8).float()
-        codebook.last_restarts = torch.tensor(len(codes) - 1.0 - float(codes[0]))
+        restarts = torch.tensor(len(codes) - 1.0 - float(codes[0]))
+        codebook._counts = CodeCounts(torch.bincount(codes, minlength=8).float(), restarts)
         window.add(codebook)
     figures = window.figures()
     assert figures == pytest.approx(
@@ -191,7 +191,7 @@ def test_the_codebook_s_health_is_that_of_the_whole_window():
 
 def test_perplexity_of_unequal_use_is_the_exponential_of_its_entropy():
     codebook, window = EMACodebook(4, 2), CodebookWindow()
-    codebook.last_counts, codebook.last_restarts = torch.tensor([3.0, 1.0, 0.0, 0.0]), torch.tensor(0)
+    codebook._counts = CodeCounts(torch.tensor([3.0, 1.0, 0.0, 0.0]), torch.tensor(0))
     window.add(codebook)
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert window.figures()["codebook/perplexity"] == pytest.approx(math.exp(entropy))

@@ -12,6 +12,7 @@ from bundle.engines.advice import ADVICE
 from bundle.engines.events import IterationState
 from bundle.handlers.diagnosis import HealthWatch
 from bundle.handlers.gate import IterationGate
+from bundle.networks.quantizer import CodeCounts
 from bundle.run.rules import SettingsError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -28,7 +29,7 @@ def watched(curves: list[dict[str, float]], counts=EVEN, validations=(), gate=0,
     trainer = Engine(lambda engine, _: engine.current.losses.update(curves[engine.state.iteration - 1]))
     trainer.current, trainer.validator, trainer.keep = IterationState(), validator, kept.__setitem__
     trainer.network = SimpleNamespace(
-        quantizer=SimpleNamespace(last_counts=counts, last_restarts=torch.zeros(()), num_embeddings=CODES)
+        quantizer=SimpleNamespace(counts=lambda: CodeCounts(counts, torch.zeros(())), num_embeddings=CODES)
     )
     watch = HealthWatch(
         IterationGate(gate),

@@ -119,7 +119,7 @@ def test_a_skipped_iteration_leaves_no_point_in_the_curves(tiny_vqgan, small_run
 
     assert outputs[0] and not outputs[1]
     assert from_engine(["loss"], first=True)(run.trainer.state.output) is None  # MONAI's handlers skip it too
-    assert run.network.quantizer.last_counts is None
+    assert run.network.quantizer.counts() is None
 
 
 def test_without_bad_numbers_the_guard_changes_no_bit(tiny_vqgan, small_run, tmp_path):

@@ -31,8 +31,8 @@ def train(rank: int, world_size: int) -> dict[str, torch.Tensor]:
     for latent in batches():
         codebook(latent.tensor_split(world_size)[rank])
         codebook.update()
-        counts.append(codebook.last_counts)
-        restarts.append(codebook.last_restarts)
+        counts.append(codebook.counts().seen)
+        restarts.append(codebook.counts().restarts)
     return {**codebook.state_dict(), "counts": torch.stack(counts), "restarts": torch.stack(restarts)}
 
 

@@ -49,9 +49,9 @@ def test_counts_of_all_micro_batches_are_handed_over_once(fsq):
         fsq(micro)
     fsq.update()
     assert torch.equal(
-        fsq.last_counts, torch.bincount(fsq.quantize(latent).flatten(), minlength=1024).float()
+        fsq.counts().seen, torch.bincount(fsq.quantize(latent).flatten(), minlength=1024).float()
     )
-    assert fsq._counts is None
+    assert fsq._pending is None
 
 
 def test_there_is_no_commitment_term(fsq):

@@ -106,7 +106,7 @@ def test_a_dead_code_restarts_from_the_batch_with_fresh_averages():
     vectors = torch.randn(512, 8)
     codebook(latent_of(vectors))
     codebook.update()
-    assert codebook.last_restarts == 1
+    assert codebook.counts().restarts == 1
     assert (vectors == codebook.embedding[5]).all(dim=1).any()
     torch.testing.assert_close(codebook.cluster_sum[5] / codebook.cluster_size[5], codebook.embedding[5])
     torch.testing.assert_close(codebook.cluster_size[5], torch.tensor(8.0), rtol=0.05, atol=0)
@@ -118,7 +118,7 @@ def test_no_more_codes_restart_than_the_budget_allows():
     codebook.cluster_size[:100] = 0
     codebook(torch.randn(1, 8, 8, 8, 8) * 0)
     codebook.update()
-    assert codebook.last_restarts == 4
+    assert codebook.counts().restarts == 4
 
 
 def test_update_without_restart_leaves_dead_codes_alone():
@@ -157,7 +157,7 @@ def test_codes_stay_in_use_and_restarts_stop(number, share):
         centres += velocity
         codebook(latent_of(draw(int(share * number))))
         codebook.update()
-        restarts.append(float(codebook.last_restarts))
+        restarts.append(float(codebook.counts().restarts))
     used = len(codebook.eval().quantize(latent_of(draw(8192))).unique())
     assert used >= 0.9 * number
     assert sum(restarts[-50:]) / 50 < 0.01 * number
