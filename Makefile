@@ -11,7 +11,7 @@ LABEL_NEEDS := scripts/monailabel/requirements.txt scripts/monailabel/requiremen
 LABEL_INSTALLED := $(LABEL)/.installed-$(shell cat pyproject.toml $(LABEL_NEEDS) | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-label demo test test-label check bench chaos clean
+.PHONY: help venv venv-label demo test test-label test-viewer check bench chaos clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ venv-label: $(LABEL_INSTALLED)  ## build MONAI Label's environment in .venv-labe
 
 test-label: $(LABEL_INSTALLED)  ## run a real MONAI Label server against its tests (1 minute)
 	$(LABEL)/bin/python -m pytest -q tests/scripts/monailabel
+
+test-viewer: $(INSTALLED)  ## open the viewer's pages in a headless Chromium (1 minute; skipped where there is none)
+	$(BIN)/python -m pytest -q -rs -m viewer tests/bundle/viewing
 
 check: $(INSTALLED)  ## lint, format, types
 	$(BIN)/python -m ruff check .

@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "bundle.inferers": (),
     "bundle.metrics": ("bundle.losses.perceptual",),
     "bundle.drawing": (),
+    "bundle.viewing": ("bundle.drawing",),
     # run and the list of formats, which loads the others when it needs them, are below all rooms
     "bundle.data": (),
     "bundle.data.volumes": (),
@@ -38,7 +39,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "bundle.evaluation": tuple(
         f"bundle.{room}"
-        for room in ("checkpoints", "data", "drawing", "inferers", "losses", "metrics", "networks", "run")
+        for room in (
+            *("checkpoints", "data", "drawing", "inferers", "losses", "metrics", "networks", "run"),
+            "viewing",
+        )
     ),
     "transforms": ("bundle.data",),
 }

@@ -27,6 +27,8 @@ def run(tmp_path):
     """`.ci/run`; `failing` is the target that make cannot make."""
     (tmp_path / "make").write_text(MAKE, encoding="utf-8")
     (tmp_path / "make").chmod(0o755)
+    (tmp_path / "apt-get").write_text("#!/bin/sh\nexit 100\n", encoding="utf-8")  # no browser can be had
+    (tmp_path / "apt-get").chmod(0o755)
 
     def run(failing: str = "") -> subprocess.CompletedProcess:
         given = {"ASKED": str(tmp_path / "asked"), "FAILING": failing, "XDG_CACHE_HOME": str(tmp_path)}
@@ -47,11 +49,11 @@ def test_both_suites_run_and_their_closing_lines_stand_last(run, tmp_path):
     done = run()
 
     assert done.returncode == 0, done.stderr
-    assert targets(tmp_path) == ["venv", "test", "venv-label", "test-label"]
+    assert targets(tmp_path) == ["venv", "test", "test-viewer", "venv-label", "test-label"]
     assert done.stdout.splitlines()[-2:] == ["5 passed in 1.23s", "7 passed in 3.21s"]
 
 
-@pytest.mark.parametrize("failing", ["venv", "test", "venv-label", "test-label"])
+@pytest.mark.parametrize("failing", ["venv", "test", "test-viewer", "venv-label", "test-label"])
 def test_a_failure_of_any_step_fails_the_run_and_ends_it(run, tmp_path, failing):
     done = run(failing)
 

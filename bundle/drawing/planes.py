@@ -21,6 +21,8 @@ from PIL import Image, ImageDraw, ImageFont
 Volume = np.ndarray | torch.Tensor
 
 AIR_BELOW_HU, BODY_SHARE = -300, 0.005
+DIFFERENCE_COLOURS = ((190, 235, 255), (40, 125, 235), (16, 16, 18), (225, 95, 20), (255, 228, 150))
+"""Of signed differences, evenly spaced: blue below 0, dark at 0, orange above; colour-blind eyes see both."""
 
 TEXT, DIM_TEXT = (235, 235, 235), (165, 165, 165)
 FONT_PX = 17
@@ -247,7 +249,7 @@ def _colours(share: np.ndarray) -> np.ndarray:
 @lru_cache
 def _colour_table() -> np.ndarray:
     """Returns the colours as uint8 (511, 3); the middle entry stands for a difference of 0."""
-    stops = np.array([[190, 235, 255], [40, 125, 235], [16, 16, 18], [225, 95, 20], [255, 228, 150]])
+    stops = np.array(DIFFERENCE_COLOURS)
     at, shares = np.linspace(-1, 1, len(stops)), np.linspace(-1, 1, 511)
     channels = [np.interp(shares, at, stops[:, channel]) for channel in range(3)]
     return np.stack(channels, axis=-1).round().astype(np.uint8)

@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bundle.evaluation.readings import Reading
 from bundle.evaluation.volume import Row
@@ -66,10 +66,7 @@ def read_metrics(path: Path) -> list[Row]:
             for line in lines
         ]
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        raise TableError(
-            f"{path}: is no table of an evaluation ({error!r:.200}); give the output folder of "
-            "configs/evaluate.yaml"
-        ) from error
+        raise _no_table(path, error) from error
 
 
 def read_emboli_table(path: Path) -> list[dict[str, Any]]:
@@ -87,10 +84,37 @@ def read_emboli_table(path: Path) -> list[dict[str, Any]]:
             for line in lines
         ]
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        raise TableError(
-            f"{path}: is no table of an evaluation ({error!r:.200}); give the output folder of "
-            "configs/evaluate.yaml"
-        ) from error
+        raise _no_table(path, error) from error
+
+
+class FalseEmbolusLine(NamedTuple):
+    """A line of `false_emboli.csv`: whose, and the darkest voxel (X, Y, Z) in RAS axes."""
+
+    volume: str
+    method: str
+    voxel: tuple[int, int, int]
+    strength: float
+
+
+def read_false_emboli(path: Path) -> list[FalseEmbolusLine]:
+    """Reads `false_emboli.csv`.
+
+    Raises:
+        TableError: if it is missing or was not written by an evaluation.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [
+                FalseEmbolusLine(
+                    line["volume"],
+                    line["method"],
+                    (int(line["x"]), int(line["y"]), int(line["z"])),
+                    float(line["strength"]),
+                )
+                for line in csv.DictReader(file)
+            ]
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        raise _no_table(path, error) from error
 
 
 def embolus_line(volume: str, patient: str, method: str, reading: Reading, at_mm: Sequence[float]) -> tuple:
@@ -109,6 +133,13 @@ def embolus_line(volume: str, patient: str, method: str, reading: Reading, at_mm
         "lung" if site.is_in_lung else "central", site.parity, *site.centre, *at_mm, site.blood_hu,
         reading.clot_contrast, reading.clot_loc_mm, *reading.npw,
     )  # fmt: skip
+
+
+def _no_table(path: Path, error: Exception) -> TableError:
+    return TableError(
+        f"{path}: is no table of an evaluation ({error!r:.200}); give the output folder of "
+        "configs/evaluate.yaml"
+    )
 
 
 def _cell(value: Any) -> Any:

@@ -36,6 +36,7 @@ from bundle.evaluation.cases import (
 from bundle.evaluation.chest import Chest, Lumen, find_chest
 from bundle.evaluation.emboli import CONTRASTS, Change, find_changes, insert
 from bundle.evaluation.model import Coded, TrainedModel
+from bundle.evaluation.readings import Reading
 from bundle.evaluation.report import write_report
 from bundle.evaluation.summary import plain, summary_of
 from bundle.evaluation.tables import (
@@ -55,12 +56,16 @@ from bundle.metrics.codes import bits_per_voxel, code_use, nominal_bits_per_voxe
 from bundle.run.atomic import complete_or_absent, write_text
 from bundle.run.errors import EXIT_REFUSED
 from bundle.run.names import patient_key, printable
+from bundle.viewing.page import PageError, write_page
+from bundle.viewing.views import BOX_SIDE, Place, View, box_slices, invented_places, views_of
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_WINDOW = (-1000.0, 1000.0)
 DEFAULT_CODEC_BITS, DEFAULT_TILE = 0.22, 128
 PARITIES = {0: "even", 1: "odd"}
+VIEWER_SIDES = (BOX_SIDE, 96, 64)
+MAX_CLOT_PLACES = 20
 
 
 class EvaluationError(ValueError):
@@ -188,7 +193,8 @@ class Evaluation:
         else:
             assert pair is not None
             recon, inserted = pair, self._from_files(case, original, changes)
-        found = judge(original, recon, chest, changes, inserted, self.settings)
+        clots = _ClotBox(original, changes)
+        found = judge(original, recon, chest, changes, clots.watch(inserted), self.settings)
         self._keep(case, original, found, self.method)
         self._keep_curves(case, found)
         if self.model is not None:
@@ -197,6 +203,8 @@ class Evaluation:
             self._judge_codec(codec, case, original, chest, changes)
         self._write_volumes(case, original, recon, changes)
         self._draw(case, original, recon, chest.lumen)
+        if self.write_volumes:
+            self._write_viewer(case, original, recon, found, clots.view(found.readings))
 
     def _read_pair(self, case: EvaluationCase, original: RASVolume) -> np.ndarray | None:
         if case.reconstruction is None:
@@ -382,6 +390,35 @@ class Evaluation:
         with complete_or_absent(path) as unfinished:
             Image.fromarray(picture).save(unfinished)
 
+    def _write_viewer(
+        self,
+        case: EvaluationCase,
+        original: RASVolume,
+        recon: np.ndarray,
+        found: Findings,
+        clots: View | None,
+    ) -> None:
+        """A page for a browser; its boxes get smaller until it is not larger than it may be."""
+        window = self.settings.hu_min, self.settings.hu_max
+        places = invented_places(found.false_emboli)
+        notice = ""
+        if case.name in self.seen:
+            notice = (
+                "The checkpoint was trained on this volume or patient: its quality says nothing about others."
+            )
+        for side in VIEWER_SIDES:
+            views = views_of(original.voxels, recon, original.affine, window, places, side)
+            if clots is not None:
+                views.insert(1, clots)
+            try:
+                write_page(
+                    self.output_dir / "viewer" / f"{case.stem}.html", case.name, views, *window, notice
+                )
+                return
+            except PageError as error:
+                reason = str(error)
+        self._warn(f"{case.name}: {reason}")
+
     def _write(self) -> dict[str, Any]:
         write_metrics(self.output_dir / METRICS, self.rows)
         write_table(self.output_dir / EMBOLI, EMBOLI_COLUMNS, self.emboli)
@@ -408,6 +445,55 @@ class Evaluation:
                 "code_perplexity": plain(use.perplexity),
             }
         return about
+
+
+class _ClotBox:
+    """Keeps what a viewer shows of inserted emboli: the box with most of them."""
+
+    contrast, parity = 1.0, 0
+
+    def __init__(self, original: RASVolume, changes: Sequence[Change]) -> None:
+        self.original, self.changes = original, changes
+        self.recon: np.ndarray | None = None
+        centres = np.array([c.site.centre for c in changes if c.site.parity == self.parity]).reshape(-1, 3)
+        self.box = None
+        if len(centres):
+            near = np.abs(centres[:, None] - centres).max(axis=2) < BOX_SIDE / 2
+            self.box = box_slices(original.voxels.shape, centres[near.sum(axis=1).argmax()])
+
+    def watch(self, inserted: Inserted) -> Inserted:
+        """Gives what `inserted` gives, and keeps the box of one reconstruction."""
+
+        def watched(contrast: float, parity: int) -> np.ndarray | None:
+            recon = inserted(contrast, parity)
+            if recon is not None and self.box and (contrast, parity) == (self.contrast, self.parity):
+                self.recon = recon[self.box].copy()
+            return recon
+
+        return watched
+
+    def view(self, readings: Sequence[Reading]) -> View | None:
+        """The box with its emboli, those that lost most first; None where there is no reconstruction."""
+        if self.recon is None or self.box is None:
+            return None
+        start = np.array([part.start for part in self.box])
+        sites = sorted(
+            (one for one in readings if (one.contrast, one.site.parity) == (self.contrast, self.parity)),
+            key=lambda one: one.clot_contrast,
+        )
+        places = []
+        for one in sites:
+            x, y, z = np.rint(one.site.centre).astype(int) - start
+            if min(x, y, z) >= 0 and all(
+                at < size for at, size in zip((x, y, z), self.recon.shape, strict=True)
+            ):
+                name = f"embolus of {one.site.size_mm} mm, {one.clot_contrast:.0%} of its contrast kept"
+                places.append(Place(name, (int(x), int(y), int(z))))
+        inserted = insert(self.original.voxels, self.changes, self.contrast, self.parity)[self.box]
+        affine = self.original.affine.copy()
+        affine[:3, 3] = nib.affines.apply_affine(affine, start)
+        name = "inserted emboli (in both volumes), full resolution"
+        return View(name, inserted, self.recon, affine, tuple(places[:MAX_CLOT_PLACES]))
 
 
 def _perceptual(

@@ -1,8 +1,11 @@
 """Whole evaluations: files in, tables and a report out."""
 
+import base64
 import csv
+import gzip
 import json
 import math
+import re
 
 import nibabel as nib
 import numpy as np
@@ -106,6 +109,31 @@ def test_inserted_volumes_come_back_with_their_clot_figures(twice, phantom, blur
     with (folder / "again" / "emboli.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 2 * len(phantom.changes)
+
+
+def test_a_page_for_a_browser_shows_the_volume_and_its_inserted_emboli(twice):
+    folder, _ = twice
+    assert {path.name for path in (folder / "out" / "viewer").iterdir()} == {
+        "original.html",
+        "original_2.html",
+    }
+    rows = [
+        "ras/original.nii.gz,ras/recon.nii.gz,p,out/inserted/original_clots_100_even.nii.gz,ras/recon.nii.gz"
+    ]
+    evaluate(folder / "viewed", rows)
+    page = (folder / "viewed" / "viewer" / "original.html").read_text(encoding="utf-8")
+    (content,) = re.findall(r'id="content">([^<]+)<', page)
+    whole, clots, *boxes = json.loads(content)["views"]
+    assert whole["name"] == "whole volume" and clots["name"].startswith("inserted emboli (in both volumes)")
+    assert "around large error 1, full resolution" in [box["name"] for box in boxes]
+    # the reconstruction is that without emboli: none of their contrast is there
+    assert {place["name"] for place in clots["places"]} >= {"embolus of 4 mm, 0% of its contrast kept"}
+    (held,) = re.findall(r'id="original-1">([^<]+)<', page)
+    shown = nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(held)))
+    inserted = nib.load(folder / "out" / "inserted" / "original_clots_100_even.nii.gz")
+    corner = np.rint(np.linalg.inv(inserted.affine) @ shown.affine[:, 3])[:3].astype(int)
+    box = tuple(slice(at, at + size) for at, size in zip(corner, shown.shape, strict=True))
+    assert np.array_equal(np.asanyarray(shown.dataobj), np.asanyarray(inserted.dataobj)[box])
 
 
 def test_a_foreign_inserted_volume_is_named(twice):

@@ -1,0 +1,1 @@
+"""Shows original, reconstruction and difference in a browser."""
