@@ -23,8 +23,8 @@ from torch import Tensor
 
 from bundle.checkpoints.trained_on import is_sound
 from bundle.run.atomic import UnwritableError, complete_or_absent
-from bundle.run.names import printable
-from bundle.run.rules import NETWORK_SETTINGS, network_settings, settings_fault, shown
+from bundle.run.names import printable, shown
+from bundle.run.rules import NETWORK_SETTINGS, network_settings, settings_fault
 
 __all__ = [
     "INSTALLED_MODEL",

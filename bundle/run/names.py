@@ -3,8 +3,10 @@
 import hashlib
 import os
 import re
+import reprlib
 from pathlib import Path
 
+import torch
 from monai.config import PathLike
 
 from bundle.data.volumes.formats import formats
@@ -18,6 +20,7 @@ DEFAULT_SALT = "ctpa_vqgan/patient"
 # A name of digits alone could be a number that a hospital gave. One hash in 1,800 has no letter and is hashed
 # again.
 IS_HASH = re.compile("(?=.*[a-f])[0-9a-f]{16}")
+SHOWN_CHARACTERS = 60
 
 
 def printable(text: str) -> str:
@@ -25,6 +28,18 @@ def printable(text: str) -> str:
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
     )
+
+
+def shown(value: object) -> str:
+    """A value for a message: on one line, at most 60 characters, without control characters."""
+    if type(value) in (list, tuple, dict):
+        text = reprlib.repr(value)
+    elif isinstance(value, str | int | float | torch.device | None):
+        text = repr(value)
+    else:
+        text = type(value).__name__
+    text = printable(text)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def volume_name(image: PathLike) -> str:

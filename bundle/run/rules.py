@@ -7,13 +7,12 @@ stands what a checkpoint or a file of codes may say of its generator, which is c
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 
-from bundle.run.names import printable
+from bundle.run.names import shown
 
 STRIDE = 4
 """Voxels per latent cell and axis, of every preset."""
@@ -21,7 +20,6 @@ NETWORK_SETTINGS = ("preset", "quantizer", "num_embeddings", "hu_min", "hu_max")
 CODECS = ("jpeg2000", "jpegxl", "hevc")  # that evaluation can judge beside a network
 MOST_CODES = 65536  # indices are stored as uint16
 HU = (-32768, 32767)  # volumes are stored as int16
-SHOWN_CHARACTERS = 60
 LARGEST_COUNT = 10**9
 LARGEST_NUMBER = float(torch.finfo(torch.float32).max)
 
@@ -56,7 +54,7 @@ class Rule(NamedTuple):
         if (value is None and self.null) or (value is not None and self.holds(value)):
             return None
         remedy = f"set e.g. --{name} {self.example}" + (f" or --{name} '$None'" if self.null else "")
-        return f"`{name}` must be {self.told}, got {_short(value)}; {remedy}"
+        return f"`{name}` must be {self.told}, got {shown(value)}; {remedy}"
 
 
 def whole(least: int, most: int = LARGEST_COUNT, example: int | None = None) -> Rule:
@@ -147,17 +145,13 @@ def _is_number(value: Any) -> bool:
     return (_is_whole(value) or isinstance(value, float)) and abs(value) <= LARGEST_NUMBER
 
 
-def _short(value: Any) -> str:
-    """`value` as Python writes it, on one line and not too long."""
-    text = reprlib.repr(value) if isinstance(value, dict | list | tuple) else repr(value)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
-
-
 _count = whole(1)
 _iterations = whole(0)
 _share = number(0, 1, example=0.5)
 _weight = number(0)
 _rate = number_above(0, 1, example=1e-4)
+_codes = whole(2, MOST_CODES, example=16384)
+_hu_min, _hu_max = number(*HU, example=-1000.0), number(*HU, example=1000.0)
 
 RULES: dict[str, Rule] = {
     "bundle_root": path("."),
@@ -182,9 +176,9 @@ RULES: dict[str, Rule] = {
     # network and window; null = the checkpoint's own
     "preset": word("default", "large", "lite").or_null(),
     "quantizer": word("ema", "fsq").or_null(),
-    "num_embeddings": whole(2, MOST_CODES, example=16384).or_null(),
-    "hu_min": number(*HU, example=-1000.0).or_null(),
-    "hu_max": number(*HU, example=1000.0).or_null(),
+    "num_embeddings": _codes.or_null(),
+    "hu_min": _hu_min.or_null(),
+    "hu_max": _hu_max.or_null(),
     "trains_vqgan": switch(),
     # length
     "max_epochs": _count,
@@ -261,6 +255,14 @@ RULES: dict[str, Rule] = {
     "timesteps": _count,
     "diffusion_channels": Rule("a list of multiples of 32", _are_widths, "[64,128,256]"),
 }
+_name = Rule("a word", lambda value: isinstance(value, str) and value.isidentifier(), "default")
+_OF_FILES = {
+    "preset": _name,
+    "quantizer": _name,
+    "num_embeddings": _codes,
+    "hu_min": _hu_min,
+    "hu_max": _hu_max,
+}
 PATHS = tuple(name for name, rule in RULES.items() if rule.is_path)
 SWITCHES = tuple(name for name, rule in RULES.items() if rule.told == switch().told)
 
@@ -273,12 +275,9 @@ def faults(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if told is not None:
             found = True
             yield name, told
-    hu_min, hu_max = settings.get("hu_min"), settings.get("hu_max")
-    if not found and hu_min is not None and hu_max is not None and not hu_min < hu_max:
-        yield (
-            "hu_min",
-            f"`hu_min` must be below `hu_max`, got {hu_min} and {hu_max}; set e.g. --hu_min -1000.0",
-        )
+    told = None if found else _window_fault(settings)
+    if told is not None:
+        yield "hu_min", f"{told}; set e.g. --hu_min -1000.0"
     index, count = settings.get("shard_index"), settings.get("shard_count")
     if not found and index is not None and count is not None and not index < count:
         yield (
@@ -318,33 +317,13 @@ def settings_fault(settings: Any) -> str | None:
     """
     if not isinstance(settings, Mapping):
         return f"`network` must hold settings by name, got {shown(settings)}"
-    for name in NETWORK_SETTINGS:
-        if name in settings and not _keeps_its_rule(name, settings[name]):
-            return f"`{name}` must be {_RULES_OF_FILES[name]}, got {shown(settings[name])}"
+    for name, rule in _OF_FILES.items():
+        if name in settings and not rule.holds(settings[name]):
+            return f"`{name}` must be {rule.told}, got {shown(settings[name])}"
+    return _window_fault(settings)
+
+
+def _window_fault(settings: Mapping[str, Any]) -> str | None:
     low, high = settings.get("hu_min"), settings.get("hu_max")
-    if low is not None and high is not None and not low < high:
-        return f"`hu_min` must be below `hu_max`, got {low} and {high}"
-    return None
-
-
-def shown(value: Any) -> str:
-    """A value out of a file on one line, not too long, without control characters."""
-    text = printable(repr(value) if isinstance(value, str | int | float | None) else type(value).__name__)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
-
-
-_RULES_OF_FILES = {
-    "preset": "a word",
-    "quantizer": "a word",
-    "num_embeddings": f"a whole number from 2 to {MOST_CODES}",
-    "hu_min": f"a number from {HU[0]} to {HU[1]}",
-    "hu_max": f"a number from {HU[0]} to {HU[1]}",
-}
-
-
-def _keeps_its_rule(name: str, value: Any) -> bool:
-    if name in ("preset", "quantizer"):
-        return isinstance(value, str) and value.isidentifier()
-    if name == "num_embeddings":
-        return type(value) is int and 2 <= value <= MOST_CODES
-    return type(value) in (int, float) and math.isfinite(value) and HU[0] <= value <= HU[1]
+    is_empty = low is not None and high is not None and not low < high
+    return f"`hu_min` must be below `hu_max`, got {low} and {high}" if is_empty else None

@@ -19,7 +19,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from scripts.monailabel.values import shown
+from bundle.run.names import shown
 
 logger = logging.getLogger(__name__)
 

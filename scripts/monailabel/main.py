@@ -25,14 +25,14 @@ from monailabel.interfaces.app import MONAILabelApp  # noqa: E402
 
 from bundle.checkpoints.file import CheckpointError  # noqa: E402
 from bundle.run.errors import own_message, short_message  # noqa: E402
-from bundle.run.names import printable  # noqa: E402
+from bundle.run.names import printable, shown  # noqa: E402
 from scripts.monailabel.access import Access  # noqa: E402
 from scripts.monailabel.encode import EncodingTask  # noqa: E402
 from scripts.monailabel.infer import FOLDER, ReconstructionTask  # noqa: E402
 from scripts.monailabel.log_lines import make_logs_printable  # noqa: E402
 from scripts.monailabel.service import FULL, build_service  # noqa: E402
 from scripts.monailabel.train import PatchTrainingTask  # noqa: E402
-from scripts.monailabel.values import INFERENCE, TRAINING, RequestError, check_values, shown  # noqa: E402
+from scripts.monailabel.values import INFERENCE, TRAINING, RequestError, check_values  # noqa: E402
 
 logger = logging.getLogger(__name__)
 

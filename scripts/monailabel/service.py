@@ -30,9 +30,8 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from bundle.run.names import printable
+from bundle.run.names import printable, shown
 from scripts.monailabel.access import Access, Guard
-from scripts.monailabel.values import shown
 
 OUTPUTS = ("image", "json", "all")
 # What an upload may be called, and what its copy is called: a file's own name may be a patient's.

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 
 from bundle.data.volumes.formats import writable_suffixes
-from bundle.run.names import printable
+from bundle.run.names import SHOWN_CHARACTERS, printable, shown
 from bundle.run.rules import RULES, STRIDE, Rule, number, switch, whole, word
 
 # What the config parser evaluates, looks up or replaces.
 CONFIG_SIGNS = ("$", "@", "%")
-SHOWN_LETTERS = 60
 
 
 class RequestError(ValueError):
@@ -76,7 +75,7 @@ def check_values(given: Any, rules: Mapping[str, Rule]) -> dict[str, Any]:
             near = difflib.get_close_matches(str(name), rules, n=1)
             advice = f"did you mean `{near[0]}`?" if near else "leave it out"
             raise RequestError(
-                f"`{printable(str(name))[:SHOWN_LETTERS]}` cannot be set by a request, only "
+                f"`{printable(str(name))[:SHOWN_CHARACTERS]}` cannot be set by a request, only "
                 f"{', '.join(rules)} can; {advice}"
             )
         rule = rules[name]
@@ -84,12 +83,6 @@ def check_values(given: Any, rules: Mapping[str, Rule]) -> dict[str, Any]:
             advice = "expressions are never evaluated" if _has_config_sign(value) else "correct it"
             raise RequestError(f"`{name}` must be {rule.told}, got {shown(value)}; {advice}")
     return dict(given)
-
-
-def shown(value: Any) -> str:
-    """Shortens a foreign value to one harmless line for a message."""
-    text = printable(repr(value))
-    return text if len(text) <= SHOWN_LETTERS else f"{text[:SHOWN_LETTERS]}..."
 
 
 def _has_config_sign(value: Any) -> bool:

@@ -25,7 +25,7 @@ from bundle.data.volumes.formats import (
     read_header,
 )
 from bundle.run.files import files_in, open_regular, walk_files
-from bundle.run.names import printable, volume_name
+from bundle.run.names import printable, shown, volume_name
 
 logger = logging.getLogger(__name__)
 
@@ -261,7 +261,7 @@ def _listed_path(source: Path, item: Any) -> Path:
     image = item.get("image") if isinstance(item, dict) else item
     if not isinstance(image, str) or not image:
         raise DatasetError(
-            f'{source}: each item must be {{"image": "FILE.nii.gz"}}, got {_shortened(item)}; correct it'
+            f'{source}: each item must be {{"image": "FILE.nii.gz"}}, got {shown(item)}; correct it'
         )
     # Compared as written: a link inside the folder or a whole path is its owner's decision, ".." is not.
     path = Path(os.path.normpath(source.parent / image))
@@ -270,13 +270,6 @@ def _listed_path(source: Path, item: Any) -> Path:
             f"{source}: points outside its own folder, to {image}; give the whole path, beginning with /"
         )
     return path
-
-
-def _shortened(item: Any) -> str:
-    try:
-        return f"{item!r:.200}"
-    except RecursionError:
-        return "lists in lists"
 
 
 def _listed(source: Path, name: str, item: Any) -> Found:

@@ -33,7 +33,8 @@ from bundle.data.cases.provenance import Provenance
 from bundle.data.volumes.fingerprint import is_fingerprint
 from bundle.data.volumes.header_text import HEADER_CLASSES, header_from_text
 from bundle.run.atomic import complete_or_absent
-from bundle.run.rules import NETWORK_SETTINGS, STRIDE, settings_fault, shown
+from bundle.run.names import shown
+from bundle.run.rules import NETWORK_SETTINGS, STRIDE, settings_fault
 
 SUFFIX = "_codes.npz"
 FORMAT_VERSION = 2
