@@ -4,6 +4,7 @@ import random
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,3 +121,17 @@ def pytest_runtest_makereport():
     report.sections = [
         (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
     ]
+
+
+@pytest.fixture
+def as_rank(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Calls something in this process as if it were one of several ranks; nothing may be exchanged."""
+
+    def call(rank: int, size: int, work: Callable[[], Any]) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.distributed, "is_initialized", lambda: True)
+            patch.setattr(torch.distributed, "get_rank", lambda: rank)
+            patch.setattr(torch.distributed, "get_world_size", lambda: size)
+            return work()
+
+    return call

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from torch import nn
 
 from bundle.checkpoints.file import write_checkpoint
 from bundle.checkpoints.folder import BEST_COUNT, best_paths, rolling_paths, sound
 from bundle.checkpoints.state import TrainingState
+from bundle.distributed.ranks import is_first
 from bundle.engines.trainer import AdversarialTrainer
 from bundle.run.atomic import remove_leftovers, rename
 from bundle.run.rules import check
@@ -71,7 +71,7 @@ class CheckpointHandler:
 
     def attach(self, engine: AdversarialTrainer) -> None:
         """Joins the trainer, and its validator if there is one, whose figures rank the best."""
-        if idist.get_rank() > 0:
+        if not is_first():
             return
         engine.add_event_handler(Events.STARTED, self.restore)
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self.save_last)
@@ -87,7 +87,7 @@ class CheckpointHandler:
             CheckpointWriteError: if there is no room; the older files are as they were.
         """
         iteration = engine.state.iteration
-        if idist.get_rank() > 0 or (self._saved_at == iteration and not self._validated_since):
+        if not is_first() or (self._saved_at == iteration and not self._validated_since):
             return
         new = self.folder / "last_new.pt"
         write_checkpoint(new, self.state.state_dict(engine))

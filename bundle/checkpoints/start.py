@@ -20,6 +20,7 @@ from bundle.checkpoints.file import (
 )
 from bundle.checkpoints.folder import best_paths, newest_sound_checkpoint, rolling_paths
 from bundle.checkpoints.state import TrainingState
+from bundle.distributed.collectives import on_first_rank
 from bundle.engines.trainer import AdversarialTrainer
 from bundle.run.names import printable
 
@@ -61,7 +62,8 @@ class StartFrom:
     ) -> None:
         self.is_automatic = resume_from_checkpoint == AUTO
         if self.is_automatic:
-            resume_from_checkpoint = _newest_of_run(Path(output_dir) / "checkpoints")
+            folder = Path(output_dir) / "checkpoints"
+            resume_from_checkpoint = on_first_rank(lambda: _newest_of_run(folder))
             init_from = init_from if resume_from_checkpoint is None else None
         if init_from is not None and resume_from_checkpoint is not None:
             raise CheckpointError(

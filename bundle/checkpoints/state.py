@@ -15,6 +15,8 @@ from bundle.engines.trainer import AdversarialTrainer
 
 logger = logging.getLogger(__name__)
 
+CPU = torch.device("cpu")
+
 
 class TrainingState:
     """Gathers all that a checkpoint has to hold of a run, by name.
@@ -53,6 +55,10 @@ class TrainingState:
         self._trained_on_here: TrainedOn | None = None
         self.trained_on_before: TrainedOn = {}
         self.learning_rate_share = 1.0
+
+    @property
+    def _device(self) -> torch.device:
+        return next((parameter.device for parameter in self.network.parameters()), CPU)
 
     def trained_on(self) -> TrainedOn:
         """All that the networks have seen: in this run, and before it."""
@@ -107,7 +113,7 @@ class TrainingState:
                 "max_epochs": engine.state.max_epochs,
                 "learning_rate_share": self.learning_rate_share,
             },
-            "random": random_state(),
+            "random": random_state(self._device),
             "extras": {name: part.state_dict() for name, part in engine.extras.items()},
         }
 
@@ -125,14 +131,18 @@ class TrainingState:
             _set_step(schedule, content["schedules"][name]["last_epoch"])
         engine.state.iteration = content["trainer"]["iteration"]
         engine.state.epoch = engine.state.iteration // engine.state.epoch_length
-        set_random_state(content["random"])
+        set_random_state(content["random"], self._device)
         known = content.get("extras", {})
         for name in engine.extras.keys() & known.keys():
             engine.extras[name].load_state_dict(known[name])
 
 
-def random_state() -> dict[str, Any]:
-    """States of the random generators of Python, NumPy, torch and CUDA, as tensors and plain numbers."""
+def random_state(device: torch.device = CPU) -> dict[str, Any]:
+    """States of the random generators of Python, NumPy, torch and a GPU, as tensors and plain numbers.
+
+    Args:
+        device: whose state is kept too if it is a GPU. All ranks are in the same state, so one's is enough.
+    """
     version, numbers, gauss = random.getstate()
     numpy = np.random.get_state(legacy=False)
     return {
@@ -145,25 +155,21 @@ def random_state() -> dict[str, Any]:
             "cached": float(numpy["gauss"]),
         },
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
     }
 
 
-def set_random_state(state: dict[str, Any]) -> None:
-    """The inverse of `random_state`; those of CUDA only if there are as many GPUs as there were."""
+def set_random_state(state: dict[str, Any], device: torch.device = CPU) -> None:
+    """The inverse of `random_state`; a state that holds those of all GPUs has this one's at its number."""
     python, numpy = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["numbers"]), python["gauss"]))
     keys = numpy["keys"].numpy().astype(np.uint32)
     np.random.set_state((numpy["name"], keys, numpy["position"], numpy["has_gauss"], numpy["cached"]))
     torch.set_rng_state(state["torch"])
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count == len(state["cuda"]):
-        torch.cuda.set_rng_state_all(state["cuda"])
-    else:
-        logger.warning(
-            "The checkpoint has random numbers of %d GPUs, here are %d: theirs begin anew",
-            len(state["cuda"]), count,
-        )  # fmt: skip
+    if device.type == "cuda" and state["cuda"]:
+        torch.cuda.set_rng_state(state["cuda"][min(device.index or 0, len(state["cuda"]) - 1)], device)
+    elif device.type == "cuda":
+        logger.warning("The checkpoint was written on a CPU: the random numbers of %s begin again", device)
 
 
 def _set_step(schedule: LambdaLR, step: int) -> None:

@@ -1,19 +1,87 @@
 """What ranks exchange; without a process group everything is local."""
 
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bundle.distributed.ranks import is_first, is_joined
+from bundle.run.errors import own_message, short_message
+
+Value = TypeVar("Value")
+
+
+class FirstRankError(RuntimeError):
+    """Ends a rank because rank 0 could not go on; rank 0 tells why."""
+
 
 def is_distributed() -> bool:
     """Whether more than one process trains together."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return is_joined() and dist.get_world_size() > 1
 
 
 def all_reduce(tensor: Tensor) -> None:
     """Sums `tensor` over all ranks, in place."""
     if is_distributed():
         dist.all_reduce(tensor)
+
+
+def average(tensors: Sequence[Tensor]) -> None:
+    """Replaces tensors of one device by their means over all ranks, in place and in one exchange.
+
+    Every rank gives as many tensors of the same shapes, in the same order; every rank gets the same bits.
+    """
+    if not is_distributed() or not tensors:
+        return
+    flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.view(tensor.shape))
+
+
+def any_rank(holds: bool) -> bool:
+    """Whether this holds on any rank; the answer is the same on all."""
+    if not is_distributed():
+        return holds
+    count = torch.tensor(int(holds))
+    dist.all_reduce(count)
+    return int(count) > 0
+
+
+def gather(value: Value) -> list[Value]:
+    """The values of all ranks, by rank; they can be pickled."""
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def on_first_rank(call: Callable[[], Value]) -> Value | None:
+    """Lets rank 0 alone do something; all ranks go on with what it gives, or none does.
+
+    Processes that have not met cannot wait for each other: there all but the first skip it and get None.
+
+    Raises:
+        FirstRankError: on the other ranks, if `call` failed.
+    """
+    if not is_distributed():
+        return call() if is_first() else None
+    outcome: list[Any] = [None, None]  # the value, and why there is none
+    try:
+        if is_first():
+            outcome[0] = call()
+    except Exception as error:
+        outcome[1] = own_message(error) or short_message(error)
+        raise
+    finally:
+        dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise FirstRankError(outcome[1])
+    return outcome[0]
 
 
 def counts_per_rank(rows: Tensor) -> list[int]:

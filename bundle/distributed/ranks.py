@@ -10,8 +10,7 @@ import torch
 import torch.distributed as dist
 
 from bundle.distributed.launcher import LaunchError, launched
-
-logger = logging.getLogger(__name__)
+from bundle.run.rules import check
 
 _patient: list[Any] = []  # the same processes, with a longer time limit
 
@@ -36,7 +35,7 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def join(device: torch.device | str, rank_timeout_s: float = 600, store_timeout_s: float = 86400) -> None:
+def join(device: torch.device | str, rank_timeout_s: int = 600, store_timeout_s: int = 86400) -> None:
     """Lets the processes of torchrun or srun meet; alone, or a second time, it does nothing.
 
     Tensors on a GPU travel by NCCL, all others by gloo. From here on ranks above 0 log errors only: what they
@@ -50,6 +49,7 @@ def join(device: torch.device | str, rank_timeout_s: float = 600, store_timeout_
     Raises:
         LaunchError: if they do not meet.
     """
+    check(rank_timeout_s=rank_timeout_s, store_timeout_s=store_timeout_s)
     here, device = launched(), torch.device(device)
     if here.size == 1 or is_joined():
         return
@@ -75,7 +75,6 @@ def join(device: torch.device | str, rank_timeout_s: float = 600, store_timeout_
         ) from error
     if here.rank > 0:
         logging.getLogger().setLevel(logging.ERROR)
-    logger.info("%d processes work together, this is rank %d on %s", here.size, here.rank, device)
 
 
 def leave() -> None:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from bundle.distributed.collectives import average
 from bundle.run.rules import check
 
 ADAM_MOMENTS = 2  # values that Adam keeps of each weight
@@ -58,7 +59,7 @@ def build_schedule(
 class PendingStep:
     """A step whose gradients are complete; it is taken when the whole iteration has proved sound.
 
-    Gradients are clipped when this is made, so that their norm is known before any weight moves.
+    `complete` comes first, so that the norm of the gradients is known before any weight moves.
 
     Args:
         name: of the network, for messages.
@@ -68,7 +69,7 @@ class PendingStep:
         then: called after the step.
 
     Attributes:
-        norm: of the gradients before clipping, a scalar on their device.
+        norm: of the gradients before clipping, a scalar on their device; known once they are complete.
     """
 
     def __init__(
@@ -80,8 +81,14 @@ class PendingStep:
         then: Callable[[], None] | None = None,
     ) -> None:
         self.name, self.optimizer, self.schedule, self.then = name, optimizer, schedule, then
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self.norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm)
+        self.max_norm = math.inf if max_norm is None else max_norm
+        self.norm = torch.full((), math.nan)
+
+    def complete(self) -> None:
+        """Turns the gradients into those of the whole batch, the means over all ranks, and clips them."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        average([parameter.grad for parameter in parameters if parameter.grad is not None])
+        self.norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
 
     @property
     def bytes_of_weights(self) -> int:

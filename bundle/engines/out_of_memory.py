@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 
-from bundle.distributed.collectives import is_distributed
+from bundle.distributed.collectives import any_rank
 from bundle.engines.advice import ADVICE
 from bundle.inferers.tile_size import is_out_of_memory
 from bundle.run.record import note_event
 from bundle.run.rules import check
 
 logger = logging.getLogger(__name__)
+
+CPU = torch.device("cpu")
 
 
 class TrainingMemoryError(ValueError):
@@ -26,8 +28,8 @@ class MemoryFallback:
 
     With `degrade` the micro-batch is halved down to 1, which changes no result; then the volume discriminator
     and then LPIPS are left out, as if their weights were 0. Each step lasts for the rest of the run, resumed
-    or not. A repeated iteration sees the same batch and the same random numbers. Several ranks always stop:
-    one that repeats would leave the others waiting.
+    or not. A repeated iteration sees the same batch and the same random numbers. Ranks take each step
+    together: where one does not fit, all repeat.
 
     Args:
         oom_policy: `stop` or `degrade`.
@@ -66,24 +68,37 @@ class MemoryFallback:
         """Returns the samples per forward pass after all halvings so far."""
         return max(1, configured >> self.halvings)
 
-    def run(self, attempt: Callable[[], None], iteration: int, batch_size: int, configured: int) -> None:
-        """Calls `attempt` until it fits.
+    def run(
+        self,
+        attempt: Callable[[], Any],
+        iteration: int,
+        batch_size: int,
+        configured: int,
+        device: torch.device = CPU,
+    ) -> Any:
+        """Calls `attempt` until it fits on all ranks, and returns what it gave.
 
         Args:
-            attempt: one iteration up to its gradients; when it is called again it starts from nothing.
+            attempt: a part of an iteration in which ranks do not meet, and no weight moves; when it is called
+                again it starts from nothing.
             iteration: its number, for the record.
             batch_size: samples in it.
             configured: the config's `micro_batch_size`.
+            device: whose random numbers a repeated attempt draws again.
 
         Raises:
             TrainingMemoryError: if it does not fit and may not or cannot become smaller.
         """
-        random = self._random_state()
-        while not self._fits(attempt):
+        random = self._random_state(device)
+        while True:
+            fits, result = self._try(attempt)
+            if self.oom_policy == "stop" or not any_rank(not fits):
+                return result
+            result = None
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self._restore(random)
+            self._restore(random, device)
             self._degrade(iteration, min(batch_size, configured))
 
     @contextmanager
@@ -100,17 +115,16 @@ class MemoryFallback:
                 raise
             raise TrainingMemoryError(self._advice(error, " (outside what can be repeated)")) from error
 
-    def _fits(self, attempt: Callable[[], None]) -> bool:
+    def _try(self, attempt: Callable[[], Any]) -> tuple[bool, Any]:
+        """Whether the attempt fits on this rank, and what it gave."""
         try:
-            attempt()
+            return True, attempt()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if self.oom_policy == "stop" or is_distributed():
-                why = " (several ranks cannot degrade)" if self.oom_policy == "degrade" else ""
-                raise TrainingMemoryError(self._advice(error, why)) from error
-            return False
-        return True
+            if self.oom_policy == "stop":
+                raise TrainingMemoryError(self._advice(error, "")) from error
+            return False, None
 
     def _degrade(self, iteration: int, configured: int) -> None:
         left = [name for name in self.can_switch_off if name not in self.switched_off]
@@ -133,14 +147,12 @@ class MemoryFallback:
     def _advice(error: BaseException, why: str) -> str:
         return f"out of memory{why}: {ADVICE['out_of_memory'].change}. Torch says: {error}"
 
-    def _random_state(self) -> tuple[torch.Tensor, list[torch.Tensor]] | None:
-        if self.oom_policy == "stop":
-            return None
-        return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    @staticmethod
+    def _random_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
     @staticmethod
-    def _restore(random: tuple[torch.Tensor, list[torch.Tensor]] | None) -> None:
-        if random is not None:
-            torch.set_rng_state(random[0])
-            if random[1]:
-                torch.cuda.set_rng_state_all(random[1])
+    def _restore(random: tuple[torch.Tensor, torch.Tensor | None], device: torch.device) -> None:
+        torch.set_rng_state(random[0])
+        if random[1] is not None:
+            torch.cuda.set_rng_state(random[1], device)

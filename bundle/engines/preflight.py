@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from bundle.data.volumes.formats import format_of
+from bundle.distributed.collectives import gather, on_first_rank
 from bundle.distributed.launcher import LaunchError, refuse_misuse
 from bundle.distributed.ranks import is_joined, world_size
+from bundle.distributed.shares import batch_share
 from bundle.engines.advice import ADVICE
 from bundle.engines.trainer import AdversarialTrainer
 from bundle.inferers.tile_size import free_bytes, is_out_of_memory
@@ -74,9 +76,10 @@ def require_start(**settings: Any) -> None:
     """Logs every check of `check_start`, whose arguments it takes, and refuses a run that cannot work.
 
     Raises:
-        PreflightError: with every error found.
+        PreflightError: with every error found on any rank.
+        FirstRankError: on ranks above 0, in its place.
     """
-    refuse_errors(check_start(**settings))
+    _refuse_on_all_ranks(check_start(**settings))
 
 
 def require_memory(trainer: AdversarialTrainer, patch_size: Sequence[int], batch_size: int) -> None:
@@ -84,8 +87,21 @@ def require_memory(trainer: AdversarialTrainer, patch_size: Sequence[int], batch
 
     Raises:
         PreflightError: with what to do.
+        FirstRankError: on ranks above 0, in its place.
     """
-    refuse_errors([check_memory(trainer, patch_size, batch_size)])
+    _refuse_on_all_ranks([check_memory(trainer, patch_size, batch_size)])
+
+
+def _refuse_on_all_ranks(checks: list[Check]) -> None:
+    """Lets rank 0 tell what each rank has found on its machine; none goes on if one cannot."""
+    first, *others = gather(checks)
+    found = [
+        check._replace(told=f"{check.told} (rank {rank})")
+        for rank, theirs in enumerate(others, start=1)
+        for check in theirs
+        if check.level != "ok"
+    ]
+    on_first_rank(lambda: refuse_errors([*first, *found]))
 
 
 def refuse_errors(checks: Iterable[Check]) -> None:
@@ -167,7 +183,7 @@ def check_memory(trainer: AdversarialTrainer, patch_size: Sequence[int], batch_s
     Args:
         trainer: built, not running.
         patch_size: in voxels.
-        batch_size: patches per iteration.
+        batch_size: patches per iteration, of all ranks together.
     """
     device = trainer.state.device
     free = free_bytes(device)
@@ -177,7 +193,7 @@ def check_memory(trainer: AdversarialTrainer, patch_size: Sequence[int], batch_s
     held = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     try:
-        moments = trainer.rehearse((batch_size, 1, *patch_size))
+        moments = trainer.rehearse((batch_share(batch_size), 1, *patch_size))
     except Exception as error:
         if not is_out_of_memory(error):
             raise

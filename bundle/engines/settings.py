@@ -13,7 +13,8 @@ from typing import Any
 
 from monai.bundle import ConfigExpression, ConfigParser, ReferenceResolver
 
-from bundle.distributed.launcher import refuse_misuse
+from bundle.distributed.launcher import launched, refuse_misuse
+from bundle.distributed.shares import batch_share
 from bundle.networks.discriminators import MIN_PATCH_SIZE
 from bundle.run.command import (
     BUNDLE_ROOT,
@@ -156,6 +157,7 @@ def check_training_settings(settings: Mapping[str, Any]) -> None:
             f"`{name}` must be given for training, got null; set e.g. --{name} {RULES[name].example}",
         )
     adversarial = settings["image_gan_weight"] > 0 or settings["video_gan_weight"] > 0
+    batch_share(settings["batch_size"], launched().size)
     _check_sampling(settings)
     _check_patch(settings, MIN_PATCH_SIZE if adversarial else 1)
     if adversarial or settings["perceptual_weight"] > 0:

@@ -9,6 +9,8 @@ from monai.engines import Evaluator, Trainer
 from monai.engines.utils import IterationEvents, default_prepare_batch
 from torch import Tensor
 
+from bundle.distributed.collectives import average
+from bundle.distributed.shares import own_rows, whole_shape
 from bundle.engines.events import EVENT_TO_ATTR, AdversarialEvents, IterationState, MicroBatch
 from bundle.engines.optimizers import ADAM_MOMENTS, PendingStep
 from bundle.engines.out_of_memory import MemoryFallback
@@ -143,6 +145,10 @@ class AdversarialTrainer(Trainer):
         codebook = {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
         self.state.iteration = self.total_iterations
         try:
+            # first, and of little: ranks meet in it, so it must fit on all of them
+            quantizer.prepare(
+                lambda: torch.zeros(1, quantizer.embedding_dim, 2, 2, 2, device=self.state.device)
+            )
             noise = torch.rand(tuple(shape), generator=torch.Generator().manual_seed(0)) * 2 - 1
             positions = draw_positions(noise.shape, self.seed, self.state.iteration)
             self._accumulate(noise.to(self.state.device), positions)
@@ -157,13 +163,11 @@ class AdversarialTrainer(Trainer):
     def _iteration(self, engine: Engine, batchdata: dict[str, Any]) -> Any:
         with self.memory_fallback.no_repeat():
             image = self.prepare_batch(batchdata, self.state.device, True)[0].as_subclass(Tensor)
-        positions = draw_positions(image.shape, self.seed, self.state.iteration, self.state.rank)
-        self.memory_fallback.run(
-            lambda: self._accumulate(image, positions),
-            self.state.iteration,
-            len(image),
-            self.micro_batch_size,
-        )
+        positions = own_rows(draw_positions(whole_shape(image.shape), self.seed, self.state.iteration))
+        self.network.quantizer.prepare(lambda: self._repeatable(self._latent, image))
+        self._repeatable(self._accumulate, image, positions)
+        with self.memory_fallback.no_repeat():
+            self._complete()
         self.fire_event(AdversarialEvents.GRADIENTS_COMPLETED)
         with self.memory_fallback.no_repeat():  # Adam's moments come with its first step
             self._take_steps()
@@ -174,15 +178,26 @@ class AdversarialTrainer(Trainer):
         self.current = IterationState()
         self.network.quantizer.discard()
 
+    def _repeatable(self, attempt: Callable[..., Any], image: Tensor, *others: Tensor) -> Any:
+        """What `attempt` gives for a batch, called until it fits into memory; ranks must not meet in it."""
+        return self.memory_fallback.run(
+            lambda: attempt(image, *others),
+            self.state.iteration,
+            len(image),
+            self.micro_batch_size,
+            self.state.device,
+        )
+
+    def _micro_batches(self, batch: Tensor) -> tuple[Tensor, ...]:
+        return batch.split(self.memory_fallback.micro_batch_size(min(len(batch), self.micro_batch_size)))
+
     def _accumulate(self, image: Tensor, positions: Tensor) -> None:
         """Gathers gradients, losses and codes of a batch (B, 1, X, Y, Z); no weight moves."""
         self._start_over()
         self.network.train()
-        size = self.memory_fallback.micro_batch_size(min(len(image), self.micro_batch_size))
-        micro_images = image.split(size)
-        self.network.quantizer.prepare(lambda: self._latent(micro_images))
+        micro_images = self._micro_batches(image)
         for number, (micro, micro_positions) in enumerate(
-            zip(micro_images, positions.split(size), strict=True)
+            zip(micro_images, self._micro_batches(positions), strict=True)
         ):
             with self.autocast():
                 reconstruction = self.reconstruct(micro)
@@ -197,6 +212,12 @@ class AdversarialTrainer(Trainer):
             self.fire_event(AdversarialEvents.GENERATOR_STEP)
             self.fire_event(AdversarialEvents.DISCRIMINATOR_STEP)
         self.current.micro_batch = None  # frees the graph
+
+    def _complete(self) -> None:
+        """Turns gradients and losses into those of the whole batch, which ranks have shared."""
+        for step in self.current.steps:
+            step.complete()
+        average(list(self.current.losses.values()))
 
     def _take_steps(self) -> None:
         """Moves generator, discriminators and codebook together, or none of them."""
@@ -225,10 +246,12 @@ class AdversarialTrainer(Trainer):
             self.current.losses[name] = self.current.losses.get(name, 0.0) + share * value.detach()
 
     @torch.no_grad()
-    def _latent(self, micro_images: tuple[Tensor, ...]) -> Tensor:
-        """Encodes the whole batch: (B, E, x, y, z) float32."""
+    def _latent(self, image: Tensor) -> Tensor:
+        """Encodes a batch (B, 1, X, Y, Z): (B, E, x, y, z) float32."""
         with self.autocast():
-            return torch.cat([self.network.encode_latent(micro).float() for micro in micro_images])
+            return torch.cat(
+                [self.network.encode_latent(micro).float() for micro in self._micro_batches(image)]
+            )
 
     def _restarts(self) -> bool:
         return self.codebook_restart_until is None or self.state.iteration <= self.codebook_restart_until

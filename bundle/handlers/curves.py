@@ -11,6 +11,7 @@ from ignite.handlers import ProgressBar
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
+from bundle.distributed.ranks import is_first
 from bundle.engines.trainer import AdversarialTrainer
 from bundle.handlers.codebook_window import CodebookWindow
 from bundle.handlers.curve_table import LEARNING_RATE, TAGS, append_row, keep_rows_until, rows_of
@@ -97,6 +98,8 @@ class ScalarLog:
         """Joins the trainer, and its validator if there is one, whose figures are logged too."""
         engine.keep("curves", self)
         engine.state.figures = self.figures
+        if not is_first():
+            return
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._tell_first)

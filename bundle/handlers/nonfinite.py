@@ -12,7 +12,8 @@ from torch import Tensor
 from bundle.checkpoints.file import read_checkpoint
 from bundle.checkpoints.folder import newest_sound_checkpoint
 from bundle.checkpoints.state import TrainingState
-from bundle.distributed.collectives import all_reduce
+from bundle.distributed.collectives import all_reduce, gather, is_distributed, on_first_rank
+from bundle.distributed.ranks import rank
 from bundle.engines.advice import ADVICE
 from bundle.engines.events import AdversarialEvents
 from bundle.engines.trainer import AdversarialTrainer
@@ -121,8 +122,8 @@ class HealthGuard:
             f"iteration {engine.state.iteration}: {ill} not finite for {self.in_a_row} iterations in a row"
             f"{_after(self.rollbacks)}; {ADVICE['non_finite'].change}"
         )
-        path = newest_sound_checkpoint(self.folder) if self.policy == "rollback" else None
-        if path is None or self.rollbacks >= MAX_ROLLBACKS:
+        path = on_first_rank(self._checkpoint_to_go_back_to)
+        if path is None:
             raise DivergenceError(diagnosis)
         iteration = restore_weights(self.state, path)
         self.rollbacks, self.in_a_row = self.rollbacks + 1, 0
@@ -132,6 +133,10 @@ class HealthGuard:
             "config's", diagnosis, iteration, path.name, self.learning_rate_factor,
         )  # fmt: skip
         self._note(engine, "rollback", back_to=iteration, learning_rate_factor=self.learning_rate_factor)
+
+    def _checkpoint_to_go_back_to(self) -> Path | None:
+        may_go_back = self.policy == "rollback" and self.rollbacks < MAX_ROLLBACKS
+        return newest_sound_checkpoint(self.folder) if may_go_back else None
 
     @property
     def learning_rate_factor(self) -> float:
@@ -187,9 +192,10 @@ def _all_finite(values: list[Tensor]) -> bool:
 
 
 def _names_of_ill(engine: AdversarialTrainer, values: dict[str, Tensor]) -> str:
-    image = {"the batch itself": engine.state.batch["image"]}
-    names = [name for name, value in (image | values).items() if not bool(value.isfinite().all())]
-    return ", ".join(names) or "another rank's losses"
+    batch = f"the batch of rank {rank()}" if is_distributed() else "the batch itself"
+    looked_at = {batch: engine.state.batch["image"], **values}
+    names = gather([name for name, value in looked_at.items() if not bool(value.isfinite().all())])
+    return ", ".join(dict.fromkeys(name for of_rank in names for name in of_rank))
 
 
 def _base_rates(state: TrainingState, name: str) -> list[float]:

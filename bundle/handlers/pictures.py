@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from PIL import Image
 
 from bundle.data.volumes.window import to_whole_hu
+from bundle.distributed.ranks import is_first
 from bundle.drawing.triptych import render_triptych
 from bundle.handlers.curves import TensorBoardLog
 from bundle.run.atomic import complete_or_absent
@@ -50,7 +50,7 @@ class Pictures:
 
     def attach(self, engine: Engine) -> None:
         """Joins the validation engine; only the first process draws."""
-        if self.max_volumes and idist.get_rank() == 0:
+        if self.max_volumes and is_first():
             engine.add_event_handler(Events.STARTED, self._restart)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self.draw)
 

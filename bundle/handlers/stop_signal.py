@@ -4,8 +4,9 @@ import logging
 import signal
 from functools import partial
 
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 
+from bundle.distributed.collectives import any_rank
 from bundle.engines.trainer import AdversarialTrainer
 from bundle.handlers.validation import ValidationStopped
 from bundle.run.signals import StopSignals
@@ -17,8 +18,9 @@ class StopOnSignal:
     """Ends the run after the iteration in which SIGTERM, Ctrl-C or SIGHUP comes; a second signal kills.
 
     It only terminates the engine: checkpoints and curves listen to `Events.TERMINATE`. A running validation
-    is aborted, since a whole volume may take longer than a scheduler waits; it is repeated after resume. The
-    trainer's `state.stopped_by` is the number of the signal that ended the run; None if there was none.
+    is aborted, since a whole volume may take longer than a scheduler waits; it is repeated after resume. All
+    ranks end at the same iteration, whichever gets the signal. The trainer's `state.stopped_by` is the number
+    of the signal that ended the run, on a rank that got it; None if there was none.
     """
 
     def __init__(self) -> None:
@@ -33,7 +35,7 @@ class StopOnSignal:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._end_run, signals)
         if engine.validator is not None:
             engine.validator.add_event_handler(Events.STARTED, self._enter_validation)
-            engine.validator.add_event_handler(Events.COMPLETED, self._leave_validation)
+            engine.validator.add_event_handler(Events.ITERATION_COMPLETED, self._leave_validation)
 
     def _react(self, engine: AdversarialTrainer, received: signal.Signals) -> None:
         logger.warning("%s: saving, then ending; a second signal ends at once", received.name)
@@ -45,10 +47,15 @@ class StopOnSignal:
     def _enter_validation(self) -> None:
         self._is_validating = True
 
-    def _leave_validation(self) -> None:
-        self._is_validating = False
+    def _leave_validation(self, validator: Engine) -> None:
+        """After the last volume a signal waits: ranks then exchange figures, which none may miss."""
+        self._is_validating = self._is_validating and validator.state.iteration < _length(validator)
 
     def _end_run(self, engine: AdversarialTrainer, signals: StopSignals) -> None:
-        if signals.received is not None:
+        if any_rank(signals.received is not None):
             engine.state.stopped_by = signals.received
             engine.terminate(skip_completed=True)
+
+
+def _length(engine: Engine) -> int:
+    return int(engine.state.epoch_length or 1)

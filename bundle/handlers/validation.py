@@ -1,5 +1,6 @@
 """Validates on whole volumes."""
 
+import itertools
 import logging
 import math
 from typing import Any
@@ -10,6 +11,7 @@ from ignite.metrics import Metric
 from torch import Tensor, nn
 
 from bundle.data.volumes.window import to_hu
+from bundle.distributed.collectives import gather, is_distributed
 from bundle.engines.trainer import AdversarialTrainer
 from bundle.metrics.perceptual import slice_lpips
 from bundle.metrics.reconstruction import reconstruction_figures
@@ -22,6 +24,7 @@ class ReconstructionQuality(Metric):
     """Averages PSNR, SSIM, MAE and RMSE in HU and the grid over volumes, and LPIPS if a backbone is there.
 
     The metric's own value is PSNR, which ranks checkpoints; all figures go to `state.metrics` as `val/...`.
+    Ranks that share the volumes (`bundle.data.patches.dataset.VolumeShare`) all get the figures of all.
 
     Args:
         hu_min: lower end of the window in HU.
@@ -78,13 +81,45 @@ class ReconstructionQuality(Metric):
         return means | ({"grid": sum(grids) / len(grids)} if grids else {})
 
     def completed(self, engine: Engine, name: str) -> None:
-        """Puts all means into the engine's metrics."""
+        """Puts all means into the engine's metrics.
+
+        Raises:
+            ValidationStopped: if another rank has stopped.
+        """
+        if is_distributed():
+            self.volumes = _of_all_ranks(self.volumes, len(engine.state.dataloader.dataset))
         super().completed(engine, name)
         engine.state.metrics.update({f"val/{figure}": mean for figure, mean in self.means().items()})
 
 
+def _of_all_ranks(volumes: list[dict[str, float]], count: int) -> list[dict[str, float]]:
+    """The figures of all volumes in the order of one process; every rank calls it once per validation.
+
+    Args:
+        volumes: those of this rank, of which there is one too many if it had none of its own.
+        count: of all volumes.
+
+    Raises:
+        ValidationStopped: if a rank has none to give, because it was stopped.
+    """
+    shares = gather(volumes)
+    if not all(shares):
+        raise ValidationStopped("another rank was stopped", is_known=True)
+    rounds = itertools.zip_longest(*shares)
+    return [volume for together in rounds for volume in together if volume is not None][:count]
+
+
 class ValidationStopped(BaseException):
-    """Ends a validation where it is; it is no `Exception`, so nothing on its way takes it for a failure."""
+    """Ends a validation where it is; it is no `Exception`, so nothing on its way takes it for a failure.
+
+    Args:
+        told: why.
+        is_known: whether the other ranks know.
+    """
+
+    def __init__(self, told: str, is_known: bool = False) -> None:
+        super().__init__(told)
+        self.is_known = is_known
 
 
 class ValidateEvery:
@@ -134,7 +169,9 @@ class ValidateEvery:
             validator.state.trainer_iteration = engine.state.iteration
             try:
                 validator.run()
-            except ValidationStopped:
+            except ValidationStopped as stopped:
+                if not stopped.is_known:
+                    gather([])  # in place of figures
                 engine.terminate(skip_completed=True)
             finally:  # they hold the last volume
                 validator.state.output = validator.state.batch = None

@@ -60,7 +60,8 @@ class Quantizer(nn.Module, abc.ABC):
         """Makes the quantizer ready for training; called before every iteration.
 
         Args:
-            first_latent: gives the latent (B, E, x, y, z) of the whole batch; called only if it is needed.
+            first_latent: gives the latent (B, E, x, y, z) of this rank's whole batch; called only if it is
+                needed, and then on all ranks.
         """
 
     @abc.abstractmethod

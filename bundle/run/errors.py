@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import re
 
+import torch.distributed as dist
+
 EXIT_REFUSED = 3  # of a command that has left out volumes which cannot be used, and done all others
 OUR_PACKAGES = ("bundle", "transforms", "scripts")
 _MONAI_WRAPPER = re.compile(r"Failed to (instantiate|evaluate)|applying transform")
@@ -16,6 +18,8 @@ _OURS_IN_TEXT = re.compile(
 _NO_MEMORY = re.compile(r"Unable to allocate|can't allocate memory")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _READER_DIED = re.compile(r"DataLoader worker \(pid")
+# How gloo says that a rank does not answer; NCCL and the store have error classes for it.
+_RANK_LOST = re.compile(r"gloo/|Connection closed by peer|Connection reset by peer")
 
 
 def own_message(error: BaseException) -> str | None:
@@ -37,10 +41,22 @@ def own_message(error: BaseException) -> str | None:
             )
         if type(link).__module__.partition(".")[0] in OUR_PACKAGES:
             return str(link)
+        if is_rank_lost(link):
+            return (
+                "another process of this run has ended or does not answer; its own message says why; go on "
+                "with --resume_from_checkpoint auto"
+            )
         message = _of_the_machine(link)
         if message is not None:
             return message
     return None
+
+
+def is_rank_lost(error: BaseException) -> bool:
+    """Whether an error says that another rank has gone."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and _RANK_LOST.search(str(error)) is not None
+    )
 
 
 def _of_the_machine(error: BaseException) -> str | None:

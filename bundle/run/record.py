@@ -17,16 +17,18 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from bundle.distributed.ranks import is_first
+from bundle.distributed.collectives import FirstRankError, gather, on_first_rank
+from bundle.distributed.ranks import is_first, leave, rank, wait_for_ranks
 from bundle.run.atomic import UnwritableError, open_without_links, write_text
 from bundle.run.command import BUNDLE_ROOT, current_command
 from bundle.run.console import MessageFormatter, as_message, tell, tidy_console
-from bundle.run.errors import own_message, short_message
+from bundle.run.errors import chain_of, is_rank_lost, own_message, short_message
 from bundle.run.files import open_regular
 from bundle.run.lock import FolderInUseError, lock_folder, release_folder
 from bundle.run.names import of_part
@@ -56,6 +58,7 @@ class _OpenRun:
 
 
 _open_runs: dict[Path, _OpenRun] = {}
+_followed: set[Path] = set()  # folders of runs whose record another rank keeps
 
 
 def lock_run(output_dir: str) -> None:
@@ -67,8 +70,7 @@ def lock_run(output_dir: str) -> None:
         FolderInUseError: if another process trains there.
     """
     folder = Path(output_dir)
-    if is_first() and (folder / _RECORD).is_file():
-        lock_folder(folder)
+    on_first_rank(lambda: lock_folder(folder) if (folder / _RECORD).is_file() else None)
 
 
 def start_run(
@@ -85,8 +87,8 @@ def start_run(
     """Opens the output folder: creates it, locks it, starts the log file and writes `run.json`.
 
     The log is added to what an earlier run has left. Until `finish_run`, SIGTERM, Ctrl-C and SIGHUP raise
-    `StopRequested`, which ends up in the record too. Processes other than rank 0 of a distributed run only
-    check the folder, unless they have a part of their own.
+    `StopRequested`, which ends up in the record too. Of processes that were started together only rank 0 does
+    this, unless they have parts of their own.
 
     Args:
         output_dir: folder of this run; created with its parents.
@@ -113,8 +115,21 @@ def start_run(
             f"{folder}: holds the checkpoints of another run; give another --output_dir, or continue that "
             "run with --resume_from_checkpoint auto"
         )
-    if not is_first() and not part:
+    start = _describe_start(settings) | {"seed": seed, "device": device}
+    if network is not None:
+        start["network"] = dict(network)
+    opened = partial(_open_run, folder, log_file, start, resuming, shared, part)
+    if part:
+        opened()
         return
+    on_first_rank(opened)
+    if not is_first():
+        _followed.add(folder)
+
+
+def _open_run(
+    folder: Path, log_file: str, start: dict[str, Any], resuming: bool, shared: bool, part: str
+) -> None:
     for unfinished in list(_open_runs):  # one that failed in a program that lives on
         _close_run(unfinished)
     name = part
@@ -132,10 +147,7 @@ def start_run(
     _open_runs[folder.resolve()] = run
     earlier = _read_record(record) if resuming else {}
     starts = earlier.pop("earlier_starts", []) + ([earlier] if earlier else [])
-    start = _describe_start(settings) | {"seed": seed, "device": device, "earlier_starts": starts}
-    if network is not None:
-        start["network"] = dict(network)
-    _write_record(record, start)
+    _write_record(record, start | {"earlier_starts": starts})
     tidy_console()
     atexit.unregister(end_readers)
     atexit.register(end_readers)
@@ -147,17 +159,24 @@ def finish_run(
 ) -> None:
     """Marks the run in `output_dir` as finished, adds its final figures, closes its log and gives it up.
 
+    Ranks leave together: a launcher would end the others when the first has gone.
+
     Args:
         output_dir: the folder that was given to `start_run`.
         figures: e.g. `{"val/psnr": 28.4}`; numbers, strings, lists and mappings of them.
-        stopped_by: number of the signal that ended the run early; None = it is finished.
+        stopped_by: number of the signal that ended the run early, known to one rank at least; None = it is
+            finished.
 
     Raises:
         SystemExit: 128 + the signal's number, as shells and schedulers know a stopped run.
     """
+    stopped_by = max(gather(stopped_by or 0)) or None
     if _keeps_record(Path(output_dir)):
         status = "finished" if stopped_by is None else "stopped"
         _end_run(Path(output_dir), {"status": status, "figures": figures or {}})
+    _followed.discard(Path(output_dir))
+    wait_for_ranks()
+    leave()
     if stopped_by is not None:
         sys.exit(128 + stopped_by)
 
@@ -182,26 +201,48 @@ def report_error(kind: type[BaseException], error: BaseException, trace: Traceba
 
     MONAI wraps what a component raises in RuntimeErrors. An error class of this project is reported by its
     message alone; any other error keeps its traceback, and its message is repeated in the last line. The open
-    log file and `run.json` of the run get the error too.
+    log file and `run.json` of the run get the error too, also that of a rank above 0. A rank that ends
+    because rank 0 could not go on says nothing.
 
     Raises:
         SystemExit: 128 + the signal's number if a signal has ended the process.
     """
+    if any(isinstance(link, FirstRankError) for link in chain_of(error)):
+        raise SystemExit(1)
     message, is_unread = own_message(error), _has_lost_its_reader(error)
     if message is None and not is_unread:
         tell("".join(traceback.format_exception(kind, error, trace)).rstrip(), file=sys.stderr)
     message = as_message(message or short_message(error))
+    message = f"rank {rank()}: {message}" if rank() > 0 else _told_by_another_rank(error) or message
     status = "stopped" if isinstance(error, StopRequested | KeyboardInterrupt) else "failed"
     for run in list(_open_runs.values()):
         details = (kind, error, trace)
         run.log.handle(logging.LogRecord(__name__, logging.ERROR, __file__, 0, message, None, details))
         with suppress(OSError):  # a disk that is full may be what the message is about
             _end_run(run.folder, {"status": status, "error": message})
+    _note_for_first_rank(error, {"status": status, "error": message})
     if is_unread:
         raise SystemExit(128 + signal.SIGPIPE)
     tell(f"error: {message}", file=sys.stderr)
     if isinstance(error, StopRequested):
         raise SystemExit(128 + error.number)
+
+
+def _told_by_another_rank(error: BaseException) -> str | None:
+    """What a rank above 0 has noted before it ended, if that is why this one cannot go on."""
+    if not any(is_rank_lost(link) for link in chain_of(error)):
+        return None
+    told = (_read_record(run.record).get("error") for run in _open_runs.values())
+    return next((text for text in told if isinstance(text, str)), None)
+
+
+def _note_for_first_rank(error: BaseException, ending: Mapping[str, Any]) -> None:
+    """Marks the record of a run that this rank has to leave; rank 0 may be waiting where it cannot."""
+    for folder in () if any(is_rank_lost(link) for link in chain_of(error)) else _followed:
+        record = _read_record(folder / _RECORD)
+        if record.get("status") == "running":
+            with suppress(OSError):
+                _write_record(folder / _RECORD, {**record, **ending, "end_time": _now()})
 
 
 def run_script(main: Callable[[], object]) -> None:

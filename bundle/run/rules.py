@@ -237,6 +237,7 @@ RULES: dict[str, Rule] = {
     "no_improvement_validations": _count,
     "oom_policy": word("stop", "degrade"),
     # several processes, in seconds
+    "rank_timeout_s": whole(1, example=600),
     "store_timeout_s": whole(1, example=86400),
     # inference, codes and the latent diffusion model
     "shard_index": whole(0),

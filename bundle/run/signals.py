@@ -4,12 +4,16 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from bundle.distributed.launcher import launched
+
 # A scheduler's, Ctrl-C, and a terminal that was closed.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+PASSED_ON_S = 10.0  # within which the same signal may come again through a launcher
 
 
 class StopRequested(BaseException):
@@ -27,6 +31,9 @@ class StopRequested(BaseException):
 class StopSignals:
     """Takes SIGTERM, Ctrl-C and SIGHUP over until `give_back`; a second signal ends the process at once.
 
+    A launcher passes on half a second later what a scheduler has sent to all processes; there a second signal
+    counts only after some seconds.
+
     A signal that this process was started to ignore stays ignored, as under `nohup` and in the background of
     a script. Only the main thread can do this; elsewhere it does nothing.
 
@@ -41,6 +48,7 @@ class StopSignals:
         self.received: signal.Signals | None = None
         self._react = react
         self._process = os.getpid()
+        self._received_at = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -67,11 +75,20 @@ class StopSignals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return  # a fork: the process that it belongs to has got the signal too, or will end it
-        self.received = signal.Signals(number)
-        for stop_signal in self._before:
-            signal.signal(stop_signal, signal.SIG_DFL)
+        if self.received is not None:
+            self._end_by_second(number)
+            return
+        self.received, self._received_at = signal.Signals(number), time.monotonic()
+        if launched().size == 1:
+            for stop_signal in self._before:
+                signal.signal(stop_signal, signal.SIG_DFL)
         if self._react is not None:
             self._react(self.received)
+
+    def _end_by_second(self, number: int) -> None:
+        if time.monotonic() - self._received_at >= PASSED_ON_S:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
 
 def end_at_once(number: signal.Signals) -> None:

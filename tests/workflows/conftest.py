@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import zipfile
@@ -71,6 +72,13 @@ def words_of(workflow: str, settings: dict, *overlays: str) -> list[str]:
     return words
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as asked:
+        asked.bind(("127.0.0.1", 0))
+        return asked.getsockname()[1]
+
+
 class Python:
     """`python -m MODULE WORDS` in the bundle's root; warm = without waiting for imports each time."""
 
@@ -88,12 +96,17 @@ class Python:
 
     def __call__(self, module: str, *words: str, **environment: str) -> Ended:
         """One command in a fork of the warm process."""
+        return self.on_ranks(1, module, *words, **environment)[0]
+
+    def on_ranks(self, ranks: int, module: str, *words: str, **environment: str) -> list[Ended]:
+        """One command in as many forks, as torchrun would start it; how each ended, by rank."""
         command = {"module": module, "words": words, "environment": environment}
-        command |= {"folder": str(ROOT), "output": str(self.output)}
+        command |= {"folder": str(ROOT), "output": str(self.output), "ranks": ranks, "port": free_port()}
         assert self.process.stdin is not None and self.process.stdout is not None
         print(json.dumps(command), file=self.process.stdin, flush=True)
-        code = int(self.process.stdout.readline())
-        return Ended(code, self.output.read_text(encoding="utf-8"))
+        codes = json.loads(self.process.stdout.readline())
+        outputs = [Path(f"{self.output}.{rank}").read_text(encoding="utf-8") for rank in range(ranks)]
+        return [Ended(code, output) for code, output in zip(codes, outputs, strict=True)]
 
     def run(self, workflow: str, *overlays: str, **settings: object) -> Ended:
         """`python -m monai.bundle run` with the configs of a workflow, overlays on them, and overrides."""

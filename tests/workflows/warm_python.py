@@ -2,6 +2,7 @@
 
 Not a test: a process of its own. It reads one JSON line per command, forks, and lets the fork run the module
 as `python -m` would, with its own output file, error hook and exit code; it answers each with the exit code.
+A command for several ranks gets as many forks, which find what torchrun would tell them in their environment.
 """
 
 import json
@@ -23,32 +24,45 @@ LIMIT_S = 240
 warnings.filterwarnings("ignore", "parsing config_file", UserWarning)
 
 
-def become(command: dict) -> None:
-    """Turns this fork into the process of one command."""
+def become(command: dict, rank: int) -> None:
+    """Turns this fork into the process of one command, or into one rank of it."""
     signal.alarm(LIMIT_S)  # ends a command that hangs
     # as in a terminal: whoever starts the tests in the background or under nohup has some of them ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    output = os.open(command["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    output = os.open(f"{command['output']}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (output, 1), (output, 2)):
         os.dup2(source, target)
     os.environ.update(command["environment"])
+    if command["ranks"] > 1:
+        os.environ.update(launch(rank, command["ranks"], command["port"]))
     os.chdir(command["folder"])
     sys.path[0] = command["folder"]
     sys.argv = ["-m", *command["words"]]
     runpy.run_module(command["module"], run_name="__main__", alter_sys=True)
 
 
+def launch(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """What torchrun tells a process of its number."""
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | {
+        name: str(number) for name, number in numbers.items()
+    }
+
+
 def serve() -> None:
     """Answers until the input ends."""
     while line := sys.stdin.readline():
-        fork = os.fork()
-        if fork == 0:
-            become(json.loads(line))
-            return
-        print(os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]), flush=True)
+        command, forks = json.loads(line), []
+        for rank in range(command["ranks"]):
+            forks.append(os.fork())
+            if forks[-1] == 0:
+                become(command, rank)
+                return
+        codes = [os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]) for fork in forks]
+        print(json.dumps(codes), flush=True)
 
 
 if __name__ == "__main__":

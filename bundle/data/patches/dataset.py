@@ -16,6 +16,8 @@ from torch.utils.data import Dataset, Sampler
 from bundle.data.patches.placing import PatchPlacer, grid_starts, warn_of_missing_contrast
 from bundle.data.store.body import Outside
 from bundle.data.store.store import PatchStore, StoredVolume
+from bundle.distributed.ranks import rank, world_size
+from bundle.distributed.shares import batch_share
 from bundle.run.names import patient_key
 from bundle.run.rules import check
 
@@ -198,32 +200,50 @@ class WholeVolumeDataset(StoredDataset):
         return self._finish({"image": image, "spacing_mm": volume.spacing_mm, "name": volume.name})
 
 
+class VolumeShare(Sampler[int]):
+    """Every volume once, shared by the ranks: rank r of n takes volumes r, r + n, r + 2 n and so on.
+
+    A rank for which none is left takes the last one too, since all ranks have to validate; whoever gathers
+    what they found drops it (`bundle.handlers.validation.ReconstructionQuality`).
+
+    Args:
+        dataset: the volumes.
+    """
+
+    def __init__(self, dataset: StoredDataset) -> None:
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[int]:
+        count = len(self.dataset)
+        yield from range(rank(), count, world_size()) or range(max(count - 1, 0), count)
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
 class ResumableSampler(Sampler[list[int]]):
     """Endless batches of sample numbers that depend on nothing but the iteration.
 
-    Iteration i, counted from 0, of rank r gives `batch_size` numbers from (i * world_size + r) * batch_size
-    on. To resume, set `start_iteration` to the number of iterations done, before iterating.
+    Iteration i, counted from 0, has the `batch_size` numbers from i * batch_size on. Ranks share them evenly
+    and in order, so that batches do not depend on the number of ranks. To resume, set `start_iteration` to
+    the number of iterations done, before iterating.
 
     Args:
-        batch_size: samples per iteration of one rank.
-        rank: of this process.
-        world_size: number of processes.
+        batch_size: samples per iteration, of all ranks together.
 
     Raises:
-        ValueError: if `batch_size` is below 1 or `rank` is not below `world_size`.
+        SettingsError: if `batch_size` is below 1 or cannot be shared by the ranks.
     """
 
-    def __init__(self, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, batch_size: int) -> None:
         check(batch_size=batch_size)
-        if not 0 <= rank < world_size:
-            raise ValueError(f"`rank` must be from 0 to {world_size - 1}, got {rank}")
-        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.batch_size, self.share = batch_size, batch_share(batch_size)
         self.start_iteration = 0
 
     def __iter__(self) -> Iterator[list[int]]:
         for iteration in itertools.count(self.start_iteration):
-            first = (iteration * self.world_size + self.rank) * self.batch_size
-            yield list(range(first, first + self.batch_size))
+            first = iteration * self.batch_size + rank() * self.share
+            yield list(range(first, first + self.share))
 
     def __len__(self) -> int:
         raise TypeError("a ResumableSampler is endless and has no length; give `epoch_length` to the trainer")

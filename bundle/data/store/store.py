@@ -23,6 +23,8 @@ from bundle.data.store.stored_volume import StoredVolume, stored_volume
 from bundle.data.store.window_counts import window_key, write_counts
 from bundle.data.volumes.formats import VolumeError, format_of, read_header
 from bundle.data.volumes.values import Judgement, judge_volumes
+from bundle.distributed.collectives import on_first_rank
+from bundle.distributed.ranks import is_first, rank, wait_for_ranks, world_size
 from bundle.run.atomic import free_bytes, remove_leftovers
 from bundle.run.lock import locked
 
@@ -58,7 +60,7 @@ class PatchStore:
         window: tuple[float, float] = (-1000, 1000),
         show_progress: bool = True,
     ) -> list[StoredVolume]:
-        """Makes the files that are missing, with a progress bar.
+        """Makes the files that are missing, with a progress bar; ranks that work together share them.
 
         Args:
             cases: items with `image`, the path of a volume or of a file of a store, which is taken as it is;
@@ -81,12 +83,21 @@ class PatchStore:
             for path, case in zip(paths, cases, strict=True)
             if not is_sound(path, case["image"])
         }
-        if missing:
-            self._reserve(missing.values())
-        for path, image in tqdm(
-            missing.items(), "patch store", unit="volume", disable=None if missing and show_progress else True
+        on_first_rank(lambda: self._reserve(missing.values()) if missing else None)
+        # of all paths: by now another rank may have made some of those that are missing here
+        mine = set(sorted(set(paths))[rank() :: world_size()]) & missing.keys()
+        for path in tqdm(
+            [path for path in missing if path in mine],
+            "patch store",
+            unit="volume",
+            disable=None if mine and show_progress and is_first() else True,
         ):
-            self._make_file(path, image, window)
+            self._make_file(path, missing[path], window)
+        wait_for_ranks()
+        for path, image in missing.items():  # those of ranks on machines with another cache
+            if not path.is_file():
+                self._make_file(path, image, window)
+        wait_for_ranks()
         logger.info(
             "patch store %s: %d volumes reused, %d made",
             self.cache_dir,

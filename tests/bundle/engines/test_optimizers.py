@@ -51,6 +51,7 @@ def test_gradients_are_clipped_by_their_common_norm(max_norm, expected):
     first, second = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
     first.grad, second.grad = torch.tensor([3.0]), torch.tensor([4.0])
     step = PendingStep("generator", torch.optim.SGD([first, second], lr=1.0), None, max_norm)
+    step.complete()
     step.take()
     moved = torch.cat([first, second]).detach()
     torch.testing.assert_close(moved, -expected * torch.tensor([0.6, 0.8]), rtol=1e-4, atol=0)

@@ -10,7 +10,6 @@ def test_positions_repeat_for_the_same_seed_and_iteration_and_differ_for_others(
     assert torch.equal(first, draw_positions(SHAPE, seed=1, iteration=7))
     assert not torch.equal(first, draw_positions(SHAPE, seed=1, iteration=8))
     assert not torch.equal(first, draw_positions(SHAPE, seed=2, iteration=7))
-    assert not torch.equal(first, draw_positions(SHAPE, seed=1, iteration=7, rank=1))
 
 
 def test_positions_cover_every_slice_of_every_axis():

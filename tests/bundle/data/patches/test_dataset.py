@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from bundle.data.patches.dataset import PatchDataset, ResumableSampler, WholeVolumeDataset
+from bundle.data.patches.dataset import PatchDataset, ResumableSampler, VolumeShare, WholeVolumeDataset
 from bundle.data.volumes.fingerprint import voxel_fingerprint
 from bundle.run.names import patient_hash
+from bundle.run.rules import SettingsError
 
 SHAPE = (20, 24, 16)
 
@@ -169,11 +170,23 @@ def test_a_resumed_sampler_goes_on_where_the_run_stopped():
     assert list(itertools.islice(resumed, 4)) == whole[6:]
 
 
-def test_the_ranks_of_an_iteration_share_its_samples():
-    ranks = [list(itertools.islice(ResumableSampler(2, rank, 3), 2)) for rank in range(3)]
+def test_the_ranks_of_an_iteration_share_the_batch_of_one_process(as_rank):
+    alone = list(itertools.islice(ResumableSampler(6), 2))
+    ranks = [as_rank(rank, 3, lambda: list(itertools.islice(ResumableSampler(6), 2))) for rank in range(3)]
 
+    assert [sum(batches, []) for batches in zip(*ranks, strict=True)] == alone
     assert [rank[0] for rank in ranks] == [[0, 1], [2, 3], [4, 5]]
-    assert [rank[1] for rank in ranks] == [[6, 7], [8, 9], [10, 11]]
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused_with_one_that_they_can(as_rank):
+    with pytest.raises(SettingsError, match="multiple of the 3 processes .* got 4; set e.g. --batch_size 6"):
+        as_rank(0, 3, lambda: ResumableSampler(4))
+
+
+@pytest.mark.parametrize(("volumes", "expected"), [(5, [[0, 3], [1, 4], [2]]), (1, [[0], [0], [0]])])
+def test_ranks_share_volumes_and_none_is_left_without(as_rank, volumes, expected):
+    assert [as_rank(rank, 3, lambda: list(VolumeShare(range(volumes)))) for rank in range(3)] == expected
+    assert list(VolumeShare(range(volumes))) == list(range(volumes))
 
 
 def test_the_sampler_has_no_length():
@@ -181,14 +194,6 @@ def test_the_sampler_has_no_length():
         len(ResumableSampler(1))
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ((0,), "`batch_size` must be a whole number from 1, got 0"),
-        ((1, 2, 2), "`rank` must be from 0 to 1, got 2"),
-        ((1, -1, 2), "`rank` must be from 0 to 1, got -1"),
-    ],
-)
-def test_an_impossible_sampler_is_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        ResumableSampler(*arguments)
+def test_an_empty_batch_is_refused():
+    with pytest.raises(ValueError, match="`batch_size` must be a whole number from 1, got 0"):
+        ResumableSampler(0)
