@@ -16,7 +16,7 @@ PROSE = prose_of(GUIDE)
 CODE = re.findall(r"`([^`\n]+)`", PROSE)
 CONFIGS = {
     name: yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
-    for name in ("train", "inference", "encode", "decode", "train_with_discriminator")
+    for name in ("train", "inference", "encode", "decode", "train_with_discriminator", "multi_gpu_train")
 }
 ADVERSARIAL = "['configs/train.yaml','configs/train_with_discriminator.yaml']"
 # Tests of the commands look for these behind the commands that write them.

@@ -38,7 +38,7 @@ ADVICE = {
     ),
     "out_of_memory": Advice(
         "out of memory in training",
-        "`--micro_batch_size 1` first (same result), then `--video_gan_weight 0`, then "
+        "`--micro_batch_size 1` first (the same gradients), then `--video_gan_weight 0`, then "
         "`--perceptual_weight 0`; `--oom_policy degrade` does this by itself",
     ),
 }

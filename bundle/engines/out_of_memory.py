@@ -26,10 +26,10 @@ class TrainingMemoryError(ValueError):
 class MemoryFallback:
     """Repeats an iteration that ran out of memory with smaller needs, or ends the run with advice.
 
-    With `degrade` the micro-batch is halved down to 1, which changes no result; then the volume discriminator
-    and then LPIPS are left out, as if their weights were 0. Each step lasts for the rest of the run, resumed
-    or not. A repeated iteration sees the same batch and the same random numbers. Ranks take each step
-    together: where one does not fit, all repeat.
+    With `degrade` the micro-batch is halved down to 1, which changes only last bits; then the volume
+    discriminator and then LPIPS are left out, as if their weights were 0. Each step lasts for the rest of the
+    run, resumed or not. A repeated iteration sees the same batch and the same random numbers. Ranks take each
+    step together: where one does not fit, all repeat.
 
     Args:
         oom_policy: `stop` or `degrade`.
@@ -130,7 +130,7 @@ class MemoryFallback:
         left = [name for name in self.can_switch_off if name not in self.switched_off]
         if self.micro_batch_size(configured) > 1:
             self.halvings += 1
-            step = f"micro-batch halved to {self.micro_batch_size(configured)} (same result)"
+            step = f"micro-batch halved to {self.micro_batch_size(configured)} (same gradients)"
         elif left:
             self.switched_off.append(left[0])
             named = {"video": "the volume discriminator", "perceptual": "LPIPS"}[left[0]]

@@ -197,3 +197,76 @@ def listing() -> Callable[[Path], dict[str, bytes]]:
     return lambda folder: {
         str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
     }
+
+
+# A network of a few thousand parameters.
+TINY_NETWORK = {
+    "network_def": {
+        "_target_": "bundle.networks.vqgan.VQGAN",
+        "preset": {
+            "_target_": "bundle.networks.vqgan.Preset",
+            "channels": "$(4, 8)",
+            "num_res_layers": 1,
+            "tail_channels": 4,
+        },
+        "quantizer": {
+            "_target_": "bundle.networks.quantizer.EMACodebook",
+            "num_embeddings": 32,
+            "embedding_dim": 8,
+        },
+    }
+}
+KEEP_STATE = {
+    "+run": [
+        "$torch.save(@training_state.state_dict(@train#trainer),"
+        " f\"{@output_dir}/rank_{torch.os.environ.get('RANK', 0)}.pt\")"
+    ]
+}
+ON_RANKS = {
+    "num_embeddings": 32,
+    "patch_size": [16, 16, 16],
+    "batch_size": 4,
+    "micro_batch_size": 1,
+    "log_interval": 1,
+    "max_epochs": 1,
+}
+
+
+@pytest.fixture(scope="session")
+def start_on_ranks(python: Python, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Ended]]:
+    """Trains a tiny network on so many ranks; one rank is one process without a launcher.
+
+    The parts of `overlays` are merged on the configs. Every rank leaves its state in `rank_<number>.pt`.
+    """
+
+    def start(kind: str, ranks: int, folder: Path, *overlays: dict, **settings: object) -> list[Ended]:
+        files = list(CONFIGS[kind]) + (["configs/multi_gpu_train.yaml"] if ranks > 1 else [])
+        for overlay in (TINY_NETWORK, KEEP_STATE, *overlays):
+            files.append(str(tmp_path_factory.mktemp("overlay") / "overlay.json"))
+            Path(files[-1]).write_text(json.dumps(overlay), encoding="utf-8")
+        words = ["run", "--config_file", str(files)]
+        for name, value in (ON_RANKS | settings | {"output_dir": folder}).items():
+            words += [f"--{name}", str(value)]
+        return python.on_ranks(ranks, "monai.bundle", *words)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def datalist(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """A list of two small volumes to train on, and so many to validate on."""
+    folder = tmp_path_factory.mktemp("datalist")
+    for number in range(5):
+        write_phantom(folder / f"v{number}.nii.gz", (24, 24, 20), np.diag([1.0, 1.0, 2.0, 1.0]), seed=number)
+
+    def write(validation: int) -> Path:
+        parts = {"training": range(2), "validation": range(2, 2 + validation)}
+        content = {
+            part: [{"image": f"v{number}.nii.gz", "patient": f"p{number}"} for number in numbers]
+            for part, numbers in parts.items()
+        }
+        path = folder / f"{validation}.json"
+        path.write_text(json.dumps(content), encoding="utf-8")
+        return path
+
+    return write

@@ -14,22 +14,56 @@ from typing import Any
 import torch
 from PIL import Image
 
+from bundle.distributed.launcher import launched
+from bundle.networks.vqgan import VQGAN
 
-def arm(moment: str, count: int, number: int = signal.SIGKILL) -> None:
+
+def arm(
+    moment: str, count: int, number: int = signal.SIGKILL, rank: int | None = None, times: int = 1
+) -> None:
     """Sends this process a signal when something happens for the `count`-th time.
 
     Args:
         moment: `writing` (half of a checkpoint is in its temporary file), `renaming` (a file is complete, but
             not in its place), `validating` (a picture of a validation volume is about to be saved),
+            `encoding` (a validation volume is about to be), `stepping` (weights are about to move),
             `finishing` (a result or a record is complete, but not in its place).
         count: from 1.
         number: of the signal.
+        rank: the only one that is to get it; None = all.
+        times: how often it is sent.
     """
+    if rank not in (None, launched().rank):
+        return
+
+    def send(original: Callable[..., Any], *args: Any) -> None:
+        if moment == "writing" and number == signal.SIGKILL:
+            _write_half(original, *args)
+        for _ in range(times):
+            os.kill(os.getpid(), number)
+
+    _before_call(moment, count, send)
+
+
+def fail(moment: str, count: int, rank: int) -> None:
+    """Lets one rank run out of memory when something happens for the `count`-th time; see `arm`."""
+
+    def exhaust(*_: Any) -> None:
+        raise MemoryError
+
+    if launched().rank == rank:
+        _before_call(moment, count, exhaust)
+
+
+def _before_call(moment: str, count: int, act: Callable[..., None]) -> None:
+    """Calls `act` with the function of a moment and its arguments, before its `count`-th call."""
     calls = {
         "writing": (torch, "save"),
         "renaming": (os, "replace"),
         "finishing": (os, "replace"),
         "validating": (Image.Image, "save"),
+        "encoding": (VQGAN, "encode"),
+        "stepping": (torch.optim.Adam, "step"),
     }
     owner, name = calls[moment]
     original = getattr(owner, name)
@@ -40,16 +74,16 @@ def arm(moment: str, count: int, number: int = signal.SIGKILL) -> None:
             seen.append(name)
         if len(seen) == count:
             seen.append("once")
-            if moment == "writing" and number == signal.SIGKILL:
-                _write_half(original, *args)
-            os.kill(os.getpid(), number)
+            act(original, *args)
         return original(*args, **kwargs)
 
     setattr(owner, name, counted)
 
 
-def limit_files(size: int) -> None:
-    """Lets every file of this process end at `size` bytes, as if the disk were full."""
+def limit_files(size: int, rank: int = 0) -> None:
+    """Lets every file of this process, or of one rank, end at `size` bytes, as if the disk were full."""
+    if launched().rank != rank:
+        return
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 

@@ -1,7 +1,8 @@
 """Training on several ranks, as torchrun starts it, against one process with the whole batch.
 
-Gradients of another order of sums differ in their last bits, which flips nearest codes after a while and grows
-where discriminators are at work; so both sides have the same micro-batch, and the runs are short.
+Sums in another order differ in their last bits, which flips a nearest code after a while. The base run takes
+no notice of one; discriminators multiply it in every iteration, since they see the nearly flat pictures of a
+fresh network through instance norm. So both sides have the same micro-batch, and the gate opens late.
 """
 
 import csv
@@ -9,88 +10,36 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from bundle.data.volumes.phantom import write_phantom
-
-CONFIGS = {
-    "base": ["configs/train.yaml", "configs/smoke.yaml"],
-    "adversarial": ["configs/train.yaml", "configs/train_with_discriminator.yaml", "configs/smoke.yaml"],
-}
-SETTINGS = {
-    "patch_size": [16, 16, 16],
-    "batch_size": 4,
-    "micro_batch_size": 1,
-    "log_interval": 1,
-    "max_epochs": 1,
-    "num_workers": 0,
-}
 BASE = {"epoch_length": 24, "checkpoint_interval": 12}
-ADVERSARIAL = {"epoch_length": 8, "discriminator_iter_start": 4, "patch_size": [24, 24, 24]}
-STABILISERS = {"r1_gamma": 1.0, "lecam_weight": 0.1, "spectral_norm": True, "discriminator_pretrain_iters": 1}
-# A network of a few thousand parameters; and what every rank holds at the end.
-OVERLAY = {
-    "network_def": {
-        "_target_": "bundle.networks.vqgan.VQGAN",
-        "preset": {
-            "_target_": "bundle.networks.vqgan.Preset",
-            "channels": "$(4, 8)",
-            "num_res_layers": 1,
-            "tail_channels": 4,
-        },
-        "quantizer": {
-            "_target_": "bundle.networks.quantizer.EMACodebook",
-            "num_embeddings": 32,
-            "embedding_dim": 8,
-        },
-    },
-    "num_embeddings": 32,
-    "+run": [
-        "$torch.save(@training_state.state_dict(@train#trainer),"
-        " f\"{@output_dir}/rank_{torch.os.environ.get('RANK', 0)}.pt\")"
-    ],
+ADVERSARIAL = {
+    "epoch_length": 8,
+    "discriminator_iter_start": 6,
+    "patch_size": [24, 24, 24],
+    "learning_rate": 1e-4,
+}
+STABILISERS = {
+    "r1_gamma": 1.0,
+    "lecam_weight": 0.1,
+    "spectral_norm": True,
+    "discriminator_iter_start": 5,
+    "discriminator_pretrain_iters": 1,
 }
 
 
 @pytest.fixture(scope="module")
-def train(python, tmp_path_factory):
-    """Trains in a new folder on so many ranks; one rank is one process without a launcher."""
-    overlay = tmp_path_factory.mktemp("overlay") / "tiny.json"
-    overlay.write_text(json.dumps(OVERLAY), encoding="utf-8")
+def train(start_on_ranks, tmp_path_factory):
+    """Trains in a new folder to the end."""
 
     def run(kind, ranks, dataset, folder=None, **settings):
         folder = folder or tmp_path_factory.mktemp("run") / "out"
-        files = [*CONFIGS[kind], str(overlay)] + (["configs/multi_gpu_train.yaml"] if ranks > 1 else [])
-        words = ["run", "--config_file", str(files)]
-        for name, value in (SETTINGS | settings | {"dataset_dir": dataset, "output_dir": folder}).items():
-            words += [f"--{name}", str(value)]
-        for ended in python.on_ranks(ranks, "monai.bundle", *words):
+        for ended in start_on_ranks(kind, ranks, folder, dataset_dir=dataset, **settings):
             ended.expect_success()
         return folder
 
     return run
-
-
-@pytest.fixture(scope="module")
-def datalist(tmp_path_factory):
-    """Two volumes to train on, and so many to validate on."""
-    folder = tmp_path_factory.mktemp("data")
-    for number in range(5):
-        write_phantom(folder / f"v{number}.nii.gz", (24, 24, 20), np.diag([1.0, 1.0, 2.0, 1.0]), seed=number)
-
-    def write(validation):
-        parts = {"training": range(2), "validation": range(2, 2 + validation)}
-        content = {
-            part: [{"image": f"v{number}.nii.gz", "patient": f"p{number}"} for number in numbers]
-            for part, numbers in parts.items()
-        }
-        path = folder / f"{validation}.json"
-        path.write_text(json.dumps(content), encoding="utf-8")
-        return path
-
-    return write
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +64,20 @@ def content_of(path: Path) -> dict:
     return torch.load(path, weights_only=True)
 
 
+def differences(found, expected, tolerance=0.0, name=""):
+    """Names of the parts of two states that differ by more than this."""
+    if isinstance(expected, dict):
+        pairs = [(f"{name}.{key}", found[key], value) for key, value in expected.items()]
+        return [told for part, mine, other in pairs for told in differences(mine, other, tolerance, part)]
+    if isinstance(expected, list | tuple):
+        return differences(dict(enumerate(found)), dict(enumerate(expected)), tolerance, name)
+    if torch.is_tensor(expected) and expected.is_floating_point():
+        is_same = torch.allclose(found, expected, rtol=tolerance, atol=tolerance)
+    else:
+        is_same = torch.equal(found, expected) if torch.is_tensor(expected) else found == expected
+    return [] if is_same else [name]
+
+
 def assert_close_curves(folder, expected, relative, only=""):
     found, wanted = curves_of(folder), curves_of(expected)
     assert found.keys() == wanted.keys()
@@ -126,7 +89,7 @@ def assert_close_curves(folder, expected, relative, only=""):
 def test_a_base_run_on_ranks_is_that_of_one_process_with_the_whole_batch(base, ranks):
     assert_close_curves(base[ranks], base[1], 1e-5)
     found, expected = (content_of(base[number] / "checkpoints" / "last.pt")["model"] for number in (ranks, 1))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert differences(found, expected, 1e-5) == []
 
 
 def test_three_validation_volumes_give_the_figures_of_one_process(base):
@@ -143,8 +106,8 @@ def test_an_adversarial_run_across_the_gate_and_one_validation_volume_are_those_
 def test_all_ranks_hold_the_same_weights_moments_codes_and_random_states_to_the_last_bit(request, runs):
     folder = request.getfixturevalue(runs)[2]
     first, second = (content_of(folder / f"rank_{rank}.pt") for rank in range(2))
-    for part in ("model", "discriminators", "optimizers", "schedules", "trainer", "random"):
-        torch.testing.assert_close(first[part], second[part], rtol=0, atol=0)
+    parts = ("model", "discriminators", "optimizers", "schedules", "trainer", "random")
+    assert [told for part in parts for told in differences(first[part], second[part], name=part)] == []
 
 
 def test_rank_0_alone_writes(base):
@@ -164,13 +127,12 @@ def test_a_run_of_two_ranks_goes_on_bit_by_bit_on_two_and_as_closely_as_ever_on_
 
     found, expected = (content_of(folder / "checkpoints" / "last.pt") for folder in (resumed, base[2]))
     assert content_of(half)["trainer"]["iteration"] == 12
-    exactly = {"rtol": 0, "atol": 0} if ranks == 2 else {"rtol": 1e-5, "atol": 1e-5}
-    for part in ("model", "optimizers", "schedules", "trainer"):
-        torch.testing.assert_close(found[part], expected[part], **exactly)
-    torch.testing.assert_close(found["random"], expected["random"], rtol=0, atol=0)
+    parts = {"model": 1e-5, "optimizers": 1e-5, "schedules": 0, "trainer": 0, "random": 0}
+    for part, tolerance in parts.items():
+        assert differences(found[part], expected[part], 0 if ranks == 2 else tolerance, part) == []
 
 
 @pytest.mark.ranks
 def test_so_is_a_run_with_r1_lecam_and_spectral_norm(train, datalist):
-    runs = [train("adversarial", ranks, datalist(1), **ADVERSARIAL, **STABILISERS) for ranks in (1, 2)]
+    runs = [train("adversarial", ranks, datalist(1), **(ADVERSARIAL | STABILISERS)) for ranks in (1, 2)]
     assert_close_curves(runs[1], runs[0], 1e-4)
