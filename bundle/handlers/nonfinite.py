@@ -13,7 +13,7 @@ from bundle.checkpoints.file import read_checkpoint
 from bundle.checkpoints.folder import newest_sound_checkpoint
 from bundle.checkpoints.state import TrainingState
 from bundle.distributed.collectives import all_reduce, gather, is_distributed, on_first_rank
-from bundle.distributed.ranks import rank
+from bundle.distributed.ranks import rank, wait_for_ranks
 from bundle.engines.advice import ADVICE
 from bundle.engines.events import AdversarialEvents
 from bundle.engines.trainer import AdversarialTrainer
@@ -126,6 +126,7 @@ class HealthGuard:
         if path is None:
             raise DivergenceError(diagnosis)
         iteration = restore_weights(self.state, path)
+        wait_for_ranks()  # rank 0 may rename the file in this very iteration
         self.rollbacks, self.in_a_row = self.rollbacks + 1, 0
         self._set_learning_rates()
         logger.warning(

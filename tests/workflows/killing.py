@@ -26,7 +26,8 @@ def arm(
     Args:
         moment: `writing` (half of a checkpoint is in its temporary file), `renaming` (a file is complete, but
             not in its place), `validating` (a picture of a validation volume is about to be saved),
-            `encoding` (a validation volume is about to be), `stepping` (weights are about to move),
+            `encoding` (a validation volume is about to be), `reconstructing` (a micro-batch is about to be),
+            `stepping` (weights are about to move),
             `finishing` (a result or a record is complete, but not in its place).
         count: from 1.
         number: of the signal.
@@ -63,6 +64,7 @@ def _before_call(moment: str, count: int, act: Callable[..., None]) -> None:
         "finishing": (os, "replace"),
         "validating": (Image.Image, "save"),
         "encoding": (VQGAN, "encode"),
+        "reconstructing": (VQGAN, "reconstruct"),
         "stepping": (torch.optim.Adam, "step"),
     }
     owner, name = calls[moment]

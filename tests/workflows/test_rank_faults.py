@@ -120,6 +120,19 @@ def test_an_error_of_rank_1_reaches_the_record_and_is_what_rank_0_tells(start, o
     assert record_of(out)["status"] == "failed" and "rank 1: out of memory" in record_of(out)["error"]
 
 
+def test_where_one_rank_runs_out_of_memory_all_halve_their_micro_batch(start, out):
+    fail = {"_target_": "tests.workflows.killing.fail", "moment": "reconstructing", "count": 3, "rank": 1}
+    for one in start({"+initialize": [fail]}, oom_policy="degrade", micro_batch_size=2):
+        one.expect_success()
+
+    events = record_of(out)["events"]
+    assert [(event["kind"], event["iteration"]) for event in events] == [("out_of_memory", 3)]
+    states = [torch.load(out / f"rank_{rank}.pt", weights_only=True) for rank in range(2)]
+    assert [state["extras"]["memory_fallback"]["halvings"] for state in states] == [1, 1]
+    models = [state["model"] for state in states]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
 def test_a_second_job_in_the_folder_is_refused_by_the_lock_on_all_ranks(start, out):
     out.mkdir()
     holder = "import sys; from pathlib import Path; from bundle.run.lock import lock_folder\n"

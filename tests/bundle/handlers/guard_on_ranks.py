@@ -1,7 +1,7 @@
-"""Trains on two gloo processes, one of which gets an undefined batch: `python guard_on_ranks.py FOLDER`.
+"""Trains on two gloo processes, one of which gets undefined batches: `python guard_on_ranks.py FOLDER`.
 
 The processes are forks of this one, which has imported torch once; each writes what it got to FOLDER, and
-would write its checkpoints to a folder of its own.
+would write its checkpoints to a folder of its own. A second run has so many bad batches that it rolls back.
 """
 
 import math
@@ -26,20 +26,26 @@ from bundle.losses.objective import GeneratorObjective
 from bundle.networks.quantizer import EMACodebook
 from bundle.networks.vqgan import VQGAN, Preset
 
-RANKS, LENGTH, BAD_RANK, BAD_ITERATION = 2, 3, 1, 2
+RANKS, LENGTH, BAD_RANK = 2, 3, 1
 
 
-def train(rank: int, folder: Path) -> dict[str, object]:
-    """Weights after each of three iterations on the same batches, but for one number on one rank."""
+def train(rank: int, folder: Path, bad: tuple[int, ...], rolls_back: bool) -> dict[str, object]:
+    """Weights after each of three iterations on the same batches, but for bad ones on one rank."""
     torch.manual_seed(0)
     network = VQGAN(Preset((4, 8), 1, tail_channels=4), EMACodebook(8, 8))
     optimizer = build_optimizer(network, 1e-3)
     batches = [{"image": torch.rand(2, 1, 16, 16, 16) * 2 - 1} for _ in range(LENGTH)]
-    if rank == BAD_RANK:
-        batches[BAD_ITERATION - 1]["image"][0, 0, 1, 2, 3] = math.nan
+    for iteration in bad if rank == BAD_RANK else ():
+        batches[iteration - 1]["image"][0, 0, 1, 2, 3] = math.nan
     state = TrainingState(network, {}, torch.nn.ModuleDict(), {"generator": optimizer}, {})
-    guard = HealthGuard(state, folder)
-    checkpoints = CheckpointHandler(state, folder / f"rank_{rank}", interval=2)
+    told: list[str] = []
+    guard = HealthGuard(
+        state,
+        folder / "rank_0",
+        patience=2 if rolls_back else 10,
+        note_event=lambda kind, **details: told.append(f"{kind} {details.get('what', '')}"),
+    )
+    checkpoints = CheckpointHandler(state, folder / f"rank_{rank}", interval=1 if rolls_back else 2)
     update = GeneratorUpdate(optimizer, GeneratorObjective(1.0, 0.25), IterationGate(99))
     handlers = [update, guard, checkpoints]
     trainer = AdversarialTrainer("cpu", 1, batches, LENGTH, network, 2, train_handlers=handlers)
@@ -51,7 +57,8 @@ def train(rank: int, folder: Path) -> dict[str, object]:
         ),
     )
     trainer.run()
-    return {"weights": torch.stack(weights), "skipped": guard.skipped, "check": check_ranks().level}
+    counts = {"skipped": guard.skipped, "rollbacks": guard.rollbacks, "told": told}
+    return {"weights": torch.stack(weights), "check": check_ranks().level, **counts}
 
 
 def run_rank(folder: Path, rank: int) -> None:
@@ -59,7 +66,8 @@ def run_rank(folder: Path, rank: int) -> None:
     os.environ["WORLD_SIZE"] = str(RANKS)
     meeting_point = f"file://{folder}/meeting_point"
     dist.init_process_group("gloo", meeting_point, timedelta(seconds=60), RANKS, rank)
-    torch.save(train(rank, folder), folder / f"{rank}.pt")
+    torch.save(train(rank, folder, bad=(2,), rolls_back=False), folder / f"{rank}.pt")
+    torch.save(train(rank, folder / "back", bad=(2, 3), rolls_back=True), folder / f"back_{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -227,6 +227,15 @@ def test_all_ranks_skip_an_iteration_that_is_bad_on_one_of_them(ranks):
     assert torch.equal(good["weights"], bad["weights"])
     first, second, third = good["weights"]
     assert torch.equal(first, second) and not torch.equal(second, third)
+    assert good["told"] == bad["told"] == ["non_finite loss, gradient of the generator, the batch of rank 1"]
+
+
+def test_all_ranks_go_back_to_the_checkpoint_that_rank_0_finds(ranks):
+    good, bad = (torch.load(ranks[0] / f"back_{rank}.pt", weights_only=True) for rank in range(2))
+    assert (good["rollbacks"], bad["rollbacks"]) == (1, 1)
+    assert torch.equal(good["weights"], bad["weights"])
+    first, _, third = good["weights"]
+    assert torch.equal(first, third)
 
 
 def test_only_the_first_of_connected_ranks_writes_checkpoints(ranks):

@@ -13,7 +13,7 @@ from bundle.handlers.curves import ScalarLog, TensorBoardLog
 from bundle.handlers.stop_signal import StopOnSignal
 from bundle.handlers.validation import ValidateEvery
 from bundle.run.record import finish_run, start_run
-from bundle.run.signals import STOP_SIGNALS, ignore_stop_signals
+from bundle.run.signals import STOP_SIGNALS, StopSignals, ignore_stop_signals
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +80,20 @@ def test_a_signal_before_the_first_iteration_still_leaves_a_checkpoint(stopped_r
 def test_after_the_first_signal_a_second_one_does_what_the_system_does(stopped_run):
     stopped_run(Send(Events.ITERATION_STARTED(once=1)))
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == [signal.SIG_DFL] * 3
+
+
+def test_under_a_launcher_which_passes_signals_on_a_second_one_counts_only_after_some_seconds(monkeypatch):
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0")):
+        monkeypatch.setenv(name, value)
+    seen, ended = [], []
+    monkeypatch.setattr(signal, "raise_signal", ended.append)
+    with StopSignals(seen.append):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (seen, ended) == ([signal.SIGTERM], [])
+        monkeypatch.setattr("bundle.run.signals.PASSED_ON_S", 0.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert (seen, ended) == ([signal.SIGTERM], [signal.SIGTERM])
 
 
 def test_a_validation_is_left_at_once_and_the_state_before_it_saved(stopped_run, tmp_path):
