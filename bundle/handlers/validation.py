@@ -87,7 +87,8 @@ class ReconstructionQuality(Metric):
             ValidationStopped: if another rank has stopped.
         """
         if is_distributed():
-            self.volumes = _of_all_ranks(self.volumes, len(engine.state.dataloader.dataset))
+            loader: Any = engine.state.dataloader
+            self.volumes = _of_all_ranks(self.volumes, len(loader.dataset))
         super().completed(engine, name)
         engine.state.metrics.update({f"val/{figure}": mean for figure, mean in self.means().items()})
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Events
 
+from bundle.checkpoints.file import network_settings
 from bundle.checkpoints.handler import CheckpointHandler
 from bundle.checkpoints.state import TrainingState
 from bundle.engines.optimizers import build_optimizer
@@ -27,6 +28,7 @@ from bundle.networks.quantizer import EMACodebook
 from bundle.networks.vqgan import VQGAN, Preset
 
 RANKS, LENGTH, BAD_RANK = 2, 3, 1
+SETTINGS = network_settings("lite", "ema", 8, -1000, 1000)
 
 
 def train(rank: int, folder: Path, bad: tuple[int, ...], rolls_back: bool) -> dict[str, object]:
@@ -37,7 +39,7 @@ def train(rank: int, folder: Path, bad: tuple[int, ...], rolls_back: bool) -> di
     batches = [{"image": torch.rand(2, 1, 16, 16, 16) * 2 - 1} for _ in range(LENGTH)]
     for iteration in bad if rank == BAD_RANK else ():
         batches[iteration - 1]["image"][0, 0, 1, 2, 3] = math.nan
-    state = TrainingState(network, {}, torch.nn.ModuleDict(), {"generator": optimizer}, {})
+    state = TrainingState(network, SETTINGS, torch.nn.ModuleDict(), {"generator": optimizer}, {})
     told: list[str] = []
     guard = HealthGuard(
         state,
