@@ -1,15 +1,15 @@
-"""The checkpoint format: one dictionary of tensors and plain numbers, written whole or not at all.
+"""Reads and writes checkpoints: one dictionary of tensors and plain numbers, written whole or not at all.
 
-`model` holds the generator's state dict, which is what every MONAI consumer looks for; `network` says which
-generator and HU window it belongs to, `trained_on` what it has seen; a training checkpoint also holds
+`model` holds the generator's state dict, where every MONAI consumer looks for it. `network` says which
+generator and HU window it belongs to, `trained_on` what it has seen. A training checkpoint also holds
 discriminators, optimizers, schedules, counters and random states. An installed model may hold a `name`, and
-its weights in half precision; the generator computes in float32 all the same.
+its weights in half precision; the generator still computes in float32.
 
-A file is a zip archive with a CRC for every part. torch does not compare them and loads a flipped bit of a
-weight without a word, so they are compared before torch sees the file.
+A file is a zip archive with a CRC for every part. torch does not compare them and would load a weight with a
+flipped bit without an error, so they are compared before torch opens the file.
 
-Format 4 holds the generator that draws no grid. Formats 1 to 3 hold the one of version 0.1.0, whose weights
-do not fit it, and are refused.
+Format 4 holds the generator that draws no grid. Formats 1 to 3 hold the generator of version 0.1.0, whose
+weights do not fit, and are refused.
 """
 
 import logging
@@ -43,10 +43,10 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 4
 INSTALLED_MODEL = Path(__file__).resolve().parents[2] / "models" / "model.pt"
-"""What is used where no checkpoint is named: the model that ships, or what was installed in its place."""
+"""The model that is used where no checkpoint is named: the one that ships, or one installed in its place."""
 LONGEST_NAME = 120
 WRITE_ADVICE = "checkpoints written before are whole: make room and go on with --resume_from_checkpoint auto"
-# Parts whose tensors must be finite; a curve may hold infinity.
+# Tensors in these parts must be finite; those of curves may be infinite.
 WEIGHTS = ("model", "discriminators", "optimizers")
 
 
@@ -92,7 +92,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     _compare_checksums(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of foreign bytes the unpickler raises whatever it stumbles over
+    except Exception as error:  # the unpickler may raise anything on foreign bytes
         raise CheckpointError(f"{shown_path(path)}: {_why_unreadable(path, error)}") from error
     fault = _fault(content)
     if fault is not None:
@@ -101,7 +101,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """Reads what a checkpoint says of its generator, without its weights: `NETWORK_SETTINGS`, all of them.
+    """Reads all `NETWORK_SETTINGS` of a checkpoint's generator, without its weights.
 
     Raises:
         CheckpointError: see `read_checkpoint`; or if a setting is missing.
@@ -111,7 +111,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         fault = _fault_of_form(content)
-    except Exception:  # reading all of it says what is wrong
+    except Exception:  # reading the whole file says what is wrong
         content, fault = read_checkpoint(path), None
     if fault is not None:
         raise CheckpointError(f"{shown_path(path)}: {fault}")
@@ -139,7 +139,7 @@ def check_network(path: str | Path, content: Mapping[str, Any], expected: Mappin
 
 
 def load_generator(network: torch.nn.Module, path: str | Path, content: Mapping[str, Any]) -> int:
-    """Loads `model` strictly into the generator; returns how many tensors matched. Logs the model's name.
+    """Loads `model` strictly into the generator, logs its name, and returns how many tensors matched.
 
     Raises:
         CheckpointError: if a tensor is missing, left over or of another shape.
@@ -165,7 +165,7 @@ def load_generator(network: torch.nn.Module, path: str | Path, content: Mapping[
 
 
 def shown_path(path: str | Path) -> str:
-    """A file's name as a message may hold it."""
+    """Returns a file's name without control characters, for a message."""
     return printable(str(path))
 
 
@@ -191,7 +191,7 @@ def _compare_checksums(path: Path) -> None:
 
 
 def _fault(content: Any) -> str | None:
-    """What is wrong with the content of a file; None if it can be used."""
+    """Says what is wrong with the content of a file; None if it can be used."""
     fault = _fault_of_form(content)
     if fault is not None:
         return fault
@@ -204,7 +204,7 @@ def _fault(content: Any) -> str | None:
 
 
 def _fault_of_form(content: Any) -> str | None:
-    """The same for all but the values of tensors."""
+    """Says what is wrong with anything but the values of tensors."""
     version = content.get("format_version") if isinstance(content, dict) else None
     if type(version) is int and version > FORMAT_VERSION:
         return f"written in format {version}, this version reads up to {FORMAT_VERSION}; update this project"
@@ -221,7 +221,7 @@ def _fault_of_form(content: Any) -> str | None:
 
 
 def _fault_of_parts(content: Mapping[str, Any]) -> str | None:
-    """The same for a dictionary that has the parts of a checkpoint of this format."""
+    """Says what is wrong with the parts of a checkpoint of this format."""
     model = content["model"]
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in model.items()):
         return "`model` must hold tensors by name; use another checkpoint"
@@ -237,7 +237,7 @@ def _fault_of_parts(content: Mapping[str, Any]) -> str | None:
 
 
 def _fault_of_training(content: Mapping[str, Any]) -> str | None:
-    """What keeps a run from going on with a training checkpoint."""
+    """Says what keeps a run from resuming a training checkpoint."""
     if "trainer" not in content:
         return None
     trainer = content["trainer"]
@@ -259,7 +259,7 @@ def _fault_of_training(content: Mapping[str, Any]) -> str | None:
 
 
 def _tensors(content: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a part with their names, however deep."""
+    """Yields all tensors of a part with their names, however deep they lie."""
     if isinstance(content, Tensor):
         yield name, content
     elif isinstance(content, Mapping):

@@ -1,4 +1,4 @@
-"""The checkpoints of a run as a folder: which of them are sound, and which is the newest."""
+"""Lists the checkpoints in a run's folder: which are sound, and which is the newest."""
 
 import logging
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ BEST_COUNT = 3
 
 
 def rolling_paths(folder: Path) -> list[Path]:
-    """`last.pt` and those that it was before, `previous_1.pt` and so on; the younger first."""
+    """Lists `last.pt` and its predecessors, `previous_1.pt` and so on; the youngest first."""
     earlier = sorted(folder.glob("previous_*.pt"), key=lambda path: (len(path.name), path.name))
     return [path for path in (folder / "last.pt", *earlier) if path.is_file()]
 
 
 def best_paths(folder: Path) -> list[Path]:
-    """`best_1.pt` to `best_3.pt`, those that exist."""
+    """Lists those of `best_1.pt` to `best_3.pt` that exist."""
     paths = [folder / f"best_{rank}.pt" for rank in range(1, BEST_COUNT + 1)]
     return [path for path in paths if path.is_file()]
 
@@ -44,7 +44,7 @@ def newest_sound_checkpoint(folder: str | Path) -> Path | None:
 
 
 def sound(paths: list[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Gives those training checkpoints that can be read, with their content; names the others in the log."""
+    """Yields the training checkpoints that can be read, with their content; logs the others."""
     for path in paths:
         try:
             content = read_checkpoint(path)

@@ -34,8 +34,8 @@ class Gate(Protocol):
 class CheckpointHandler:
     """Writes `last.pt` during training and `best_1.pt` (the best) to `best_3.pt` after validation.
 
-    What `last.pt` was before becomes `previous_1.pt`, that one `previous_2.pt` and so on. Each file is
-    complete on the disk before any older one moves. Of several ranks only the first writes.
+    The former `last.pt` becomes `previous_1.pt`, that one `previous_2.pt`, and so on. A new file is complete
+    on the disk before an older one moves. Of several ranks only the first writes.
 
     Args:
         state: what to save.
@@ -137,12 +137,12 @@ class CheckpointHandler:
         )  # fmt: skip
 
     def restore(self, engine: AdversarialTrainer) -> None:
-        """A resumed run goes on with the files that its folder holds, gaps left by a killed run closed.
+        """Takes over the files that the folder of a resumed run holds, and closes gaps that a kill has left.
 
-        Files that cannot be read, and a `last.pt` of a later iteration than the one resumed, step aside: they
-        would push out the sound ones, or be taken for the newest of this run.
+        Files that cannot be read are renamed, and so is a `last.pt` of a later iteration than the one
+        resumed. Else they would push out the sound ones, or count as the newest of this run.
         """
-        remove_leftovers(self.folder, age_s=-1)  # nobody else writes here: the run holds its folder's lock
+        remove_leftovers(self.folder, age_s=-1)  # the run holds the folder's lock
         iteration = engine.state.iteration
         if iteration == 0:
             return
@@ -173,12 +173,12 @@ class CheckpointHandler:
         return LPIPS if self.gate is not None and has_lpips else PSNR
 
     def _rank(self, figure: float, iteration: int) -> tuple[bool, float]:
-        """What is compared: the larger the better."""
+        """Returns what is compared: the larger, the better."""
         is_behind = self.gate is None or self.gate.generator_share(iteration) > 0
         return is_behind, -figure if self.metric == LPIPS else figure
 
     def _forget(self, iteration: int) -> None:
-        """Drops a best of the same iteration: a resumed run came by again."""
+        """Drops a best of the same iteration, which a resumed run has reached again."""
         for index, (_, known) in enumerate(self.best):
             if known == iteration:
                 del self.best[index]
@@ -192,7 +192,7 @@ class CheckpointHandler:
 
 
 class NetworkCheckpoint:
-    """Writes `{"model": weights, **content}`, whole or not at all; the weights alone, so nothing to resume.
+    """Writes `{"model": weights, **content}`, whole or not at all; a run cannot be resumed from it.
 
     Args:
         network: to save.

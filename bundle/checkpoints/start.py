@@ -1,4 +1,4 @@
-"""The two ways to start from a file: weights only, or the whole run."""
+"""Starts a run from a file: from its weights only, or from the whole run in it."""
 
 import logging
 import shlex
@@ -130,7 +130,7 @@ class StartFrom:
             ) from error
 
     def _check_same_parts(self) -> None:
-        """A base checkpoint cannot continue an adversarial run, nor the other way round."""
+        """Refuses to continue an adversarial run from a base checkpoint, and the other way round."""
         if "trainer" not in self.content:
             raise CheckpointError(
                 f"{self.path}: holds weights alone and cannot be resumed; to start from them use --init_from "
@@ -157,7 +157,7 @@ class StartFrom:
 
 
 def continues_run(output_dir: str | Path, resume_from_checkpoint: str | Path | None) -> bool:
-    """Whether a run goes on with what its folder holds; a checkpoint of another folder begins a new one."""
+    """Tells whether a run continues its own folder; a checkpoint of another folder begins a new run."""
     if resume_from_checkpoint is None or resume_from_checkpoint == AUTO:
         return resume_from_checkpoint == AUTO
     folder = Path(resume_from_checkpoint).resolve().parent
@@ -176,7 +176,7 @@ def _newest_of_run(folder: Path) -> Path | None:
 
 
 def _read_to_resume(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint; if it cannot be read, says which one beside it can."""
+    """Reads a checkpoint; where it cannot be read, the error names one beside it that can."""
     try:
         return read_checkpoint(path)
     except CheckpointError as error:
@@ -225,7 +225,7 @@ def settings_of(
 
 
 def _option_of_export(name: str) -> str | None:
-    """What one of MONAI's export commands was given under a name; None in any other process."""
+    """Returns the value of an option of MONAI's export commands; None in any other process."""
     words = sys.argv
     if not any(word in EXPORTS for word in words[1:2]):
         return None

@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of a run: networks, optimizers, schedules, counters, random generators."""
+"""Gathers what a checkpoint keeps of a run: networks, optimizers, schedules, counters, random generators."""
 
 import logging
 import random
@@ -61,13 +61,13 @@ class TrainingState:
         return next((parameter.device for parameter in self.network.parameters()), CPU)
 
     def trained_on(self) -> TrainedOn:
-        """All that the networks have seen: in this run, and before it."""
+        """Returns all that the networks have seen, in this run and before it."""
         if self._trained_on_here is None:
             self._trained_on_here = self._trained_on() if self._trained_on else {}
         return joined(self.trained_on_before, self._trained_on_here)
 
     def scale_learning_rate(self, share: float) -> None:
-        """Lets the generator learn at a share of the config's rate, schedule included; for the whole run."""
+        """Sets the share of the config's rate at which the generator learns, for the whole run."""
         factor, self.learning_rate_share = share / self.learning_rate_share, share
         for group in self.optimizers["generator"].param_groups if "generator" in self.optimizers else []:
             group["lr"] *= factor
@@ -76,7 +76,7 @@ class TrainingState:
             schedule.base_lrs = [rate * factor for rate in schedule.base_lrs]
 
     def take_moments(self, content: dict[str, Any]) -> bool:
-        """Takes Adam's moments of the generator along from a checkpoint that has them, and nothing else."""
+        """Takes over the generator's Adam moments from a checkpoint that has them, and nothing else."""
         optimizer, saved = (
             self.optimizers.get("generator"),
             content.get("optimizers", {}).get("generator", {}),
@@ -99,7 +99,7 @@ class TrainingState:
         return fit
 
     def state_dict(self, engine: AdversarialTrainer) -> dict[str, Any]:
-        """Tensors and plain numbers only, so that it loads with `weights_only=True`."""
+        """Returns tensors and plain numbers only, so that the file loads with `weights_only=True`."""
         return {
             "model": self.network.state_dict(),
             "network": self.settings,
@@ -118,7 +118,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, content: dict[str, Any], engine: AdversarialTrainer) -> None:
-        """Restores all that `state_dict` holds, but for `max_epochs`, which a resumed run may extend.
+        """Restores all that `state_dict` holds except `max_epochs`, which a resumed run may extend.
 
         Learning rates follow from this run's own schedules, so that a resumed run may change them.
         """

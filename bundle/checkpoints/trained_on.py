@@ -1,8 +1,8 @@
-"""Which patients and volumes a network was trained on, as a checkpoint keeps it: hashes, no names.
+"""Keeps in a checkpoint which patients and volumes a network was trained on: hashes, no names.
 
-`{"patients": [...], "voxels": [...]}`: salted hashes of patients and fingerprints of voxels, sorted, 16
-hexadecimal digits each. An installed model keeps the fingerprints alone: with the public default salt
-somebody who knows how a hospital numbers its patients could find a PatientID by trying all.
+The form is `{"patients": [...], "voxels": [...]}`: salted hashes of patients and fingerprints of voxels,
+sorted, 16 hexadecimal digits each. An installed model keeps the fingerprints only. With the public default
+salt, somebody who knows how a hospital numbers its patients could find a PatientID by trying all numbers.
 """
 
 import re
@@ -14,17 +14,17 @@ _HASH = re.compile("[0-9a-f]{16}")
 
 
 def joined(*parts: TrainedOn) -> dict[str, list[str]]:
-    """What any of them names, sorted."""
+    """Joins records: whatever one of them names, sorted."""
     return {kind: sorted({value for part in parts for value in part.get(kind, [])}) for kind in KINDS}
 
 
 def without_patients(trained_on: TrainedOn) -> dict[str, list[str]]:
-    """What a model that leaves the house may say: fingerprints of voxels."""
+    """Keeps what a model that is given away may say: fingerprints of voxels."""
     return joined({"voxels": trained_on.get("voxels", [])})
 
 
 def is_sound(trained_on: object) -> bool:
-    """Whether a value out of a file has this form."""
+    """Tells whether a value from a file has this form."""
     return isinstance(trained_on, dict) and all(
         kind in KINDS and isinstance(values, list) and all(_is_hash(value) for value in values)
         for kind, values in trained_on.items()

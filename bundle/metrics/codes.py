@@ -1,4 +1,4 @@
-"""What a volume costs as codes, and how many of the codes are used at all."""
+"""Tells what a volume costs as codes, and how many of the codes are used."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 
 class CodeUse(NamedTuple):
-    """How a codebook is used.
+    """Tells how a codebook is used.
 
     Attributes:
         usage: share of the codes that occur.
         perplexity: number of codes that would give the same entropy if all were equally frequent.
-        entropy_bits: per index, of their frequencies alone.
+        entropy_bits: bits per index, from the frequencies alone.
     """
 
     usage: float
@@ -23,7 +23,7 @@ class CodeUse(NamedTuple):
 
 
 def code_use(counts: np.ndarray) -> CodeUse:
-    """Usage of a codebook.
+    """Measures how a codebook is used.
 
     Args:
         counts: (K,) how often each code occurs, in one volume or in all.
@@ -34,10 +34,10 @@ def code_use(counts: np.ndarray) -> CodeUse:
 
 
 def nominal_bits_per_voxel(num_embeddings: int, stride: int) -> float:
-    """Bits of an index over the voxels it stands for: log2 K / stride^3."""
+    """Returns the bits of an index per voxel that it stands for: log2 K / stride^3."""
     return math.log2(num_embeddings) / stride**3
 
 
 def bits_per_voxel(n_bytes: int, n_voxels: int) -> float:
-    """Bits per voxel of a file, header and all."""
+    """Returns the bits per voxel of a whole file, header included."""
     return 8 * n_bytes / n_voxels

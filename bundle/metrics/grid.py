@@ -10,34 +10,35 @@ from torch import Tensor
 PERIODS = (2, 4)
 """In voxels: the last and the last but one upsampling of a decoder that doubles twice."""
 MIN_SIDE = 48
-"""An axis shorter than that has too few frequencies between the two of a grid."""
+"""A shorter axis has too few frequencies between the two of a grid."""
 SEGMENT = 128
-"""Voxels whose spectrum is taken at a time; longer axes are cut into segments."""
+"""Voxels per spectrum; longer axes are cut into segments."""
 SLAB_LINES = 2**14
-"""Lines of voxels whose spectra are held at a time: some 30 MB."""
+"""Lines of voxels whose spectra are in memory at a time: some 30 MB."""
 _NEAR = 4
-"""Frequencies on one side of a grid's that tell what is usual there."""
+"""Frequencies on each side of a grid's frequency that tell what power is usual there."""
 _GAP = 2
-"""The window spreads a line over so many frequencies on either side."""
+"""The window spreads a line over this many frequencies on either side."""
 
 
 def grid_score(volume: Tensor, device: torch.device | str | None = None) -> float:
     """Measures how far a grid stands out of a volume's spectrum; 1 means that nothing does.
 
     Along each axis, power is averaged over all lines of voxels. The score at a period of 2 or 4 voxels is the
-    largest of the three frequencies around it, over the median of frequencies nearby: below a half of a cycle
-    per voxel; on both sides of a quarter, whose medians' geometric mean is taken, because power falls steeply
-    with frequency. White noise has 1, seven real CT volumes had 1.1 to 1.5, a grid has far more. A blur
-    passes: read the score beside `gradient_ratio`. Memory does not grow with the volume.
+    largest power of the three frequencies around it, divided by the usual power nearby. At a period of 2 that
+    is the median of the frequencies below. At a period of 4 it is the geometric mean of the medians on both
+    sides, because power falls steeply with frequency. White noise scores 1, seven real CT volumes scored 1.1
+    to 1.5, a grid scores far more. A blurred volume passes too, so read the score beside `gradient_ratio`.
+    Memory does not grow with the volume.
 
     Args:
         volume: (X, Y, Z), any unit, integer or float, any device.
         device: where spectra are computed; None is where `volume` is.
 
     Returns:
-        The largest score of both periods and all axes of at least 48 voxels. Where nothing is nearby (a
-        constant volume), 1 without and inf with a grid. NaN if a voxel is NaN, or if every axis is shorter
-        than 48 voxels.
+        The largest score of both periods and all axes of at least 48 voxels. Where the usual power is 0 (a
+        constant volume), it is 1 without a grid and inf with one. NaN if a voxel is NaN, or if every axis is
+        shorter than 48 voxels.
 
     Raises:
         ValueError: if `volume` is not 3D.
@@ -52,7 +53,7 @@ def grid_score(volume: Tensor, device: torch.device | str | None = None) -> floa
 
 
 def _mean_power(volume: Tensor, axis: int, device: torch.device | str) -> Tensor:
-    """Mean power of all segments along `axis`, (frequencies,) float64 on the CPU."""
+    """Returns the mean power of all segments along `axis`, (frequencies,) float64 on the CPU."""
     size = volume.shape[axis]
     length = min(SEGMENT, size - size % 4)  # so that a quarter of a cycle is one of the frequencies
     window = torch.hann_window(length, device=device)

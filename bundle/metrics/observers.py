@@ -1,6 +1,6 @@
-"""Model observers: how well one who reads a volume could tell whether a lesion is there.
+"""Estimates, by model observers, how well a reader could tell whether a lesion is there.
 
-N sites, each seen once with and once without the lesion, among the same noise.
+Each of N sites is seen once with and once without the lesion, in the same noise.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ CONFIDENCE = 0.95
 
 
 class Interval(NamedTuple):
-    """An estimate and its 95 % confidence interval."""
+    """Holds an estimate and its 95 % confidence interval."""
 
     value: float
     low: float
@@ -22,9 +22,9 @@ class Interval(NamedTuple):
 
 
 def area_under_curve(present: np.ndarray, absent: np.ndarray) -> float:
-    """Probability that a response with the lesion is above one without it; ties count half.
+    """Returns the probability that a response with the lesion is above one without it; ties count half.
 
-    The area under the ROC curve as a Mann-Whitney statistic.
+    This is the area under the ROC curve, computed as a Mann-Whitney statistic.
 
     Args:
         present: (N,) responses at sites with the lesion.
@@ -34,9 +34,9 @@ def area_under_curve(present: np.ndarray, absent: np.ndarray) -> float:
 
 
 def auc_interval(present: np.ndarray, absent: np.ndarray, seed: int = 0) -> Interval:
-    """Area under the curve, its interval by bootstrap over sites.
+    """Returns the area under the curve, with an interval by bootstrap over sites.
 
-    A site keeps its two responses together, since they share its noise.
+    The two responses of a site stay together, since they share its noise.
 
     Args:
         present: (N,) responses with the lesion.
@@ -50,11 +50,11 @@ def auc_interval(present: np.ndarray, absent: np.ndarray, seed: int = 0) -> Inte
 def auc_change(
     reference: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray], seed: int = 0
 ) -> Interval:
-    """Change of the area under the curve from one reading of the same sites to another, paired by site.
+    """Returns how the area under the curve changes between two readings of the same sites, paired by site.
 
     Args:
-        reference: (N,) responses with and without the lesion, as in the original.
-        other: the same sites, as in the reconstruction.
+        reference: (N,) responses with and without the lesion, in the original.
+        other: responses of the same sites in the reconstruction.
         seed: of the resampling.
     """
     weights = _weights(len(reference[0]), seed)
@@ -64,14 +64,14 @@ def auc_change(
 
 
 def laguerre_gauss_channels(distance_mm: np.ndarray, width_mm: float, n_channels: int = 4) -> np.ndarray:
-    """Channels of an observer that knows the lesion's place but not its shape.
+    """Makes the channels of an observer that knows the lesion's place but not its shape.
 
     Paper: Gallas and Barrett 2003, doi:10.1364/JOSAA.20.001725, eq. 15 and 16.
 
     Args:
-        distance_mm: (...) of pixels from the lesion's centre.
-        width_mm: of the Gaussian.
-        n_channels: Laguerre polynomials of degree 0, 1, ...
+        distance_mm: (...) distances of pixels from the lesion's centre.
+        width_mm: width of the Gaussian.
+        n_channels: number of Laguerre polynomials, of degree 0, 1, ...
 
     Returns:
         (n_channels, ...) of unit energy.
@@ -88,7 +88,7 @@ def laguerre_gauss_channels(distance_mm: np.ndarray, width_mm: float, n_channels
 def hotelling_responses(
     present: np.ndarray, absent: np.ndarray, n_folds: int = 5, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Responses of a channelized Hotelling observer that was trained on the other folds' sites.
+    """Returns the responses of a channelized Hotelling observer that was trained on the other folds' sites.
 
     Paper: Barrett et al. 1993, doi:10.1073/pnas.90.21.9758.
 
@@ -123,7 +123,7 @@ def hotelling_responses(
 
 
 def bootstrap_mean(values: np.ndarray, seed: int = 0) -> Interval:
-    """Mean of (N,) values, its interval by bootstrap over them; of a single value the interval is unknown."""
+    """Returns the mean of (N,) values with a bootstrap interval, which is NaN for a single value."""
     values = np.asarray(values, float)
     if len(values) < 2:
         return Interval(float(values.mean()) if len(values) else np.nan, np.nan, np.nan)
@@ -132,19 +132,19 @@ def bootstrap_mean(values: np.ndarray, seed: int = 0) -> Interval:
 
 
 def _wins(present: np.ndarray, absent: np.ndarray) -> np.ndarray:
-    """(N, M): 1 where the response with the lesion is the higher one, 0.5 where they are equal."""
+    """Returns (N, M): 1 where the response with the lesion is higher, 0.5 where both are equal."""
     above = present[:, None] - absent[None, :]
     return (np.sign(above) + 1) / 2
 
 
 def _weights(n_sites: int, seed: int) -> np.ndarray:
-    """(B, N): how often each resample holds each site."""
+    """Draws (B, N): how often each resample holds each site."""
     generator = np.random.default_rng(seed)
     return generator.multinomial(n_sites, np.full(n_sites, 1 / n_sites), N_RESAMPLES).astype(float)
 
 
 def _resampled(wins: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(B,) areas: a site and itself count as two sites."""
+    """Returns the (B,) areas of the resamples; a site and its copy count as two sites."""
     return ((weights @ wins) * weights).sum(axis=1) / weights.sum(axis=1) ** 2
 
 

@@ -1,4 +1,4 @@
-"""LPIPS of a volume's slices, a distance that follows what people call similar."""
+"""Computes LPIPS of a volume's slices, a distance that follows what people call similar."""
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +8,9 @@ LPIPS_SLICES = 16
 
 @torch.no_grad()
 def slice_lpips(perceptual: nn.Module, image: Tensor, pred: Tensor) -> float:
-    """Mean distance of at most 16 axial slices of two volumes (1, X, Y, Z) in [-1, 1], evenly spread.
+    """Averages the distance over up to 16 evenly spread axial slices of volumes (1, X, Y, Z) in [-1, 1].
 
-    Paper: Zhang et al. 2018, arXiv:1801.03924; the backbone belongs to the figure.
+    Paper: Zhang et al. 2018, arXiv:1801.03924; a figure is comparable only with the same backbone.
     """
     count = min(LPIPS_SLICES, image.shape[-1])
     slices = torch.linspace(0, image.shape[-1] - 1, count).round().long()

@@ -1,4 +1,4 @@
-"""PSNR, SSIM, MAE and RMSE of a whole reconstructed CT volume, slab by slab.
+"""Computes PSNR, SSIM, MAE and RMSE of a whole reconstructed CT volume, slab by slab.
 
 Axis letters: X, Y, Z the axes of a volume; N slices of a slab; H, W the two axes inside a slice.
 """
@@ -22,7 +22,7 @@ SLAB_VOXELS = 2**18
 
 
 class Figures(NamedTuple):
-    """How close a reconstruction is to its original; PSNR and SSIM mean nothing without their HU window."""
+    """Tells how close a reconstruction is to its original; PSNR and SSIM depend on the HU window."""
 
     psnr: float
     """Peak signal-to-noise ratio in dB over all voxels, the peak being the window's width; inf if equal."""
@@ -122,7 +122,7 @@ def _slabs(
 
 
 def _ssim_per_slice(real: torch.Tensor, fake: torch.Tensor, data_range: float) -> torch.Tensor:
-    """Mean SSIM of each slice, (N,); intensities run from 0 to `data_range`."""
+    """Returns the mean SSIM of each slice, (N,); intensities run from 0 to `data_range`."""
     return similarity_map(
         local_mean(real),
         local_mean(fake),
@@ -141,7 +141,7 @@ def similarity_map(
     data_range: float,
     window_voxels: int,
 ) -> torch.Tensor:
-    """SSIM of every window from the windows' means.
+    """Computes the SSIM of every window from the windows' means.
 
     Args:
         mean_real: mean of the original, any shape.
@@ -162,6 +162,6 @@ def similarity_map(
 
 
 def local_mean(slices: torch.Tensor) -> torch.Tensor:
-    """Mean over every full 7 x 7 window: (N, H, W) to (N, H - 6, W - 6), one axis after the other."""
+    """Averages over every full 7 x 7 window, one axis after the other: (N, H, W) to (N, H - 6, W - 6)."""
     rows = avg_pool2d(slices, (WINDOW_SIZE, 1), stride=1)
     return avg_pool2d(rows, (1, WINDOW_SIZE), stride=1)

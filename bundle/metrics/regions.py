@@ -1,4 +1,4 @@
-"""Errors in HU, tissue by tissue."""
+"""Measures errors in HU, tissue by tissue."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class RegionErrors(NamedTuple):
-    """Errors of a reconstruction in one region; NaN in a region without voxels."""
+    """Holds the errors of a reconstruction in one region; NaN in a region without voxels."""
 
     mae_hu: float
     """Mean absolute error in HU."""
@@ -35,7 +35,7 @@ def region_errors(
     Args:
         image: original, (X, Y, Z) in HU.
         recon: reconstruction of the same shape.
-        tissue: (X, Y, Z) small integers that tell where what is; made from the original only.
+        tissue: (X, Y, Z) small integers that name the tissue of each voxel; made from the original only.
         regions: which of these integers make up each named region.
         hu_min: lower end of the window; both volumes are clipped to it.
         hu_max: upper end.

@@ -1,4 +1,4 @@
-"""Whether the borders of tiles show in a volume that was reconstructed tile by tile."""
+"""Measures whether the borders of tiles show in a volume that was reconstructed tile by tile."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from bundle.run.rules import STRIDE
 
 
 def seam_score(recon: torch.Tensor, tile_size: int | Sequence[int], stride: int = STRIDE) -> float:
-    """Jumps across the planes between tiles, as a multiple of the jumps across other planes nearby.
+    """Compares the jumps across the planes between tiles with the jumps across other planes nearby.
 
-    1 means that no seam can be told from anatomy, 2 that intensity jumps twice as far where two tiles meet.
-    The planes compared lie one and two strides to either side of a tile plane: a strided decoder leaves a
-    texture that repeats with its stride, and only planes of the same phase see the same of it.
+    1 means that seams cannot be told from anatomy, 2 that intensity jumps twice as far where two tiles meet.
+    The other planes lie one and two strides to either side of a tile plane. A strided decoder leaves a
+    texture that repeats with its stride, so only planes of the same phase can be compared.
 
     Args:
         recon: volume (X, Y, Z), any unit, integer or float, any device.
@@ -54,6 +54,6 @@ def seam_score(recon: torch.Tensor, tile_size: int | Sequence[int], stride: int 
 
 
 def _jump(recon: torch.Tensor, axis: int, plane: int) -> float:
-    """Sum of absolute differences between voxels `plane - 1` and `plane` along `axis`."""
+    """Returns the sum of absolute differences between voxels `plane - 1` and `plane` along `axis`."""
     before, after = (recon.select(axis, n).double() for n in (plane - 1, plane))
     return (after - before).abs().sum().item()

@@ -1,4 +1,4 @@
-"""How sharp a reconstruction is: slopes everywhere, and the width of the edge at the lung's wall."""
+"""Measures how sharp a reconstruction is: slopes everywhere, and the width of the edge at the lung's wall."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ MAX_EDGES_PER_SLICE = 200
 REACH_MM = 5.0
 STEP_MM = 0.1
 PLATEAU_MM = 2.0
-"""At either end of a profile: what counts as lung and as the tissue behind its wall."""
+"""Length at either end of a profile that counts as lung, and as the tissue behind its wall."""
 GRADIENT_MM = 1.0
 AIR_BELOW_HU, TISSUE_ABOVE_HU = -700, -100
 """What a profile must reach on either side to be an edge between lung and soft tissue."""
 
 
 class EdgeWidth(NamedTuple):
-    """Distance over which intensity rises from 10 to 90 % at the lung's wall, in mm; medians over edges."""
+    """Holds the distance over which HU rise from 10 to 90 % at the lung's wall, in mm; medians over edges."""
 
     original_mm: float
     recon_mm: float
@@ -35,9 +35,9 @@ def gradient_ratio(
     hu_min: float,
     hu_max: float,
 ) -> float:
-    """Mean length of the gradient in a reconstruction over that in its original; below 1 is smoother.
+    """Divides the mean gradient of a reconstruction by that of its original; below 1 is smoother.
 
-    Central differences in space, in HU per mm, of the volumes clipped to the window.
+    Gradients are central differences in space, in HU per mm, of the volumes clipped to the window.
 
     Args:
         image: original (X, Y, Z) in HU.
@@ -101,7 +101,7 @@ def edge_width(
 
 
 def _lines(hu: np.ndarray, lung: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
-    """(2, N, P) positions in voxels: N lines across the lung's wall, from the lung outwards."""
+    """Returns (2, N, P) positions in voxels: N lines across the lung's wall, from the lung outwards."""
     border = np.argwhere(lung & ~ndimage.binary_erosion(lung, border_value=1))
     border = border[
         np.linspace(0, len(border) - 1, min(len(border), MAX_EDGES_PER_SLICE)).round().astype(int)
@@ -123,7 +123,7 @@ def _lines(hu: np.ndarray, lung: np.ndarray, spacing_mm: Sequence[float]) -> np.
 
 
 def _profiles(hu: np.ndarray, lines: np.ndarray) -> np.ndarray:
-    """(N, P) intensities along lines."""
+    """Returns (N, P) intensities along lines."""
     profiles: np.ndarray = ndimage.map_coordinates(hu.astype(np.float32), lines, order=1, mode="nearest")
     return profiles
 
@@ -137,7 +137,7 @@ def _end(profiles: np.ndarray) -> np.ndarray:
 
 
 def _rises_mm(profiles: np.ndarray) -> np.ndarray:
-    """(N,) mm between the crossings of 10 and 90 % that are nearest to the crossing of half."""
+    """Returns (N,) mm between the crossings of 10 and 90 % that are nearest to the crossing of 50 %."""
     if not len(profiles):
         return np.empty(0)
     low, high = _start(profiles)[:, None], _end(profiles)[:, None]

@@ -1,4 +1,4 @@
-"""Structural similarity in space and at several scales, slice by slice in constant memory.
+"""Computes structural similarity in space and at several scales, slice by slice in constant memory.
 
 Axis letters: X, Y, Z the axes of a volume; H, W the two axes of a slice.
 """
@@ -19,10 +19,10 @@ MS_SSIM_SIDE = 176
 
 
 def ssim_3d(image: Tensor, recon: Tensor, hu_min: float, hu_max: float) -> float:
-    """Structural similarity over windows of 7 x 7 x 7 voxels, mean over all full windows.
+    """Returns the structural similarity over windows of 7 x 7 x 7 voxels, mean over all full windows.
 
-    Equals `skimage.metrics.structural_similarity` of the volumes in HU less `hu_min`, with its defaults. The
-    means of seven slices at a time are kept, some 75 MB at 512 x 512, whatever the number of slices.
+    It equals `skimage.metrics.structural_similarity` of the volumes in HU less `hu_min`, with its defaults.
+    Seven slices of means are in memory at a time, some 75 MB at 512 x 512, however many slices there are.
     Paper: Wang et al. 2004, doi:10.1109/TIP.2003.819861, eq. 13 (deviation: uniform window, not Gaussian).
 
     Args:
@@ -49,9 +49,9 @@ def ssim_3d(image: Tensor, recon: Tensor, hu_min: float, hu_max: float) -> float
 
 
 def ms_ssim_2d(image: Tensor, recon: Tensor, hu_min: float, hu_max: float) -> float:
-    """Multi-scale structural similarity of axial slices, mean over slices, after shifting to 0..range.
+    """Returns the multi-scale structural similarity of axial slices, mean over slices, shifted to 0..range.
 
-    MONAI's implementation: five scales, Gaussian window of 11 x 11.
+    The implementation is MONAI's: five scales, Gaussian window of 11 x 11.
     Paper: Wang et al. 2003, doi:10.1109/ACSSC.2003.1292216.
 
     Args:
@@ -74,7 +74,7 @@ def ms_ssim_2d(image: Tensor, recon: Tensor, hu_min: float, hu_max: float) -> fl
 
 
 def _slices(image: Tensor, recon: Tensor, hu_min: float, hu_max: float) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs of axial slices (H, W), float64, from 0 to the window's width."""
+    """Yields pairs of axial slices (H, W), float64, from 0 to the window's width."""
     for z in range(image.shape[2]):
         real, fake = (
             volume[..., z].to(torch.float64, copy=True).clamp_(hu_min, hu_max).sub_(hu_min)

@@ -1,6 +1,6 @@
-"""Whether a reconstruction keeps the noise of its original: how much of it, and how fine.
+"""Measures whether a reconstruction keeps the noise of its original: how much of it, and how fine.
 
-The eye knows a smoothed CT by its noise. Squares of even tissue are compared, H x W in an axial slice.
+A radiologist recognises a smoothed CT by its noise. Squares of even tissue in axial slices are compared.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ MAX_SQUARES = 200
 
 
 class NoiseSpectrum(NamedTuple):
-    """Noise of both volumes in the same squares.
+    """Holds the noise of both volumes in the same squares.
 
     Attributes:
         frequency_per_mm: (F,) middle of each ring of frequencies, cycles per mm.
         original: (F,) mean power of the original there, HU^2 mm^2.
         recon: (F,) of the reconstruction.
-        nps_ratio: reconstruction over original in each of `BANDS`; 1 is what it should be.
-        noise_sd_ratio: the same of the standard deviations.
+        nps_ratio: reconstruction over original in each of `BANDS`; 1 is perfect.
+        noise_sd_ratio: the same for the standard deviations.
         n_squares: squares that were compared.
     """
 
@@ -41,8 +41,8 @@ def noise_spectrum(
 ) -> NoiseSpectrum | None:
     """Compares the radial noise power spectra of two volumes in squares of even tissue.
 
-    From every square its plane of least squares is taken away, so a gradient of contrast agent is no noise; a
-    Hann window keeps the strong low frequencies from leaking into the high ones.
+    The best-fitting plane is subtracted from every square, so that a gradient of contrast agent is not noise.
+    A Hann window keeps the strong low frequencies from leaking into the high ones.
     Paper: Boedeker et al. 2007, doi:10.1088/0031-9155/52/14/003.
 
     Args:
@@ -83,7 +83,7 @@ def noise_spectrum(
 
 
 def _find_squares(even: np.ndarray) -> tuple[int, list[tuple[int, int, int]]]:
-    """Side, and corners (x, y, z) of squares that do not overlap, of the largest side that fits anywhere."""
+    """Returns the largest side that fits anywhere, and corners (x, y, z) of squares that do not overlap."""
     for side in SIDES:
         found = [corner for z in range(even.shape[2]) for corner in _squares_of_slice(even[..., z], side, z)]
         if found:

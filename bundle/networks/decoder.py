@@ -1,4 +1,4 @@
-"""The decoder: latent to image, by upsampling that draws no grid.
+"""Decodes a latent to an image, by upsampling that draws no grid.
 
 Dimension letters: B batch, C channels, E embedding width, X Y Z voxels, x y z latent cells.
 """
@@ -18,12 +18,11 @@ STRIDE = 2
 class BlurredUpsample(nn.Module):
     """Doubles the resolution by a transposed convolution followed by an average over 2 x 2 x 2 voxels.
 
-    A transposed convolution gives each of the eight sub-voxels weights of its own, and so draws a grid with a
-    period of two voxels. The average takes exactly this period away: where the features are constant, so is
-    the result. It is the blur of a sub-voxel shuffle; both operations are linear, so the average is taken of
-    the kernel, not of the features: a kernel of 3 becomes one of 4, and costs what a plain one of 4 costs.
-    At first the kernel is that of trilinear interpolation, which treats all sub-voxels alike (ICNR), with
-    weights that keep the variance (He).
+    A transposed convolution gives each of the eight sub-voxels its own weights, and so draws a grid with a
+    period of two voxels. The average removes exactly this period: where the features are constant, so is the
+    result. Both operations are linear, so the kernel is averaged instead of the features: a kernel of 3
+    becomes one of 4, at the cost of a plain kernel of 4. Training starts from the kernel of trilinear
+    interpolation, which treats all sub-voxels alike (ICNR), with weights that keep the variance (He).
     Papers: Aitken et al. 2017, arXiv:1707.02937; Sugawara et al. 2019, arXiv:1802.02275; He et al. 2015,
     arXiv:1502.01852.
 
@@ -54,7 +53,7 @@ class BlurredUpsample(nn.Module):
         self.bias.zero_()
 
     def kernel(self) -> Tensor:
-        """The averaged weights (C in, C out, 4, 4, 4)."""
+        """Returns the averaged weights (C in, C out, 4, 4, 4)."""
         kernel = nn.functional.pad(self.weight, [1] * 6)
         kernel = kernel[:, :, 1:] + kernel[:, :, :-1]
         kernel = kernel[:, :, :, 1:] + kernel[:, :, :, :-1]
@@ -62,14 +61,14 @@ class BlurredUpsample(nn.Module):
         return kernel / 8
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features (B, C in, x, y, z) to (B, C out, 2x, 2y, 2z)."""
+        """Turns features (B, C in, x, y, z) into (B, C out, 2x, 2y, 2z)."""
         return nn.functional.conv_transpose3d(features, self.kernel(), self.bias, stride=2, padding=1)
 
 
 class Decoder(nn.Module):
-    """Residual units and upsampling per level, then one convolution at full resolution; no norm layers.
+    """Runs residual units and upsampling per level, then one convolution at full resolution; no norm layers.
 
-    The residual units are those of MONAI's VQ-VAE, whose encoder is the other half.
+    The residual units are those of MONAI's VQ-VAE, whose encoder is the first half of the network.
 
     Args:
         in_channels: width E of the code vectors.
@@ -91,7 +90,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Code vectors (B, E, x, y, z) to an image (B, 1, X, Y, Z)."""
+        """Turns code vectors (B, E, x, y, z) into an image (B, 1, X, Y, Z)."""
         for block in self.blocks:
             codes = block(codes)
         return codes

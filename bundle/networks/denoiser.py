@@ -1,4 +1,4 @@
-"""The network of the example diffusion model: MONAI's U-Net over a latent and the map of its positions."""
+"""Builds the example diffusion model's network: MONAI's U-Net on a latent and a map of positions."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ POSITION_CHANNELS = 3
 def build_denoiser(
     diffusion_channels: Sequence[int], embedding_dim: int, patch_size: Sequence[int]
 ) -> DiffusionModelUNet:
-    """A U-Net without attention but at its lowest level; unlike the VQ-GAN it sees patches, not volumes.
+    """Builds a U-Net with attention in its middle block only; unlike the VQ-GAN it sees patches, not volumes.
 
     Args:
         diffusion_channels: per level; each level but the last halves the resolution.

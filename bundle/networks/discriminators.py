@@ -1,7 +1,7 @@
-"""The two PatchGAN discriminators: one looks at slices, one at volumes.
+"""Builds the two PatchGAN discriminators: one looks at slices, one at volumes.
 
-Both are MONAI's `PatchDiscriminator` and return all feature maps, logits last. Instance norm instead of batch
-norm: batch statistics make micro-batched gradients differ from the full batch's, and their buffers move while
+Both are MONAI's `PatchDiscriminator` and return all feature maps, logits last. They use instance norm. With
+batch norm the gradients of micro-batches would differ from the full batch's, and its buffers would move while
 the discriminator is frozen.
 Papers: Isola et al. 2017, arXiv:1611.07004; spectral normalisation: Miyato et al. 2018, arXiv:1802.05957,
 eq. 8 and algorithm 1.
@@ -12,19 +12,19 @@ from monai.networks.nets import PatchDiscriminator
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm as parametrize_spectral_norm
 
-# below this many voxels per axis the last normalised feature map has a single element
+# Below this many voxels per axis the last normalised feature map has a single element.
 MIN_PATCH_SIZE = 24
 
 
 class SliceDiscriminator(PatchDiscriminator):
-    """2D PatchGAN on slices (N, 1, H, W); 2,763,585 parameters."""
+    """Judges slices (N, 1, H, W): a 2D PatchGAN of 2,763,585 parameters."""
 
     def __init__(self) -> None:
         super().__init__(**_settings(spatial_dims=2))
 
 
 class VolumeDiscriminator(PatchDiscriminator):
-    """3D PatchGAN on patches (B, 1, X, Y, Z); 11,048,769 parameters."""
+    """Judges patches (B, 1, X, Y, Z): a 3D PatchGAN of 11,048,769 parameters."""
 
     def __init__(self) -> None:
         super().__init__(**_settings(spatial_dims=3))
@@ -47,10 +47,10 @@ def build_discriminators(
     spectral_norm: bool = False,
     device: torch.device | str = "cpu",
 ) -> nn.ModuleDict:
-    """The discriminators whose weight is above 0, named `image` (slices) and `video` (volumes), frozen.
+    """Builds the discriminators of weight above 0, named `image` (slices) and `video` (volumes), frozen.
 
-    They stay frozen but for their own step (`DiscriminatorUpdate`), so that the generator's backward pass
-    neither computes nor leaves gradients in them. With `spectral_norm` their checkpoints hold other names.
+    They are trainable only in their own step (`DiscriminatorUpdate`), so the generator's backward pass leaves
+    no gradients in them. With `spectral_norm` their checkpoints hold other names.
     """
     discriminators = nn.ModuleDict()
     if image_gan_weight > 0:
@@ -67,8 +67,8 @@ def build_discriminators(
 def add_spectral_norm(network: nn.Module) -> nn.Module:
     """Divides the weight of every convolution by its largest singular value.
 
-    The estimate of that value stands still in eval mode, which the network is left in; `refine_estimates`
-    moves it. So the number of forward passes, and with it the micro-batch size, changes nothing.
+    The network is left in eval mode, in which the estimate of that value stands still; only
+    `refine_estimates` moves it. So neither the number of forward passes nor the micro-batch size matters.
     """
     for module in list(network.modules()):
         if isinstance(module, nn.Conv2d | nn.Conv3d):
@@ -77,9 +77,9 @@ def add_spectral_norm(network: nn.Module) -> nn.Module:
 
 
 def refine_estimates(network: nn.Module) -> None:
-    """One step of power iteration of every normalised weight, after the weights have moved."""
+    """Makes one step of power iteration for every normalised weight, after the weights have moved."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d) and hasattr(module, "parametrizations"):
             module.train()
-            module.weight  # noqa: B018  (reading it in training mode is what moves the estimate)
+            module.weight  # noqa: B018  (reading it in training mode moves the estimate)
             module.eval()

@@ -1,7 +1,7 @@
-"""The generator's halves as modules of their own, to be exported without the other half.
+"""Offers each half of the generator as a module that can be exported alone.
 
-They take their weights from the whole generator's state dict, so that `monai.bundle ckpt_export` and
-`onnx_export` find them in any checkpoint.
+Each half takes its weights from the whole generator's state dict, so that `monai.bundle ckpt_export` and
+`onnx_export` work with any checkpoint.
 Dimension letters: B batch, X Y Z voxels, x y z latent cells (X = 4 x).
 """
 
@@ -13,10 +13,10 @@ from bundle.networks.vqgan import VQGAN, take_model
 
 
 class IndexEncoder(nn.Module):
-    """Image to indices.
+    """Turns an image into indices.
 
     Args:
-        generator: whose encoder and quantizer these are.
+        generator: its encoder and quantizer are used.
     """
 
     def __init__(self, generator: VQGAN) -> None:
@@ -26,15 +26,15 @@ class IndexEncoder(nn.Module):
         self.register_load_state_dict_pre_hook(_leave_out("decoder."))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Image (B, 1, X, Y, Z) in [-1, 1], sizes multiples of 4 voxels, to indices (B, x, y, z), int64."""
+        """Turns an image (B, 1, X, Y, Z) in [-1, 1], with sides of multiples of 4, into int64 indices."""
         return self.quantizer.quantize(self.encoder(image))
 
 
 class IndexDecoder(nn.Module):
-    """Indices to image.
+    """Turns indices into an image.
 
     Args:
-        generator: whose quantizer and decoder these are.
+        generator: its quantizer and decoder are used.
     """
 
     def __init__(self, generator: VQGAN) -> None:
@@ -44,15 +44,15 @@ class IndexDecoder(nn.Module):
         self.register_load_state_dict_pre_hook(_leave_out("encoder."))
 
     def forward(self, indices: Tensor) -> Tensor:
-        """Indices (B, x, y, z) to an image (B, 1, X, Y, Z) about [-1, 1].
+        """Turns indices (B, x, y, z) into an image (B, 1, X, Y, Z) of about [-1, 1].
 
-        Any number type holds them: MONAI exports with random float32 numbers.
+        Indices may be of any number type, since MONAI exports with random float32 numbers.
         """
         return self.decoder(self.quantizer.indices_to_codes(indices.long()))
 
 
 def _leave_out(half: str) -> Any:
-    """A hook that hides the weights of `half`; all others are still compared strictly."""
+    """Makes a hook that hides the weights of one half; all others are still compared strictly."""
 
     def hook(module: nn.Module, state_dict: dict[str, Tensor], *_: Any) -> None:
         for name in [name for name in state_dict if name.startswith(half)]:

@@ -7,9 +7,9 @@ from torch import nn
 
 
 def fingerprint(network: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and values of the weights and the codebook, as 64 hex digits.
+    """Returns the SHA-256 of names, types, shapes and values of weights and codebook, as 64 hex digits.
 
-    Moving averages of the codebook (`cluster_*`) and counters do not decide what codes mean and are left out.
+    The codebook's moving averages (`cluster_*`) and counters are left out: codes mean the same without them.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):

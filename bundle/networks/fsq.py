@@ -18,8 +18,8 @@ class FSQ(Quantizer):
     """Rounds a projection of the latent to a grid of 4 levels per axis.
 
     A 1x1 convolution brings the latent to D = log4(K) channels, tanh bounds them, rounding with
-    straight-through gradient quantizes them, and another 1x1 convolution brings them back. Nothing is learned
-    that could die, there is no commitment term, and nothing is to be updated.
+    straight-through gradient quantizes them, and another 1x1 convolution brings them back. The grid is not
+    learned: no code can die, there is no commitment term, and `update` only counts.
     Paper: Mentzer et al. 2023, arXiv:2309.15505, section 3 and appendix A.1.
 
     Args:
@@ -27,7 +27,7 @@ class FSQ(Quantizer):
         embedding_dim: width E of the latent.
 
     Raises:
-        NetworkSettingError: if K is no power of 4.
+        NetworkSettingError: if K is not a power of 4.
     """
 
     basis: Tensor
@@ -41,15 +41,15 @@ class FSQ(Quantizer):
                 f"got {num_embeddings}"
             )
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.levels = LEVELS  # TorchScript reads attributes, no constants of modules
+        self.levels = LEVELS  # TorchScript reads attributes, but no constants of a Python module
         self.project_in = nn.Conv3d(embedding_dim, axes, 1)
         self.project_out = nn.Conv3d(axes, embedding_dim, 1)
         self.register_buffer("basis", LEVELS ** torch.arange(axes), persistent=False)
         self._pending: Tensor | None = None  # counts of this iteration's micro-batches
 
     def quantize(self, latent: Tensor) -> Tensor:
-        """Latent (B, E, x, y, z) of any float type to indices (B, x, y, z), int64."""
-        if torch.jit.is_scripting():  # which cannot turn autocast off
+        """Turns a latent (B, E, x, y, z) of any float type into indices (B, x, y, z), int64."""
+        if torch.jit.is_scripting():  # TorchScript cannot turn autocast off
             bounded = self._bound(latent)
         else:
             with torch.autocast(latent.device.type, enabled=False):
@@ -57,7 +57,7 @@ class FSQ(Quantizer):
         return self._indices(bounded.round())
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:
-        """Indices (B, x, y, z) to the vectors that the decoder saw, (B, E, x, y, z) float32."""
+        """Turns indices (B, x, y, z) into the vectors that the decoder saw, (B, E, x, y, z) float32."""
         digits = indices[:, None] // self.basis[:, None, None, None] % self.levels
         rounded = digits.float() - self.levels // 2
         if torch.jit.is_scripting():
@@ -85,10 +85,10 @@ class FSQ(Quantizer):
 
     @torch.no_grad()
     def update(self, restart: bool = True) -> None:
-        """Hands over the counts of this iteration's micro-batches and all ranks; nothing is learned here.
+        """Adds up the counts of all micro-batches and ranks of this iteration; nothing is learned.
 
         Args:
-            restart: without effect, a grid has no dead codes to restart.
+            restart: has no effect, since a grid has no dead codes.
         """
         if self._pending is None:
             return
@@ -97,7 +97,7 @@ class FSQ(Quantizer):
         self._pending = None
 
     def _bound(self, latent: Tensor) -> Tensor:
-        """Projection (B, D, x, y, z), squashed so that rounding gives the 4 levels -2, -1, 0 and 1."""
+        """Projects to (B, D, x, y, z), squashed so that rounding gives the 4 levels -2, -1, 0 and 1."""
         half_range = (self.levels - 1) * (1 + 1e-3) / 2
         shift = math.atanh(0.5 / half_range)
         return torch.tanh(self.project_in(latent.float()) + shift) * half_range - 0.5

@@ -1,4 +1,4 @@
-"""The nearest code of each latent vector, in memory that does not grow with the volume.
+"""Finds the nearest code of each latent vector, in memory that does not grow with the volume.
 
 Dimension letters: E embedding width, K codes, N latent vectors.
 """
@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def nearest_codes(vectors: Tensor, codebook: Tensor, lookup_bytes: int | None = None) -> Tensor:
-    """Index of the nearest code, by squared distance, of each vector.
+    """Returns the index of the nearest code, by squared distance, of each vector.
 
-    The N x K distances are made a chunk at a time: for a whole volume at K = 16384 they would take 151 GiB.
+    The N x K distances are computed in chunks. Those of a whole volume at K = 16384 would take 151 GiB.
 
     Args:
         vectors: (N, E) float32.
@@ -19,9 +19,9 @@ def nearest_codes(vectors: Tensor, codebook: Tensor, lookup_bytes: int | None = 
             fall out of its cache and take 5 times as long, 256 MiB on a GPU.
 
     Returns:
-        (N,) int64 in [0, K); of equally near codes the first.
+        (N,) int64 in [0, K); the first one where several codes are equally near.
     """
-    if not torch.jit.is_scripting():  # a condition of its own: TorchScript cannot read what stands inside
+    if not torch.jit.is_scripting():  # nested, because TorchScript cannot compile the inner condition
         if torch.compiler.is_exporting():
             return nearest_codes_by_blocks(vectors, codebook)
     if lookup_bytes is None:
@@ -31,10 +31,10 @@ def nearest_codes(vectors: Tensor, codebook: Tensor, lookup_bytes: int | None = 
 
 @torch.jit.script_if_tracing
 def _nearest_codes(vectors: Tensor, codebook: Tensor, lookup_bytes: int) -> Tensor:
-    """Scripted when exported: traced, the loop would be frozen at the traced number of chunks.
+    """Does the work of `nearest_codes`; scripted when exported, since tracing would fix the number of chunks.
 
-    The smallest of each block of codes, then the first such block, then the first in it: `amin` runs at the
-    speed of memory, `argmin` over all K does not.
+    It takes the smallest distance of each block of codes, then the first block that has the smallest of all,
+    then the first such code in it: `amin` runs at the speed of memory, `argmin` over all K does not.
     """
     block = 64
     padding = -codebook.shape[0] % block
@@ -49,21 +49,21 @@ def _nearest_codes(vectors: Tensor, codebook: Tensor, lookup_bytes: int) -> Tens
         nearest_block = distances.amin(dim=1).argmin(dim=0)
         picks = nearest_block[None, None].expand(1, block, -1)
         in_block = distances.gather(0, picks)[0].argmin(dim=0)
-        # not finite vectors are nearest to nothing, which on a GPU must not become an index outside
+        # Non-finite vectors match no code; clamp so that the index stays in range on a GPU.
         indices[start : start + rows] = (nearest_block * block + in_block).clamp(max=codebook.shape[0] - 1)
     return indices
 
 
 def nearest_codes_by_blocks(vectors: Tensor, codebook: Tensor, block: int = 1024) -> Tensor:
-    """What `nearest_codes` gives, in a loop over codes: `torch.export` and ONNX know their number, not N's.
+    """Gives what `nearest_codes` gives, in a loop over codes: `torch.export` and ONNX know K, but not N.
 
     Args:
         vectors: (N, E) float32.
         codebook: (K, E) float32.
-        block: codes at a time, which need memory for N x `block` distances.
+        block: codes per step; N x `block` distances are in memory at a time.
 
     Returns:
-        (N,) int64 in [0, K); of equally near codes the first.
+        (N,) int64 in [0, K); the first one where several codes are equally near.
     """
     least = torch.full_like(vectors[:, 0], float("inf"))
     indices = torch.zeros_like(least, dtype=torch.int64)

@@ -21,7 +21,7 @@ class NetworkSettingError(ValueError):
 
 
 class Quantized(NamedTuple):
-    """Codes (B, E, x, y, z) with straight-through gradient, commitment loss, indices (B, x, y, z)."""
+    """Holds codes (B, E, x, y, z) with straight-through gradient, commitment loss, indices (B, x, y, z)."""
 
     codes: Tensor
     commitment_loss: Tensor
@@ -29,14 +29,14 @@ class Quantized(NamedTuple):
 
 
 class CodeCounts(NamedTuple):
-    """How often an update saw each code, (K,) float32, and how many codes it restarted, a scalar."""
+    """Tells how often an update saw each code, (K,) float32, and how many codes it restarted, a scalar."""
 
     seen: Tensor
     restarts: Tensor
 
 
 class Quantizer(nn.Module, abc.ABC):
-    """What the generator, its training and its users ask of a quantizer.
+    """Defines what the generator, its training and its users ask of a quantizer.
 
     `forward` collects, micro-batch by micro-batch; `update` ends the iteration, `discard` drops it.
 
@@ -57,7 +57,7 @@ class Quantizer(nn.Module, abc.ABC):
         return self._counts
 
     def prepare(self, first_latent: Callable[[], Tensor]) -> None:
-        """Makes the quantizer ready for training; called before every iteration.
+        """Gets the quantizer ready for an iteration of training, and is called before every one.
 
         Args:
             first_latent: gives the latent (B, E, x, y, z) of this rank's whole batch; called only if it is
@@ -82,36 +82,37 @@ class Quantizer(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def quantize(self, latent: Tensor) -> Tensor:
-        """Latent (B, E, x, y, z) of any float type to indices (B, x, y, z), int64 in [0, K)."""
+        """Turns a latent (B, E, x, y, z) of any float type into indices (B, x, y, z), int64 in [0, K)."""
 
     @abc.abstractmethod
     def indices_to_codes(self, indices: Tensor) -> Tensor:
-        """Indices (B, x, y, z) to the vectors that the decoder sees, (B, E, x, y, z) float32."""
+        """Turns indices (B, x, y, z) into the vectors that the decoder sees, (B, E, x, y, z) float32."""
 
 
 class EMACodebook(Quantizer):
-    """Codebook that follows the encoder by exponential moving averages; dead codes restart from data.
+    """Keeps a codebook that follows the encoder by exponential moving averages and restarts dead codes.
 
-    `forward` only collects: counts, sums and vectors of all micro-batches (and ranks) make one `update()` per
-    iteration, which equals the full batch's. The codebook is a buffer, its first values are vectors of the
-    first batch, and whether it has them is a buffer too: a resumed run never starts it again. A code whose
-    average count falls below `restart_threshold` times the mean restarts from a random vector of the batch
-    with fresh averages, at most `restart_share` of all codes in one update.
+    `forward` only collects. One `update()` per iteration takes the counts, sums and vectors of all
+    micro-batches and ranks together, so it equals the update of the full batch. The codebook is a buffer. Its
+    first values are vectors of the first batch; a second buffer says whether it has them, so a resumed run
+    never starts it again. A code is dead when its average count falls below `restart_threshold` times the
+    mean. It restarts from a random vector of the batch with fresh averages; at most `restart_share` of all
+    codes do so in one update.
     Papers: van den Oord et al. 2017, arXiv:1711.00937, appendix A.1; restarts: Dhariwal et al. 2020,
-    arXiv:2005.00341 (deviation: threshold relative to N / K, averages reset too, random choice by the number
-    of the update, so that it is the same on all ranks and after a resume).
+    arXiv:2005.00341 (deviations: the threshold is relative to N / K, averages are reset too, and the random
+    choice depends on the number of the update, so that it is the same on all ranks and after a resume).
 
     Args:
         num_embeddings: number of codes K.
         embedding_dim: width E.
-        decay: of the moving averages, per update; the first updates use less, (1 + n) / (10 + n), because the
-            codes have to follow an encoder that changes fast.
+        decay: of the moving averages, per update. Update n uses at most (1 + n) / (10 + n), because at first
+            the codes have to follow an encoder that changes fast.
         restart_threshold: share of the mean count below which a code is dead.
         restart_share: at most this share of K restarts in one update.
         lookup_bytes: see `nearest_codes`.
     """
 
-    # TorchScript would read it, and training with it.
+    # TorchScript would compile this property, and the training code behind it.
     __jit_unused_properties__ = ["is_initialized"]
     embedding: Tensor
     cluster_size: Tensor
@@ -138,7 +139,7 @@ class EMACodebook(Quantizer):
         self.register_buffer("cluster_sum", torch.zeros(num_embeddings, embedding_dim))
         self.register_buffer("initialized", torch.tensor(False))
         self.register_buffer("updates", torch.tensor(0))
-        # two numbers that are known here spare device synchronisations
+        # Copies on the host, so that reading them does not wait for the device.
         self._knows_initialized = False
         self._known_updates: int | None = None
         self.register_load_state_dict_post_hook(lambda module, _: module._forget())
@@ -153,14 +154,14 @@ class EMACodebook(Quantizer):
 
     @property
     def is_initialized(self) -> bool:
-        """Whether the codes come from data (or from a checkpoint)."""
+        """Tells whether the codes come from data or from a checkpoint."""
         self._knows_initialized = self._knows_initialized or bool(self.initialized)
         return self._knows_initialized
 
     def quantize(self, latent: Tensor) -> Tensor:
-        """Latent (B, E, x, y, z) of any float type to indices (B, x, y, z), int64."""
+        """Turns a latent (B, E, x, y, z) of any float type into indices (B, x, y, z), int64."""
         vectors = self._vectors(latent)
-        if torch.jit.is_scripting():  # which cannot turn autocast off
+        if torch.jit.is_scripting():  # TorchScript cannot turn autocast off
             indices = nearest_codes(vectors, self.embedding, self.lookup_bytes)
         else:
             with torch.autocast(latent.device.type, enabled=False):
@@ -168,7 +169,7 @@ class EMACodebook(Quantizer):
         return indices.view_as(latent[:, 0])
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:
-        """Indices (B, x, y, z) to the vectors that the decoder saw, (B, E, x, y, z) float32."""
+        """Turns indices (B, x, y, z) into the vectors that the decoder saw, (B, E, x, y, z) float32."""
         return nn.functional.embedding(indices, self.embedding).movedim(-1, 1).contiguous()
 
     @torch.jit.ignore  # training; TorchScript gets `quantize` and `indices_to_codes`
@@ -195,8 +196,8 @@ class EMACodebook(Quantizer):
     def initialize(self, latent: Tensor) -> None:
         """Takes the first codes from data: random vectors of `latent` (B, E, x, y, z), of all ranks together.
 
-        With fewer vectors than codes they are repeated, with noise of 1 % of their spread to tell them apart.
-        Vectors that are not finite are not taken: the next batch is asked then.
+        If there are fewer vectors than codes, vectors are repeated with noise of 1 % of their spread. If a
+        picked vector is not finite, nothing is taken, and the next batch is tried.
         """
         vectors = self._vectors(latent)
         total = sum(counts_per_rank(vectors))
@@ -221,7 +222,7 @@ class EMACodebook(Quantizer):
 
     @torch.no_grad()
     def update(self, restart: bool = True) -> None:
-        """One EMA step from everything that `forward` collected since the last; then dead codes restart.
+        """Makes one EMA step from everything that `forward` has collected; then dead codes restart.
 
         Args:
             restart: false keeps dead codes as they are.
@@ -254,7 +255,7 @@ class EMACodebook(Quantizer):
         generator = torch.Generator().manual_seed(number + 1)
         rows = global_rows(vectors, torch.randperm(total, generator=generator)[:budget])
         dead = sizes < self.restart_threshold * mean_size
-        # a fixed number of rows with a mask: no count has to come back from the device
+        # The number of rows is fixed and a mask chooses, so that no count has to come back from the device.
         rows = torch.where(dead[:, None], rows, self.embedding[codes])
         sizes = torch.where(dead, mean_size, sizes)
         self.embedding[codes] = rows
@@ -264,5 +265,5 @@ class EMACodebook(Quantizer):
 
     @staticmethod
     def _vectors(latent: Tensor) -> Tensor:
-        """(B, E, x, y, z) to (N, E) float32."""
+        """Turns (B, E, x, y, z) into (N, E) float32."""
         return latent.float().movedim(1, -1).reshape(-1, latent.shape[1])

@@ -1,4 +1,4 @@
-"""How far one voxel reaches through a stack of layers: the halo that makes tiling exact."""
+"""Computes how far one voxel reaches through a stack of layers: the halo that makes tiling exact."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -15,14 +15,14 @@ Interval = tuple[int, int]
 
 
 def input_interval(layers: nn.Module, first: int, last: int) -> Interval:
-    """The first and last input position, per axis, that outputs `first`..`last` depend on.
+    """Returns the first and last input position, per axis, that outputs `first`..`last` depend on.
 
-    The layers are taken to run one after another in the order of their registration; what runs beside them
-    (a residual connection) has to reach no further.
+    Layers are taken to run one after another, in the order of their registration. A residual connection
+    beside them must not reach further.
 
     Raises:
-        NetworkSettingError: if a layer has no rule here. Left out, it would make the halo too small, and
-            tiles would differ from the whole without a word.
+        NetworkSettingError: if a layer has no rule here. Without a rule the halo would be too small, and
+            tiles would differ from the whole with no error.
     """
     for rule in reversed(list(_rules(layers))):
         first, last = rule((first, last))
@@ -30,7 +30,9 @@ def input_interval(layers: nn.Module, first: int, last: int) -> Interval:
 
 
 def halo_radius(encoder: nn.Module, decoder: nn.Module, stride: int) -> int:
-    """Voxels of context, rounded up to `stride`, that one latent cell needs when encoding or decoding alone.
+    """Returns the voxels of context that encoding alone, or decoding alone, of one latent cell needs.
+
+    They are rounded up to a multiple of `stride`.
 
     Args:
         encoder: image to latent, `stride` voxels per latent cell and axis.
@@ -48,7 +50,7 @@ def halo_radius(encoder: nn.Module, decoder: nn.Module, stride: int) -> int:
 
 
 def _rules(layer: Any) -> Iterator[Callable[[Interval], Interval]]:
-    """The rules of all layers inside `layer`, in the order in which they run."""
+    """Yields the rules of all layers inside `layer`, in the order in which they run."""
     kind = type(layer)  # a subclass may do more than its parent
     if kind in _POINTWISE:
         return
@@ -70,7 +72,7 @@ def _rules(layer: Any) -> Iterator[Callable[[Interval], Interval]]:
 
 
 def _of_one_axis(layer: Any) -> Sequence[Any]:
-    """The numbers of a layer that its rule takes, which have to be the same on every axis."""
+    """Returns the numbers that a layer's rule takes; they must be the same on every axis."""
     kind = type(layer)
     if kind in _PADS:
         sides = [tuple(layer.padding[at : at + 2]) for at in range(0, len(layer.padding), 2)]

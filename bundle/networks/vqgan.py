@@ -1,4 +1,4 @@
-"""The generator: MONAI's VQ-VAE encoder and a decoder that draws no grid around a quantizer.
+"""Builds the generator: MONAI's VQ-VAE encoder, a quantizer, and a decoder that draws no grid.
 
 Dimension letters: B batch, E embedding width, X Y Z voxels, x y z latent cells (X = 4 x).
 """
@@ -21,7 +21,7 @@ EMBEDDING_DIM = 8
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """The sizes of a generator."""
+    """Says how large a generator is."""
 
     channels: tuple[int, ...]
     """Width of each level, finest first; each level halves the resolution."""
@@ -32,7 +32,7 @@ class Preset:
 
     @property
     def stride(self) -> int:
-        """Voxels per latent cell and axis."""
+        """Returns the voxels per latent cell and axis."""
         return 2 ** len(self.channels)
 
 
@@ -44,7 +44,7 @@ PRESETS = {
 
 
 class Reconstruction(NamedTuple):
-    """Of one pass through the generator: image (B, 1, X, Y, Z), commitment loss, indices (B, x, y, z)."""
+    """Holds what one pass gives: image (B, 1, X, Y, Z), commitment loss, indices (B, x, y, z)."""
 
     image: Tensor
     commitment_loss: Tensor
@@ -52,10 +52,10 @@ class Reconstruction(NamedTuple):
 
 
 class VQGAN(nn.Module):
-    """Patchwise 3D VQ-GAN generator whose tiles equal the whole volume.
+    """Encodes and decodes CT by patches, so that tiles give the same result as the whole volume.
 
-    No layer takes statistics over space (with GroupNorm a tile differs from the whole by 15-21 % far from the
-    cut), so a tile with a halo of `halo` voxels gives the same result as the whole volume.
+    A tile needs a halo of `halo` voxels for that, and no layer may take statistics over space: with GroupNorm
+    a tile differs from the whole by 15-21 % far from the cut.
     Papers: van den Oord et al. 2017, arXiv:1711.00937; Esser et al. 2021, arXiv:2012.09841.
 
     Args:
@@ -64,8 +64,8 @@ class VQGAN(nn.Module):
 
     Attributes:
         stride: voxels per latent cell and axis.
-        halo: voxels of context that make a tile equal to the whole, for encode and for decode alone.
-        bytes_per_voxel: roughly, of the activations when encoding or decoding without gradients.
+        halo: voxels of context that make a tile exact, when encoding alone or decoding alone.
+        bytes_per_voxel: about what activations take when encoding or decoding without gradients.
     """
 
     def __init__(self, preset: Preset, quantizer: Quantizer) -> None:
@@ -87,48 +87,48 @@ class VQGAN(nn.Module):
         self.register_load_state_dict_pre_hook(take_model)
         self.stride = preset.stride
         self.halo = halo_radius(self.encoder, self.decoder, self.stride)
-        # float32: a residual unit's input, output and two intermediates; at full resolution the upsampled
-        # features before and after their activation, what they come from, and the image
+        # In float32. A residual unit holds its input, its output and two intermediates. Full resolution holds
+        # the upsampled features before and after their activation, what they come from, and the image.
         units = max(4 * (width // 8**level + 1) for level, width in enumerate(channels, start=1))
         tail = channels[0] // 8 + 2 * preset.tail_channels + 2
         self.bytes_per_voxel = 4 * max(units, tail)
 
     def encode_latent(self, image: Tensor) -> Tensor:
-        """Image (B, 1, X, Y, Z) in [-1, 1] to the continuous latent (B, E, x, y, z), before quantization."""
+        """Turns an image (B, 1, X, Y, Z) in [-1, 1] into the latent (B, E, x, y, z), before quantization."""
         return self.encoder(image)
 
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """Code vectors (B, E, x, y, z) to an image (B, 1, X, Y, Z)."""
+        """Turns code vectors (B, E, x, y, z) into an image (B, 1, X, Y, Z)."""
         *blocks, last = self.decoder.blocks
         for block in blocks:
             codes = block(codes)
-        # Under autocast the voxels would be bf16, whose steps in lung and bone are 4 HU wide.
+        # Under autocast voxels would be bf16, whose steps in lung and bone are 4 HU wide.
         with torch.autocast(codes.device.type, enabled=False):
             return last(codes.float())
 
     def encode(self, image: Tensor) -> Tensor:
-        """Image (B, 1, X, Y, Z) in [-1, 1] to indices (B, x, y, z), int64 in [0, K)."""
+        """Turns an image (B, 1, X, Y, Z) in [-1, 1] into indices (B, x, y, z), int64 in [0, K)."""
         return self.quantizer.quantize(self.encode_latent(image))
 
     def decode(self, indices: Tensor) -> Tensor:
-        """Indices (B, x, y, z) to an image (B, 1, X, Y, Z)."""
+        """Turns indices (B, x, y, z) into an image (B, 1, X, Y, Z)."""
         return self.decode_codes(self.quantizer.indices_to_codes(indices))
 
     @torch.no_grad()
     def code_vectors(self) -> Tensor:
-        """The vector of every code, as the decoder sees it: (K, E) float32 on the CPU."""
+        """Returns the vector of every code, as the decoder sees it: (K, E) float32 on the CPU."""
         indices = torch.arange(self.quantizer.num_embeddings, device=next(self.parameters()).device)
         codes = self.quantizer.indices_to_codes(indices[None, :, None, None])
         return codes[0, :, :, 0, 0].t().contiguous().cpu()
 
     def reconstruct(self, image: Tensor) -> Reconstruction:
-        """Image (B, 1, X, Y, Z) in [-1, 1] to its reconstruction, with what training needs besides."""
+        """Reconstructs an image (B, 1, X, Y, Z) in [-1, 1], and returns what training needs besides."""
         codes, commitment_loss, indices = self.quantizer(self.encode_latent(image))
         return Reconstruction(self.decode_codes(codes), commitment_loss, indices)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Image (B, 1, X, Y, Z) in [-1, 1] to its reconstruction of the same shape."""
-        if torch.jit.is_scripting():  # what MONAI exports: no training in it
+        """Reconstructs an image (B, 1, X, Y, Z) in [-1, 1]; the result has the same shape."""
+        if torch.jit.is_scripting():  # MONAI exports this part, without training
             indices = self.quantizer.quantize(self.encoder(image))
             recon = self.decoder(self.quantizer.indices_to_codes(indices))
         else:
@@ -137,9 +137,9 @@ class VQGAN(nn.Module):
 
 
 def take_model(module: nn.Module, state_dict: dict[str, Any], *_: Any) -> None:
-    """A hook of `load_state_dict`: of a whole checkpoint it loads what stands under `model`.
+    """Lets `load_state_dict` take a whole checkpoint, as a hook: it loads what stands under `model`.
 
-    MONAI's exports and the model zoo's checks hand the file over as it is unless told `--key_in_ckpt model`.
+    MONAI's exports and the model zoo's checks pass the whole file unless `--key_in_ckpt model` is given.
     """
     model = state_dict.get("model")
     if isinstance(model, Mapping):
@@ -148,7 +148,7 @@ def take_model(module: nn.Module, state_dict: dict[str, Any], *_: Any) -> None:
 
 
 def build_quantizer(quantizer: str, num_embeddings: int) -> Quantizer:
-    """The quantizer by its name in the configs, `ema` or `fsq`.
+    """Builds the quantizer by its name in the configs, `ema` or `fsq`.
 
     Raises:
         NetworkSettingError: unknown name, or `num_embeddings` outside 2..65536 (uint16 indices).
@@ -165,7 +165,7 @@ def build_quantizer(quantizer: str, num_embeddings: int) -> Quantizer:
 
 
 def build_vqgan(preset: str = "default", quantizer: str = "ema", num_embeddings: int = 16384) -> VQGAN:
-    """The generator by its preset, as the configs name it.
+    """Builds the generator by the name of its preset in the configs.
 
     Args:
         preset: `default` (24.2 M parameters, 1.08 MFLOP per voxel), `large` (48.7 M, 6.3 MFLOP per voxel) or

@@ -1,7 +1,7 @@
 """Finds the volumes of a folder, a file or a datalist: of all formats, alone or mixed.
 
-Patient = the hashed PatientID of a DICOM series; else the folder at the first level where volumes differ, or
-of a loose file its name.
+The patient of a DICOM series is its hashed PatientID. The patient of another volume is the folder at the
+first level where volumes differ, or the name of a file that lies loose.
 """
 
 import json
@@ -40,12 +40,12 @@ class DatasetError(ValueError):
 
 
 class Found(NamedTuple):
-    """A volume, or a series that is none, that was found.
+    """Describes a volume that was found, or a series that is not a volume.
 
     Attributes:
         case: `{"image": path, "patient": name}`; the name is empty until all volumes are known.
-        entry: what its format knows of it.
-        listed: name of the list that it stands on; empty if the split decides.
+        entry: what its format knows about it.
+        listed: name of the list that names it; empty where the split decides.
     """
 
     case: Case
@@ -53,7 +53,7 @@ class Found(NamedTuple):
     listed: str = ""
 
     def fault(self) -> str | None:
-        """Says what makes it unusable, by its header; None if nothing does."""
+        """Says why its header makes it unusable; None if it does not."""
         if not self.entry.is_checked:
             try:
                 read_header(self.case["image"])
@@ -63,14 +63,14 @@ class Found(NamedTuple):
 
 
 def find_volumes(source: Path) -> list[Found]:
-    """Finds the volumes of a data set, and the series in it that are no CT volume by nature.
+    """Finds the volumes of a data set, and the series in it that cannot be CT volumes.
 
     Args:
         source: a folder, a volume, or a datalist.
 
     Returns:
-        sorted; of a datalist in its own order. `listed` is set by a datalist, and for imagesTs beside
-        imagesTr.
+        Sorted volumes, or those of a datalist in its own order. `listed` is set by a datalist, and for
+        imagesTs beside imagesTr.
 
     Raises:
         DatasetError: if a file is neither a volume nor a datalist.
@@ -94,7 +94,7 @@ def find_volumes(source: Path) -> list[Found]:
 
 
 def is_datalist(source: Path) -> bool:
-    """Whether a path is a file that is called .json."""
+    """Tells whether a path is a file with the suffix .json."""
     return source.suffix.lower() == ".json" and source.is_file()
 
 
@@ -102,7 +102,7 @@ def read_datalist(source: Path) -> dict[str, list[Found]]:
     """Reads the volumes of a Decathlon-style datalist, by list.
 
     Raises:
-        DatasetError: if it is malformed, or leaves its folder by a relative path.
+        DatasetError: if it is malformed, or if a relative path leads out of its folder.
     """
     lists = _items(source)
     found = {name: [_listed(source, name, item) for item in items] for name, items in lists.items()}
@@ -121,7 +121,7 @@ def _given_patient(item: Any) -> str:
 
 
 def datalist_root(source: Path) -> Path:
-    """The folder that all listed volumes lie below: the list's own, or else the nearest that they share."""
+    """Returns the folder above all listed volumes: the list's own, or else the nearest that they share."""
     return _root_of(source, _items(source))
 
 
@@ -165,7 +165,7 @@ def _volumes_below(folder: Path) -> Iterator[Found]:
 
 
 def _holds_masks(folder: Path) -> bool:
-    """Whether a folder holds the labels of its neighbours: nnU-Net's and TotalSegmentator's layouts."""
+    """Tells whether a folder holds the masks of nnU-Net's or TotalSegmentator's layout."""
     if folder.name in LABEL_FOLDERS:
         return any((folder.parent / name).is_dir() for name in IMAGE_FOLDERS)
     return folder.name == "segmentations" and any(
@@ -174,7 +174,7 @@ def _holds_masks(folder: Path) -> bool:
 
 
 def _set_test_images_apart(root: Path, volumes: Sequence[Found]) -> list[Found]:
-    """Puts files in imagesTs on the list of the test images if imagesTr lies beside it."""
+    """Lists files in imagesTs as test images where imagesTr lies beside it."""
     folders = [Path(found.case["image"]).parent for found in volumes]
     is_test = [
         folder.name == "imagesTs" and folder != root and (folder.parent / "imagesTr").is_dir()
@@ -216,7 +216,7 @@ def _name_patients(root: Path, volumes: Sequence[Found]) -> None:
 
 
 def _warn_of_one_id(root: Path, hashes: Mapping[str, set[str]], examples: Mapping[str, str]) -> None:
-    """Says so if most folders carry one PatientID, as where an anonymiser wrote the same into all files."""
+    """Warns if most folders have the same PatientID: an anonymiser may have written it into all files."""
     counts = Counter(patient for found in hashes.values() for patient in found)
     patient, n_folders = counts.most_common(1)[0] if counts else ("", 0)
     if n_folders < 2 or 2 * n_folders <= len(hashes):
@@ -232,7 +232,7 @@ def _warn_of_one_id(root: Path, hashes: Mapping[str, set[str]], examples: Mappin
 
 
 def _warn_of_parts(volumes: Sequence[Found]) -> None:
-    """Some archives cut a series into folders of so many files."""
+    """Warns of a series in several folders: some archives split a series by number of files."""
     places: dict[str, list[str]] = {}
     for found in volumes:
         if found.entry.series and not found.entry.is_skipped:
@@ -247,11 +247,11 @@ def _warn_of_parts(volumes: Sequence[Found]) -> None:
 
 
 def _warn_of_results(images: Sequence[str]) -> None:
-    """Nobody would notice: figures look better where training sees its own output."""
+    """Warns of this project's own results: training on them makes figures look better than they are."""
     results = [image for image in images if RESULT.search(image)]
     if results:
         logger.warning(
-            "%d of %d volumes are called *_recon, as results of this project are (%s); move results out of "
+            "%d of %d volumes are called *_recon, like results of this project (%s); move results out of "
             "`dataset_dir`, or they are taken for scans",
             len(results), len(images), results[0] if len(results) == 1 else f"{results[0]}, ...",
         )  # fmt: skip
@@ -263,7 +263,7 @@ def _listed_path(source: Path, item: Any) -> Path:
         raise DatasetError(
             f'{source}: each item must be {{"image": "FILE.nii.gz"}}, got {shown(item)}; correct it'
         )
-    # Compared as written: a link inside the folder or a whole path is its owner's decision, ".." is not.
+    # Paths are compared as written: a link or a whole path is the owner's decision, ".." is not.
     path = Path(os.path.normpath(source.parent / image))
     if not Path(image).is_absolute() and not path.is_relative_to(Path(os.path.normpath(source.parent))):
         raise DatasetError(
@@ -277,12 +277,12 @@ def _listed(source: Path, name: str, item: Any) -> Found:
     try:
         found = _named(format_of(path), path)
     except OSError as error:
-        raise DatasetError(f"{source}: names what cannot be looked at ({error}); correct it") from error
+        raise DatasetError(f"{source}: names a file that cannot be accessed ({error}); correct it") from error
     return found._replace(listed=name)
 
 
 def _with_channel(path: Path) -> Path:
-    """The file that is meant: lists of nnU-Net leave out the channel that its file names carry."""
+    """Returns the file that is meant: nnU-Net's lists leave out the channel in its file names."""
     if path.parent.name not in IMAGE_FOLDERS or os.path.exists(path):
         return path
     name = volume_name(path)
@@ -291,7 +291,7 @@ def _with_channel(path: Path) -> Path:
 
 
 def _named(named_format: Format | None, path: Path) -> Found:
-    """A volume that somebody named: whatever is wrong with it is a fault."""
+    """Describes a volume that a person named, so that nothing wrong with it is passed over."""
     try:
         entry = named_format.entry(path) if named_format else Entry(str(path))
     except VolumeError as error:

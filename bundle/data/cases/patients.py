@@ -1,6 +1,6 @@
-"""Names patients by folders, keeps some of them, and chooses those that validate by salted hashes of names.
+"""Names patients by folders, keeps some of them, and chooses validation patients by salted hashes of names.
 
-So volumes that come later move nobody from training to validation.
+Because the hash of a name decides, volumes that are added later move no patient to the other side.
 """
 
 import hashlib
@@ -68,14 +68,14 @@ def _folders_of(root: Path, image: Path) -> tuple[str, ...]:
 
 
 def keep_patients(cases: Sequence[Case], max_patients: int | None) -> list[Case]:
-    """The cases of the `max_patients` patients with the smallest hashes; all for None."""
+    """Returns the cases of the `max_patients` patients with the smallest hashes; all for None."""
     ranked = sorted({case["patient"] for case in cases}, key=lambda patient: _hash(SUBSET_SALT, patient))
     kept = set(ranked[:max_patients])
     return [case for case in cases if case["patient"] in kept]
 
 
 def validation_patients(patients: set[str]) -> set[str]:
-    """The patients whose hash falls into the first fifth; at least one of two or more on either side."""
+    """Returns the patients whose hash falls into the first fifth; at least one stays on either side."""
     ranked = sorted(patients, key=lambda patient: _hash(SPLIT_SALT, patient))
     limit = int(VALIDATION_RATIO * 2**256)
     validation = [patient for patient in ranked if _hash(SPLIT_SALT, patient) < limit]

@@ -1,4 +1,4 @@
-"""The datalist of a prepared store: who trains and who validates."""
+"""Writes the datalist of a prepared store: who trains and who validates."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ TESTING = ("testing", "test")
 
 
 class Prepared(NamedTuple):
-    """A volume that is in the store.
+    """Describes a volume that is in the store.
 
     Attributes:
         image: its file, below the store.
@@ -45,7 +45,7 @@ def prepared_lists(volumes: Sequence[Prepared], path: Path) -> dict[str, list[di
     earlier = _earlier(path)
     own_split = any(volume.listed == "validation" for volume in volumes)
     names = {volume.name for volume in volumes if volume.listed not in TESTING}
-    # one patient alone is left to `split_cases`, which warns that it serves both sides
+    # A single patient is left to `split_cases`, which warns that it is on both sides.
     validating = validation_patients(names) if len(names) > 1 and not own_split else set()
     sides = _sides([volume for volume in volumes if volume.listed not in TESTING], validating, earlier)
     lists: dict[str, list[dict[str, str]]] = {"training": [], "validation": [], "testing": []}
@@ -61,7 +61,7 @@ def prepared_lists(volumes: Sequence[Prepared], path: Path) -> dict[str, list[di
 
 
 def _sides(volumes: Sequence[Prepared], validating: set[str], earlier: dict[str, str]) -> dict[str, str]:
-    """Side by patient; where all patients of earlier runs are on one side, a fresh one goes to the other."""
+    """Returns the side of each patient; if one side would be empty, the first new patient goes there."""
     for volume in volumes:  # version 0.1 hashed the hash of a PatientID again
         before = patient_hash(volume.patient)
         if volume.patient not in earlier and before in earlier:
@@ -78,7 +78,7 @@ def _sides(volumes: Sequence[Prepared], validating: set[str], earlier: dict[str,
 
 
 def _earlier(path: Path) -> dict[str, str]:
-    """Side by patient, out of the datalist of an earlier run."""
+    """Reads the side of each patient from the datalist of an earlier run."""
     if not path.exists():
         return {}
     try:

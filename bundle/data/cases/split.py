@@ -27,10 +27,10 @@ __all__ = [
 
 
 def find_cases(dataset_dir: PathLike) -> list[Case]:
-    """Lists the volumes of a data set: of NIfTI files the names, of DICOM the headers decide.
+    """Lists the volumes of a data set: NIfTI files by their names, DICOM series by their headers.
 
-    Series that are no CT volume by nature (localizer, dose report, other modality) are left out with one
-    warning each; damaged ones are listed.
+    Series that cannot be CT volumes (localizer, dose report, other modality) are left out with one warning
+    each; damaged ones are listed.
 
     Args:
         dataset_dir: a folder of NIfTI files, of DICOM folders, or of both (searched to its depth, hidden
@@ -38,7 +38,7 @@ def find_cases(dataset_dir: PathLike) -> list[Case]:
             datalist .json of files or DICOM folders, by paths that are relative to it or begin with /.
 
     Returns:
-        sorted items `{"image": path, "patient": name}`; of a datalist, its lists in their own order.
+        Sorted items `{"image": path, "patient": name}`; those of a datalist in its own order.
 
     Raises:
         DatasetError: if it is missing or empty, or if a datalist is malformed or points outside its folder.
@@ -51,7 +51,7 @@ def split_cases(
 ) -> dict[str, list[Case]]:
     """Splits a data set by patient, about 80 to 20, and checks the header of every volume it returns.
 
-    A datalist's own validation list is taken as it is. A single patient serves both sides if that is allowed.
+    A datalist's own validation list is taken as it is. A single patient is on both sides if that is allowed.
 
     Args:
         dataset_dir: see `find_cases`.
@@ -123,7 +123,7 @@ def inference_cases(
 
 
 def _name_clashes(root: str, volumes: Iterable[Found]) -> dict[str, str]:
-    """What is wrong with volumes whose results would overwrite those of volumes before them, by path."""
+    """Says by path which volumes would get the same output name as one before them."""
     seen: dict[Path, str] = {}
     clashes = {}
     for found in volumes:
@@ -148,7 +148,7 @@ def dataset_root(dataset_dir: PathLike) -> str:
 
 
 def existing_source(dataset_dir: PathLike) -> Path:
-    """Returns the path of a data set: of a prepared store that of its datalist.
+    """Returns the path of a data set; for a prepared store that is its datalist.
 
     Raises:
         DatasetError: if it is not given, or missing.
@@ -158,7 +158,7 @@ def existing_source(dataset_dir: PathLike) -> Path:
             f"`dataset_dir` must be given; name a folder, {described_formats()}, or a datalist .json"
         )
     source = Path(dataset_dir).expanduser()
-    if not os.path.exists(source):  # unlike pathlib never an error, however long the name
+    if not os.path.exists(source):  # pathlib would raise for a name that is too long
         raise DatasetError(f"{source}: no such file or folder; check `dataset_dir`")
     is_store = (source / "datalist.json").is_file() and (source / "volumes").is_dir()
     return source / "datalist.json" if is_store else source

@@ -1,4 +1,4 @@
-"""What a person wants to know of a volume before training: geometry, HU, padding, contrast, usable or not."""
+"""Sums up a volume before training: geometry, HU, padding, contrast, usable or not."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,23 +21,23 @@ PADDING_HU = -1024
 
 @dataclass(frozen=True)
 class VolumeSummary:
-    """One row of `scripts.inspect`; figures are None or 0 where the volume could not be read.
+    """Holds one row of `scripts.inspect`; figures are None or 0 where the volume could not be read.
 
     Attributes:
         path: file or folder.
         is_usable: whether it can be trained on.
-        code: reason of the refusal for a machine, empty if it is usable.
-        message: the same for a person.
+        code: reason of the refusal as a word for programs; empty if the volume is usable.
+        message: the reason for a person.
         shape: (X, Y, Z) in voxels.
         spacing_mm: edges of a voxel.
-        axes: where the axes point to, such as LPS.
+        axes: directions of the axes, such as LPS.
         hu_range: lowest and highest HU.
         padding_share: share of voxels below -1024 HU.
         contrast_share: share of the largest even bright lumen in the tissue between the lungs.
         is_contrast_seen: whether filled vessels were found, as for `vessel_ratio`.
         has_contrast_tag: whether the DICOM header names a contrast agent.
-        tilt_degrees: angle between the axes' third and the normal of the other two, as a gantry's.
-        doubt: why its values are hardly HU, in words; empty if they may be.
+        tilt_degrees: angle between the third axis and the normal of the other two, as of a tilted gantry.
+        doubt: why its values are probably not HU; empty if they may be.
         notes: what else is odd about its header.
     """
 
@@ -59,11 +59,11 @@ class VolumeSummary:
 
 
 def summarise_volume(path: PathLike, patch_size: Sequence[int] | None = None) -> VolumeSummary:
-    """Reads a volume and sums it up; one that cannot be used is summed up too, not raised.
+    """Reads a volume and sums it up; one that cannot be used gets a row too, not an error.
 
     Args:
         path: see `bundle.data.volumes.reading.read_volume`.
-        patch_size: (X, Y, Z) that it must hold, None if it need not.
+        patch_size: (X, Y, Z) that must fit into it; None = any.
     """
     try:
         found = required_format(path)
@@ -101,7 +101,7 @@ def summarise_volume(path: PathLike, patch_size: Sequence[int] | None = None) ->
 
 
 def _vessels(volume: Volume) -> Vessels:
-    """By the law of the patch store, on the same voxels."""
+    """Finds vessels as the patch store does, on the same voxels."""
     orientation = nib.io_orientation(volume.affine)
     samples = nib.apply_orientation(volume.voxels, orientation)[::STEP, ::STEP, ::STEP]
     distances_mm = STEP * np.linalg.norm(volume.affine[:3, :3], axis=0)

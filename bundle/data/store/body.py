@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from bundle.data.store.vessels import AIR_BELOW_HU, IN_PLANE, Vessels, find_vessels
 
-STEP = 4  # every fourth voxel along each axis is looked at
+STEP = 4  # every fourth voxel along each axis is used
 CELL = 16  # voxels along the edge of a cell of the body map
 NO_LUNG_BELOW_HU = -950
 MIN_OUTSIDE_SHARE = 0.02
@@ -17,14 +17,14 @@ MAX_REPEATS = 8
 
 
 class BodyMap(NamedTuple):
-    """Where patches are worth placing.
+    """Tells where patches are worth placing.
 
     Attributes:
         body: share of body in each cell of 16^3 voxels, 0 to 255, (X, Y, Z) in cells. Lungs are body; the air
             around it is not.
         contrast: (N, 3) uint16, at most 4096 voxels of 150 to 1000 HU in heart chambers and filled vessels,
-            spread evenly over them; vessels inside the lungs, where emboli are and few samples, come up to
-            eight times, until they are a quarter. None in a volume without contrast agent.
+            spread evenly over them. Emboli lie in vessels inside the lungs, which have few samples; these are
+            repeated up to eight times, until they are a quarter. N is 0 without contrast agent.
     """
 
     body: np.ndarray
@@ -32,14 +32,14 @@ class BodyMap(NamedTuple):
 
 
 class Outside(NamedTuple):
-    """Voxels that an HU window clips; of the body every `STEP`-th along each axis is counted.
+    """Counts voxels that an HU window clips; in the body, every `STEP`-th along each axis is counted.
 
     Attributes:
-        n_below: of all voxels, below the window.
-        n_above: above it.
-        n_body_below: of the samples of the body, below the window.
-        n_body_above: above it.
-        n_body: samples of the body.
+        n_below: voxels below the window.
+        n_above: voxels above it.
+        n_body_below: samples of the body below the window.
+        n_body_above: samples of the body above it.
+        n_body: all samples of the body.
     """
 
     n_below: int
@@ -49,7 +49,7 @@ class Outside(NamedTuple):
     n_body: int
 
     def told(self, n_voxels: int, hu_min: float, hu_max: float) -> str:
-        """Says how many of `n_voxels` are outside, and how many of the body, which alone would matter."""
+        """Says how many of `n_voxels` are outside, and how many of the body, which matter more."""
         below, above = (100 * n / n_voxels for n in (self.n_below, self.n_above))
         in_body = [100 * n / max(self.n_body, 1) for n in (self.n_body_below, self.n_body_above)]
         return (
@@ -59,16 +59,17 @@ class Outside(NamedTuple):
 
 
 def count_in_body(samples: np.ndarray, hu_min: float, hu_max: float) -> tuple[int, int, int]:
-    """Counts samples of the body below the window, above it, and all, see `map_body`."""
+    """Counts samples of the body: below the window, above it, and all; see `map_body`."""
     values = samples[find_body(samples)]
     return int(np.count_nonzero(values < hu_min)), int(np.count_nonzero(values > hu_max)), values.size
 
 
 def map_body(samples: np.ndarray, spacing_mm: Sequence[float]) -> BodyMap:
-    """Maps a volume.
+    """Maps body and contrast agent of a volume.
 
-    Body is what the air at the sides of an axial slice does not reach, so the lungs are part of it; what is
-    thinner than 3 samples (table, blanket, tubes) is not. For contrast see `bundle.data.store.vessels`.
+    The body is everything that the air at the sides of an axial slice does not reach, so the lungs are part
+    of it. Parts thinner than 3 samples (table, blanket, tubes) are not. For contrast see
+    `bundle.data.store.vessels`.
 
     Args:
         samples: every `STEP`-th voxel of a volume along X, Y, Z, in HU, RAS axes.
@@ -83,9 +84,9 @@ def map_body(samples: np.ndarray, spacing_mm: Sequence[float]) -> BodyMap:
 
 
 def find_body(samples: np.ndarray) -> np.ndarray:
-    """Where the body is, see `map_body`.
+    """Finds the body, see `map_body`.
 
-    A crop without any empty air around is cut out of a body: there the lungs may reach the sides.
+    A volume without empty air around it is a crop of a body, so there the lungs may reach the sides.
     """
     air, n_regions = ndimage.label(samples < AIR_BELOW_HU, structure=IN_PLANE)
     sides = [air[0], air[-1], air[:, 0], air[:, -1]]
@@ -97,14 +98,14 @@ def find_body(samples: np.ndarray) -> np.ndarray:
     is_empty = is_outside & (2 * n_empty > n_all)
     if n_all[is_empty].sum() < MIN_OUTSIDE_SHARE * air.size:
         is_outside = is_empty
-    # An opening, but what the volume cuts through is not thin.
+    # A morphological opening; parts that a face of the volume cuts count as thick.
     core = ndimage.binary_erosion(~is_outside[air], IN_PLANE, border_value=1)
     body: np.ndarray = ndimage.binary_dilation(core, IN_PLANE) & ~is_outside[air]
     return body
 
 
 def body_share(body: np.ndarray, start: np.ndarray, size: np.ndarray) -> float:
-    """Share of body in a box of voxels: cells count by what the box covers of them."""
+    """Returns the share of body in a box of voxels; each cell counts by the part that the box covers."""
     weights = []
     for first, length, n_cells in zip(start, size, body.shape, strict=True):
         edges = np.arange(first // CELL, min(-(-(first + length) // CELL), n_cells)) * CELL
@@ -115,7 +116,7 @@ def body_share(body: np.ndarray, start: np.ndarray, size: np.ndarray) -> float:
 
 
 def _share_of_cells(body: np.ndarray) -> np.ndarray:
-    """Mean over blocks of CELL / STEP samples; blocks at the end are smaller."""
+    """Averages over blocks of CELL / STEP samples; blocks at the end are smaller."""
     per_cell = CELL // STEP
     padded = np.pad(body, [(0, -length % per_cell) for length in body.shape], mode="edge")
     n_x, n_y, n_z = (length // per_cell for length in padded.shape)
@@ -124,7 +125,7 @@ def _share_of_cells(body: np.ndarray) -> np.ndarray:
 
 
 def _points(vessels: Vessels) -> np.ndarray:
-    """(N, 3) samples, the same number of them from all parts of the volume."""
+    """Returns (N, 3) samples, spread evenly over the volume."""
     in_lung = np.argwhere(vessels.is_in_lung)
     other = np.argwhere(vessels.is_filled & ~vessels.is_in_lung)
     n_in_lung = min(MAX_REPEATS * len(in_lung), max(len(other) // 3, len(in_lung)), MAX_POINTS // 4)

@@ -12,7 +12,7 @@ from bundle.data.store.file import UNREADABLE, Layout, StoreError, read_box, rea
 from bundle.data.volumes.header_text import header_from_text
 from bundle.data.volumes.writing import CTWriter
 
-# What nibabel raises at headers and orientations that cannot be.
+# Exceptions of nibabel for impossible headers and orientations.
 OF_NIBABEL = (AssertionError, AttributeError, HeaderDataError, WrapStructError, OrientationError)
 
 
@@ -27,7 +27,7 @@ def export_volume(path: Path, output: Path) -> None:
 
     Raises:
         StoreError: if the file is damaged, or if `output` cannot be written.
-        VolumeError: if `output` has another suffix.
+        VolumeError: if the suffix of `output` is another.
     """
     layout = read_layout(path)
     voxels = read_box(

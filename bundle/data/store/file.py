@@ -1,10 +1,11 @@
-"""The file of one stored volume: int16 HU in compressed cubes, each with its own checksum.
+"""Reads and writes the file of one stored volume: int16 HU in compressed cubes, each with its own checksum.
 
     cubes | body map | contrast points | index of the cubes | record (JSON) | trailer
 
 A cube is 32^3 voxels in C order, fewer where the volume ends, packed by blosc2 (LZ4 after bitshuffle;
-docs/data-store.md has the table). Its checksum is compared before blosc2 sees it: blosc2, given a few wrong
-bytes, often returns wrong voxels without a word. The trailer is written last; a file without it is no file.
+docs/data-store.md has the table). Its checksum is compared before blosc2 sees it, because blosc2
+often returns wrong voxels for a few wrong bytes, without an error. The trailer is written last; a file
+without it is unfinished.
 """
 
 import json
@@ -23,9 +24,9 @@ from zlib_ng import zlib_ng
 from bundle.run.files import open_regular
 
 SUFFIX = ".ctpa"
-# A file that `prepare` has numbered: what comes before the hash is a name for people.
+# A file that `prepare` has numbered: the part before the hash is a name for people.
 NUMBERED = re.compile(rf"(volume_(\d+))-([0-9a-f]{{32}}{re.escape(SUFFIX)})")
-# Part of the trailer and of every key: another format makes the next run build its files anew.
+# Part of the trailer and of every key: after a change of format the next run builds all files again.
 MAGIC = b"CTPA_HU4"
 CUBE = 32  # a patch of 128^3 at any place unpacks 2.0 times its voxels; with 64 it would be 3.4 times
 CUBE_BYTES = 2 * CUBE**3
@@ -33,7 +34,7 @@ TRAILER = struct.Struct("<QII8s")
 INDEX_ENTRY = np.dtype([("offset", "<u8"), ("length", "<u4"), ("checksum", "<u4")])
 MAX_RECORD_BYTES = 1 << 20
 MIN_PACKED_BYTES = 32  # the head of a blosc2 chunk
-# What bytes that lie can raise while they are taken apart.
+# Exceptions that parsing a corrupt file can raise.
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError, struct.error)
 PACKING: dict[str, Any] = {
     "codec": blosc2.Codec.LZ4,
@@ -41,8 +42,8 @@ PACKING: dict[str, Any] = {
     "filters": [blosc2.Filter.BITSHUFFLE],
     "filters_meta": [0],
     "typesize": 2,
-    "blocksize": CUBE_BYTES // 8,  # what fits a core's second cache together with its packed form
-    # one thread: a pool of threads would not survive the fork that makes a data loading process
+    "blocksize": CUBE_BYTES // 8,  # fits into a core's second cache together with its packed form
+    # One thread, because a pool of threads does not survive the fork of a data loading process.
     "nthreads": 1,
 }
 
@@ -52,7 +53,7 @@ class StoreError(ValueError):
 
 
 class Layout(NamedTuple):
-    """What a file says of itself, its checksums compared.
+    """Holds what a file says about itself, after its checksums were compared.
 
     Attributes:
         record: figures of the volume; `shape` is (X, Y, Z).
@@ -64,7 +65,7 @@ class Layout(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(X, Y, Z) in voxels."""
+        """Returns (X, Y, Z) in voxels."""
         x, y, z = self.record["shape"]
         return x, y, z
 
@@ -83,7 +84,7 @@ class Writer:
         self.index = np.zeros(cubes_along(self.shape), INDEX_ENTRY)
 
     def write_slab(self, number: int, slab: np.ndarray) -> None:
-        """Packs the slices from `number * CUBE` on.
+        """Packs a slab of slices, which begins at slice `number * CUBE`.
 
         Args:
             number: of the slab, in any order.
@@ -91,12 +92,12 @@ class Writer:
         """
         for x, y in np.ndindex(*self.index.shape[:2]):
             part = slab[x * CUBE : (x + 1) * CUBE, y * CUBE : (y + 1) * CUBE]
-            # first along the lines in which it lies in memory, then turned inside the processor's cache
+            # Copied in the order of memory first, then transposed inside the processor's cache.
             cube = np.ascontiguousarray(part.copy(order="K"))
             self.index[x, y, number] = self._append(blosc2.compress2(cube, **PACKING))
 
     def finish(self, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        """Writes small arrays, the index, the record and the trailer."""
+        """Writes the small arrays, the index, the record and the trailer."""
         sections = {name: self._section(array) for name, array in arrays.items()}
         own = {"shape": self.shape, "sections": sections, "index": self._append(self.index.tobytes())}
         text = json.dumps({**record, **own}).encode()
@@ -180,7 +181,7 @@ def read_box(
 
 
 def cubes_along(shape: Sequence[int]) -> tuple[int, ...]:
-    """How many cubes a volume has along X, Y, Z."""
+    """Returns how many cubes a volume has along X, Y, Z."""
     return tuple(-(-int(length) // CUBE) for length in shape)
 
 
@@ -205,7 +206,7 @@ def _layout(file: BinaryIO) -> Layout:
 
 
 def _checked(file: BinaryIO, place: Sequence[int], size: int | None = None) -> bytes:
-    """Bytes whose checksum is right; reads no more than the file holds, whatever a damaged index says."""
+    """Reads bytes and compares their checksum; never more than the file holds, whatever the index says."""
     offset, length, checksum = place
     if offset + length > (os.fstat(file.fileno()).st_size if size is None else size):
         raise ValueError(f"bytes {offset} to {offset + length} lie past its end")
@@ -225,7 +226,7 @@ def _unpack(data: bytes, extent: Sequence[int]) -> np.ndarray:
 
 
 def _extent(place: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
-    """Voxels of a cube: the last of each axis ends with the volume."""
+    """Returns the size of a cube in voxels; the last cube of each axis ends with the volume."""
     return tuple(min(CUBE, length - number * CUBE) for number, length in zip(place, shape, strict=True))
 
 
@@ -236,7 +237,7 @@ def _places(ranges: Sequence[range]) -> Iterable[tuple[int, int, int]]:
 def _overlap(
     place: Sequence[int], start: Sequence[int], stop: Sequence[int]
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """The part of a cube that a box wants, and where it goes in the box."""
+    """Returns which part of a cube a box needs, and where it goes in the box."""
     inside, within = [], []
     for number, first, last in zip(place, start, stop, strict=True):
         origin = number * CUBE

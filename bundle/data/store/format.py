@@ -1,4 +1,4 @@
-"""The patch store as a file format of volumes."""
+"""Offers the patch store as a file format of volumes."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from bundle.data.volumes.nifti import header_of_affine
 
 
 class StoreFormat(Format):
-    """A prepared volume, in RAS axes; patches are read where it lies."""
+    """Reads prepared volumes, in RAS axes; patches are read where they lie."""
 
     described = f"a {SUFFIX} file"
     suffixes = (SUFFIX,)
@@ -22,7 +22,7 @@ class StoreFormat(Format):
         layout = read_layout(path)
         try:
             affine = np.array(layout.record["affine"], np.float64)
-            # written so that NaN fails it
+            # written so that NaN fails the test
             if affine.shape != (4, 4) or not 0 < abs(np.linalg.det(affine[:3, :3])) < np.inf:
                 raise ValueError("its affine is wrong")
             return VolumeHeader(layout.shape, affine, header_of_affine(affine, layout.shape))

@@ -1,4 +1,4 @@
-"""Keeps the voxels' fingerprint beside a stored volume that does not hold it, as those of version 0.1."""
+"""Keeps the voxels' fingerprint beside a stored volume of version 0.1, which does not hold it."""
 
 import logging
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Packs a volume into a file of the store while it is still being read."""
+"""Packs a volume into a file of the store while the volume is still being read."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ from bundle.run.atomic import complete_or_absent
 from bundle.run.names import ANY_NAME
 
 INT16 = np.iinfo(np.int16)
-# Free text, where names and dates hide.
+# Free text, which may hold names and dates.
 TEXT_FIELDS = ("data_type", "db_name", "descrip", "aux_file", "intent_name")
 
 
@@ -37,7 +37,7 @@ def pack_volume(path: Path, image: PathLike, hu_min: float, hu_max: float) -> Ou
         hu_max: upper end.
 
     Returns:
-        what was counted on the way.
+        The counts of voxels outside the window.
 
     Raises:
         VolumeError: see `bundle.data.volumes.reading.read_volume`; if it is a mask.
@@ -49,7 +49,7 @@ def pack_volume(path: Path, image: PathLike, hu_min: float, hu_max: float) -> Ou
     samples = np.empty([-(-length // STEP) for length in shape], np.int16)
     minimum, maximum, n_below, n_above = INT16.max, INT16.min, 0, 0
     values = Values()
-    # Written and not mapped: on a full disk a write raises, a map kills the process.
+    # Written, not memory-mapped: on a full disk a write raises, but a map kills the process.
     with complete_or_absent(path) as unfinished, unfinished.open("xb") as file:
         writer = Writer(file, shape)
         whole = np.empty((0, 0, 0), np.int16)
@@ -71,14 +71,14 @@ def pack_volume(path: Path, image: PathLike, hu_min: float, hu_max: float) -> Ou
 
 
 def source_state(image: PathLike) -> list[tuple[str, int, int]]:
-    """Path, size and time of change of a volume's file, or of each file of a DICOM series' folder."""
+    """Returns path, size and time of change of a volume's file, or of each file of a DICOM series."""
     source = Path(image).absolute()
     states = [(str(path), path.stat()) for path in required_format(source).source_files(source)]
     return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
 
 
 def source_hash(image: PathLike) -> str:
-    """Hash of a volume's path: tells which file it was without naming it."""
+    """Hashes a volume's path, which tells files apart without naming them."""
     return hashlib.sha256(str(Path(image).absolute()).encode(errors=ANY_NAME)).hexdigest()
 
 
@@ -128,20 +128,20 @@ def _slabs(
             slab = whole[..., number * CUBE : (number + 1) * CUBE]
             values.add(_in_memory_order(slab))  # before rounding, which would make a mask of [0, 1]
             if slab.dtype != np.int16:
-                with np.errstate(invalid="ignore"):  # NaN is refused by the reader, at its end
+                with np.errstate(invalid="ignore"):  # the reader refuses NaN when it has read all
                     slab = np.clip(np.rint(slab), INT16.min, INT16.max).astype(np.int16)
             yield number, slab, whole
-        reading.result()  # a wrong checksum shows at the end only
+        reading.result()  # a wrong checksum shows only at the end
 
 
 def _in_memory_order(voxels: np.ndarray) -> np.ndarray:
-    """The same voxels as they lie in memory: what does not ask for places is several times faster then."""
+    """Returns the same voxels in the order of memory: counting them is several times faster then."""
     forward = tuple(slice(None, None, -1 if stride < 0 else 1) for stride in voxels.strides)
     return voxels[forward].transpose(np.argsort(np.abs(voxels.strides))[::-1])
 
 
 def _slices_needed(number: int, header: VolumeHeader, orientation: np.ndarray) -> int:
-    """How many slices of the file must have been read for a slab."""
+    """Returns how many slices of the file must be read before a slab is complete."""
     n_slices = header.shape[2]
     axis, direction = orientation[2]
     if axis != 2:
@@ -150,7 +150,7 @@ def _slices_needed(number: int, header: VolumeHeader, orientation: np.ndarray) -
 
 
 def _all_of(reading: "Future[Volume]") -> tuple[np.ndarray, int]:
-    """What ends the waiting, also after an error: `result` tells it."""
+    """Returns what ends the waiting for slices, also after an error, which `result` raises."""
     if reading.exception() is None:
         voxels = reading.result().voxels
         return voxels, voxels.shape[2]

@@ -1,6 +1,6 @@
-"""Keeps every volume once in compressed cubes, from which patches are cut in milliseconds.
+"""Keeps every volume once in compressed cubes, from which a patch is read in milliseconds.
 
-A .nii.gz can only be unpacked from its start: cutting one patch out of 604 slices would cost seconds.
+A .nii.gz can only be unpacked from its start, so a patch out of 604 slices would take seconds.
 X, Y, Z run to the right, anterior and superior (nearest file axes; flips and permutations, no resampling).
 """
 
@@ -32,22 +32,22 @@ __all__ = ["PatchStore", "StoreError", "StoredVolume"]
 
 logger = logging.getLogger(__name__)
 
-# Of the raw int16 size: real CT takes 0.42 to 0.52, noise that cannot be packed a little more than 1.
+# Share of the raw int16 size: real CT takes 0.42 to 0.52, pure noise a little more than 1.
 EXPECTED_RATIO = 0.6
 
 
 class PatchStore:
-    """Makes the files, finds them again, and reads patches out of them.
+    """Makes the files, finds them again, and reads patches from them.
 
-    A file is named by a hash of its source's path, size and time of change; a changed source gets a new one,
-    and an unfinished or damaged one is made again. Several processes may prepare the same store: each file is
-    made by one of them, while the others wait for it. Safe to
-    pickle and to fork: it holds no open file.
+    A file is named by a hash of its source's path, size and time of change, so a changed source gets a new
+    file. An unfinished or damaged file is made again. Several processes may prepare the same store: one of
+    them makes a file while the others wait for it. A store holds no open file, so it may be pickled and
+    forked.
 
     Args:
         cache_dir: folder of the files, about 1 byte per voxel (140 MB for 512 x 512 x 604), made if missing.
             It may be deleted between runs.
-        option: what sets the folder on the command line, for the advice in errors.
+        option: the option that sets the folder, for the advice in errors.
     """
 
     def __init__(self, cache_dir: PathLike, option: str = "--cache_dir") -> None:
@@ -69,7 +69,7 @@ class PatchStore:
             show_progress: whether to draw a bar.
 
         Returns:
-            one stored volume per case, in the same order.
+            One stored volume per case, in the same order.
 
         Raises:
             VolumeError: see `bundle.data.volumes.reading.read_volume`.
@@ -107,7 +107,7 @@ class PatchStore:
         return [stored_volume(path, case) for path, case in zip(paths, cases, strict=True)]
 
     def judge(self, cases: Iterable[Mapping[str, Any]]) -> Judgement:
-        """Judges volumes by their values without making a file; those that are not NIfTI only if packed.
+        """Judges volumes by their values without making a file; other formats than NIfTI only if packed.
 
         Args:
             cases: see `prepare`.
@@ -140,7 +140,7 @@ class PatchStore:
             pad_value: HU of the padding.
 
         Returns:
-            (X, Y, Z) int16 in HU, an array of its own.
+            (X, Y, Z) int16 in HU, a new array.
 
         Raises:
             ValueError: if `start` lies outside the volume.
@@ -162,10 +162,10 @@ class PatchStore:
         return self._path_of(image, self._numbered())
 
     def number_files(self, paths: Iterable[Path]) -> dict[Path, Path]:
-        """Renames files of the store to `volume_0001-<hash>.ctpa` and so on, short names for people.
+        """Renames files of the store to `volume_0001-<hash>.ctpa` and so on, as short names for people.
 
         Args:
-            paths: files of the store, in the order of their numbers; those that have one keep it.
+            paths: files of the store, in the order of their numbers; a file that has a number keeps it.
 
         Returns:
             the new path of each.
@@ -178,13 +178,13 @@ class PatchStore:
             if not NUMBERED.fullmatch(path.name):
                 number += 1
                 renamed[path] = path.with_name(f"volume_{number:04d}-{path.name}")
-                for suffix in (".json", ".voxels", SUFFIX):  # what lies beside it first
+                for suffix in (".json", ".voxels", SUFFIX):  # files beside it go first
                     with suppress(FileNotFoundError):
                         os.replace(path.with_suffix(suffix), renamed[path].with_suffix(suffix))
         return renamed
 
     def _numbered(self) -> dict[str, Path]:
-        """The files that have a number, by the rest of their names."""
+        """Lists the files that have a number, by the rest of their names."""
         if not self.cache_dir.is_dir():
             return {}
         found = ((NUMBERED.fullmatch(name), name) for name in os.listdir(self.cache_dir))
@@ -198,7 +198,7 @@ class PatchStore:
             read_header(source)  # says what is wrong with it
         try:
             state = source_state(source)
-        except OSError as error:  # it is being changed, or may not be read
+        except OSError as error:  # it is just being changed, or may not be read
             raise VolumeError(
                 f"{source}: cannot be read ({error.strerror}); check it", "unreadable"
             ) from error
@@ -215,10 +215,10 @@ class PatchStore:
             raise VolumeError(masks[0], "mask")
         if masks:
             raise VolumeError(
-                "\n  ".join([f"{len(masks)} of {len(images)} volumes are no CT:", *masks]), "mask"
+                "\n  ".join([f"{len(masks)} of {len(images)} volumes are not CT:", *masks]), "mask"
             )
         needed = EXPECTED_RATIO * sum(2 * math.prod(shape) for shape in shapes)
-        remove_leftovers(self.cache_dir)  # first: after a kill they may be what fills the disk
+        remove_leftovers(self.cache_dir)  # first, since the leftovers of a kill may be what fills the disk
         free = self._free_bytes()
         if needed > free:
             raise StoreError(
@@ -257,7 +257,7 @@ class PatchStore:
 
 
 def is_sound(path: Path, image: PathLike) -> bool:
-    """Whether a file is complete; a file of a store that was given as a volume must be."""
+    """Tells whether a file is complete; raises for a damaged one that was given as a volume itself."""
     try:
         read_layout(path)
     except StoreError:
@@ -268,6 +268,6 @@ def is_sound(path: Path, image: PathLike) -> bool:
 
 
 def is_prepared(image: PathLike) -> bool:
-    """Whether patches can be read from a volume where it lies."""
+    """Tells whether patches can be read from a volume where it lies."""
     found = format_of(Path(image))
     return found is not None and found.is_prepared

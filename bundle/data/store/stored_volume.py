@@ -1,4 +1,4 @@
-"""One volume of the patch store, as its file tells it."""
+"""Describes one volume of the patch store, as its file tells it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,14 @@ from bundle.run.names import volume_name
 
 @dataclass(frozen=True)
 class StoredVolume:
-    """One volume of the store.
+    """Gives access to one volume of the store.
 
     Attributes:
         path: its file.
         shape: (X, Y, Z) in voxels.
         spacing_mm: edges of a voxel along X, Y, Z.
         case: the item of the datalist that it was made from.
-        doubt: why its values are hardly HU, in words; empty if they may be.
+        doubt: why its values are probably not HU; empty if they may be.
     """
 
     path: Path
@@ -37,11 +37,11 @@ class StoredVolume:
 
     @property
     def name(self) -> str:
-        """File name of the source without its suffix."""
+        """Returns the file name of the source without its suffix."""
         return volume_name(self.case["image"])
 
     def read(self) -> np.ndarray:
-        """The whole volume, (X, Y, Z) int16 in HU, every checksum compared.
+        """Reads the whole volume, (X, Y, Z) int16 in HU, and compares every checksum.
 
         Raises:
             StoreError: if the file is damaged.
@@ -49,11 +49,11 @@ class StoredVolume:
         return read_box(self.path, read_layout(self.path), (0, 0, 0), self.shape, self._source())
 
     def read_box(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
-        """A box inside the volume, see `bundle.data.store.file.read_box`."""
+        """Reads a box inside the volume, see `bundle.data.store.file.read_box`."""
         return read_box(self.path, read_layout(self.path), start, stop, self._source())
 
     def body_map(self) -> BodyMap:
-        """Where the body and where contrast agent is; some kB.
+        """Reads where the body and where contrast agent is; some kB.
 
         Raises:
             StoreError: if the file is damaged.
@@ -85,7 +85,7 @@ class StoredVolume:
     def voxel_fingerprint(self) -> str:
         """Returns `bundle.data.volumes.fingerprint.voxel_fingerprint` of the volume.
 
-        Files made since version 0.2 hold it. Of an older one it is computed once, then kept beside it.
+        Files made since version 0.2 hold it. For an older file it is computed once and kept beside it.
 
         Raises:
             StoreError: if the file is damaged.
@@ -98,12 +98,12 @@ class StoredVolume:
 
 
 def stored_volume(path: Path, case: Mapping[str, Any]) -> StoredVolume:
-    """What the file says of its volume; StoreError if it is missing or damaged."""
+    """Reads what a file says about its volume; StoreError if it is missing or damaged."""
     layout = read_layout(path)
     try:
         x_mm, y_mm, z_mm = map(float, layout.record["spacing_mm"])
         minimum, maximum = int(layout.record["minimum"]), int(layout.record["maximum"])
-        doubt = str(layout.record.get("doubt", doubt_of(minimum, maximum)))  # earlier files have none
+        doubt = str(layout.record.get("doubt", doubt_of(minimum, maximum)))  # older files do not hold it
         if not all(0 < length < math.inf for length in (x_mm, y_mm, z_mm)):
             raise ValueError("its spacing is wrong")
     except UNREADABLE as error:

@@ -1,7 +1,7 @@
 """Finds, coarsely, heart chambers and vessels filled with contrast agent, and tells them from bone.
 
-By three laws: what matters lies between the lungs or in them; a filled lumen is even where spongy bone is
-not; bone hangs together with the bone of the chest wall.
+It relies on three facts. The heart and its vessels lie between or in the lungs. A filled lumen is even, while
+spongy bone is not. Bone is connected with the bone of the chest wall.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ BONE_ABOVE_HU = 700
 SOFT_TISSUE_HU = (0, 100)
 LUNG_SHARE = 0.03  # of the body; sinuses and the gas of the bowel have less
 CUT_SHARE = 0.5
-REACH_MM = 15  # a lung ends so far above the base of the heart, for the diaphragm is in its place
+REACH_MM = 15  # the lungs end this far above the base of the heart, where the diaphragm is
 EVEN_MM = 8
 NOISE_FACTOR = 1.5
-SPREAD_HU = (15, 60)  # the limit of an even lumen lies between; noisier, spongy bone would be even too
-MIN_DISTANCE_MM = 0.5  # a header in metres asks for no window of thousands
+SPREAD_HU = (15, 60)  # range of the limit for an even lumen; above it spongy bone would count as even
+MIN_DISTANCE_MM = 0.5  # so that a header in metres does not lead to a window of thousands of samples
 MIN_LUMEN_SHARE = 0.01  # docs/data-store.md has the measured ones
-BLOOD_FACTOR = 0.55  # the spleen and the wall of the heart are darker than so much of the blood
-MIXING_FACTOR = 0.08  # blood that is denser is mixed less evenly in proportion
+BLOOD_FACTOR = 0.55  # spleen and wall of the heart are darker than this share of the blood's HU
+MIXING_FACTOR = 0.08  # the denser the contrast agent, the less evenly it is mixed
 CRUMB_SHARE = 0.02
 RIM_MM = 6
 BONE_REACH_MM = 8
@@ -32,11 +32,11 @@ IN_PLANE[:, 1, 1] = IN_PLANE[1, :, 1] = True
 
 
 class Vessels(NamedTuple):
-    """What holds contrast agent.
+    """Tells what holds contrast agent.
 
     Attributes:
-        is_filled: where, of the samples' shape; nowhere in a volume without contrast agent.
-        is_in_lung: which of them are vessels inside the lungs, with air around them.
+        is_filled: bool of the samples' shape; all false without contrast agent.
+        is_in_lung: those of them that are vessels inside the lungs, with air around them.
         lumen_share: share that the largest even bright part has of the tissue between the lungs, 0 to 1.
     """
 
@@ -46,10 +46,10 @@ class Vessels(NamedTuple):
 
 
 class _Chest(NamedTuple):
-    """Arrays of one shape: HU, and where things are.
+    """Holds arrays of one shape: HU, and masks of what is where.
 
-    `near` is `between` and what is a little above or below it; `left` and `right` lie outwards of the lungs,
-    up to a face of the volume that cuts through the body.
+    `near` is `between` and what lies a little above or below it. `left` and `right` lie outside the lungs, up
+    to a face of the volume that cuts through the body.
     """
 
     samples: np.ndarray
@@ -64,10 +64,10 @@ class _Chest(NamedTuple):
 def find_vessels(samples: np.ndarray, body: np.ndarray, spacing_mm: Sequence[float]) -> Vessels:
     """Finds filled vessels and chambers of the chest.
 
-    Between the lungs is what has lung in its row to the left and to the right. Where a face of the volume
+    A sample lies between the lungs if there is lung to its left and to its right. Where a face of the volume
     cuts through the body, lung on one side is enough if filled vessels lie between it and that face. Without
-    lungs (a crop, another part of the body) all of the body counts, and bone is what hangs together with
-    samples above 700 HU.
+    lungs (a crop, another part of the body) the whole body counts, and bone is what is connected with samples
+    above 700 HU.
 
     Args:
         samples: (X, Y, Z) in HU, RAS axes.
@@ -121,7 +121,7 @@ def _find_chest(samples: np.ndarray, body: np.ndarray, spacing_mm: Sequence[floa
 
 
 def _find_even(chest: _Chest, spacing_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean HU over about 8 mm, and where it is that of contrast agent and even but for noise."""
+    """Returns mean HU over about 8 mm, and where they are those of an evenly filled lumen."""
     size = [
         2 * max(int(EVEN_MM / 2 / edge), least) + 1 for edge, least in zip(spacing_mm, (1, 1, 0), strict=True)
     ]
@@ -129,7 +129,7 @@ def _find_even(chest: _Chest, spacing_mm: Sequence[float]) -> tuple[np.ndarray, 
     mean = ndimage.uniform_filter(hu, size, mode="nearest")
     spread = np.sqrt(np.maximum(ndimage.uniform_filter(hu * hu, size, mode="nearest") - mean * mean, 0))
     soft = spread[chest.body & (mean > SOFT_TISSUE_HU[0]) & (mean < SOFT_TISSUE_HU[1])]
-    # A quarter of the soft tissue has no edge so near: what it differs by is noise.
+    # A quarter of the soft tissue has no edge nearby, so its spread is noise.
     noise = float(np.percentile(soft, 25)) if len(soft) else 0.0
     even = chest.body & (mean >= CONTRAST_HU[0]) & (mean <= CONTRAST_HU[1])
     limit = np.clip(NOISE_FACTOR * noise, *SPREAD_HU)
@@ -141,7 +141,7 @@ def _n_tissue(chest: _Chest, place: np.ndarray) -> int:
 
 
 def _large_parts(even: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, int]:
-    """Connected parts that lie mostly in `place`, without crumbs as in bone; size of the largest."""
+    """Returns connected parts mostly in `place`, without the crumbs of bone, and the largest size."""
     parts, n_parts = ndimage.label(even)
     n_all, n_inside = (np.bincount(part, minlength=n_parts + 1) for part in (parts.ravel(), parts[place]))
     n_inside[0] = 0
@@ -151,7 +151,7 @@ def _large_parts(even: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _without_bone(chest: _Chest, lumen: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
-    """What is bright as contrast agent: all but bone between the lungs, around a lumen a little beyond."""
+    """Returns what is as bright as contrast agent and not bone: between the lungs, and close to a lumen."""
     rim = ndimage.binary_dilation(lumen, IN_PLANE, iterations=max(round(RIM_MM / spacing_mm[0]), 1))
     bright = chest.body & (chest.samples >= CONTRAST_HU[0])
     seeds = ~chest.near
@@ -162,10 +162,10 @@ def _without_bone(chest: _Chest, lumen: np.ndarray, spacing_mm: Sequence[float])
 
 
 def _grow_bone(bright: np.ndarray, seeds: np.ndarray, n_slices: int) -> np.ndarray:
-    """Bright parts of axial slices that hold a seed, then those that lie mostly on one, `n_slices` times.
+    """Collects bright parts of slices that hold a seed, then `n_slices` times parts mostly on top of one.
 
-    Parts of a slice and no bodies in space: bone and vessels touch somewhere, in streaks of dense contrast
-    agent or where a vein crosses a rib.
+    It works on parts of slices, not on bodies in space, because bone and vessels touch somewhere: in streaks
+    of dense contrast agent, or where a vein crosses a rib.
     """
     parts, n_parts = ndimage.label(bright, structure=IN_PLANE)
     sizes = np.bincount(parts.ravel(), minlength=n_parts + 1)
@@ -183,13 +183,13 @@ def _grow_bone(bright: np.ndarray, seeds: np.ndarray, n_slices: int) -> np.ndarr
 
 
 def _share_around(lungs: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
-    """Share of lung in the 20 mm square around, in the axial plane."""
+    """Returns the share of lung in the 20 mm square around each sample, in the axial plane."""
     size = [2 * round(10 / distance) + 1 for distance in spacing_mm[:2]]
     return ndimage.uniform_filter(lungs.astype(np.float32), (*size, 1), mode="nearest")
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """Of what is set, with a rim of one sample where bone of the chest wall shows; empty if nothing is."""
+    """Bounds what is set, with a rim of one sample for bone of the chest wall; empty if nothing is set."""
     box = []
     for axis in range(3):
         found = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))

@@ -1,4 +1,4 @@
-"""Keeps beside a stored volume how many of its voxels lie outside of HU windows."""
+"""Keeps beside a stored volume how many of its voxels lie outside HU windows."""
 
 import errno
 import json
@@ -14,12 +14,12 @@ logger = logging.getLogger(__name__)
 
 
 def window_key(hu_min: float, hu_max: float) -> str:
-    """The name of a window in the file."""
+    """Returns the name of a window in the file."""
     return f"{hu_min:g} to {hu_max:g}"
 
 
 def read_counts(path: Path) -> dict[str, Outside]:
-    """What is known about windows; nothing if the file beside the volume is missing or damaged."""
+    """Reads the counts that are known; none if the file beside the volume is missing or damaged."""
     try:
         with open_regular(path.with_suffix(".json")) as file:
             content = json.load(file)
@@ -29,7 +29,7 @@ def read_counts(path: Path) -> dict[str, Outside]:
 
 
 def write_counts(path: Path, counts: Mapping[str, Sequence[int]]) -> None:
-    """Keeps what is known; a store that may only be read is counted again at every start."""
+    """Keeps the counts; a store that is read-only is counted again at every start."""
     try:
         write_text(path.with_suffix(".json"), json.dumps(counts))
     except UnwritableError as error:

@@ -59,7 +59,7 @@ def test_a_mask_is_refused_by_name_wherever_data_are_first_seen(save, tmp_path, 
     told = f"{path}: is a mask or an 8-bit picture, not a CT in HU: it holds"
     cases = find_cases(tmp_path / "DIR")
 
-    with pytest.raises(VolumeError, match="1 of 2 volumes are no CT:") as raised:
+    with pytest.raises(VolumeError, match="1 of 2 volumes are not CT:") as raised:
         PatchDataset(cases, 8, tmp_path / "cache").prepare()
     assert told in str(raised.value) and not (tmp_path / "cache").exists()
     assert [line[: len(told)] for line in PatchStore(tmp_path / "cache").judge(cases).masks] == [told]
