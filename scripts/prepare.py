@@ -34,7 +34,7 @@ from bundle.data.cases.prepared_list import Prepared, prepared_lists
 from bundle.data.cases.split import DatasetError, existing_source
 from bundle.data.dicom.screening import smaller_than_a_patch
 from bundle.data.store.export import export_volume
-from bundle.data.store.store import PatchStore, StoreError, is_prepared
+from bundle.data.store.store import PatchStore, StoredVolume, StoreError, is_prepared
 from bundle.data.volumes.formats import VolumeError, read_header
 from bundle.data.volumes.geometry import tilt_degrees, tilt_note
 from bundle.run.atomic import remove_leftovers, write_text
@@ -185,14 +185,27 @@ def _prepare_one(folder: Path, dataset_dir: Path, patch_size: int, case: Case) -
             raise VolumeError(refusal.message, refusal.code)
         store = PatchStore(folder, "--output")
         is_new = not store.path_of(case["image"]).exists()
-        (volume,) = store.prepare([case], WINDOW_HU, show_progress=False)
-        volume.outside_window(*WINDOW_HU)  # counted on the way, but a kill may have lost it
+        volume = _stored(store, case)
     except VolumeError as error:
         return Line(path, patient, "refused", error.code, str(error))
     notes = "; ".join(filter(None, [volume.doubt, *header.notes, tilt_note(tilt_degrees(header.affine))]))
     code, made = "doubtful" if volume.doubt else "", "now" if is_new else "earlier"
     shape = "x".join(map(str, volume.shape))
     return Line(path, patient, "prepared", code, notes, shape, volume.path.name, made)
+
+
+def _stored(store: PatchStore, case: Case) -> StoredVolume:
+    """Makes the file of a volume, unless it is there, and what lies beside it."""
+    (volume,) = store.prepare([case], WINDOW_HU, show_progress=False)
+    try:
+        volume.outside_window(*WINDOW_HU)  # counted on the way, but a kill may have lost it
+    except StoreError:
+        if volume.path.exists():
+            raise
+        # another process has numbered the file in the meantime, which happens once
+        (volume,) = store.prepare([case], WINDOW_HU, show_progress=False)
+        volume.outside_window(*WINDOW_HU)
+    return volume
 
 
 def _numbered(store: PatchStore, lines: Iterable[Line]) -> list[Line]:

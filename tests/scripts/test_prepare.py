@@ -1,5 +1,6 @@
 import csv
 import json
+import pkgutil
 
 import nibabel as nib
 import numpy as np
@@ -175,6 +176,38 @@ def test_volumes_of_a_store_have_short_names_that_stay(add_patient, tmp_path):
     assert {line.path: line.file for line in first}.items() <= second.items()
     assert second["a/ct.nii.gz"].startswith("volume_0003-")
     assert len(list((tmp_path / "STORE" / "volumes").iterdir())) == 2 * 3  # with their counts beside them
+
+
+MOMENTS = {
+    "waits for the file": "bundle.data.store.store:locked",
+    "has made the file": "bundle.data.store.store:stored_volume",
+    "reads the file": "bundle.data.store.stored_volume:StoredVolume.outside_window",
+    "is about to number the files": "bundle.data.store.store:PatchStore.number_files",
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_two_that_prepare_one_store_at_a_time_end_with_one_store(add_patient, tmp_path, monkeypatch, moment):
+    """Another process begins and ends, while this one is at that point."""
+    for patient in ("p", "q"):
+        add_patient(patient)
+    folders = tmp_path / "DIR", tmp_path / "STORE"
+    function = pkgutil.resolve_name(MOMENTS[moment])
+    of_the_other = []
+
+    def interrupted(*arguments, **named):
+        if not of_the_other:
+            of_the_other.append(None)  # the other one is not interrupted
+            of_the_other[:] = prepare(*folders, 0)
+        return function(*arguments, **named)
+
+    monkeypatch.setattr(MOMENTS[moment].replace(":", "."), interrupted)
+    lines = prepare(*folders, 0)
+
+    files = sorted(path.name for path in (tmp_path / "STORE" / "volumes").glob("*.ctpa"))
+    assert [name[:12] for name in files] == ["volume_0001-", "volume_0002-"]
+    assert sorted(line.file for line in lines) == sorted(line.file for line in of_the_other) == files
+    assert len(inference_cases(tmp_path / "STORE")) == 2
 
 
 def test_a_store_of_an_earlier_version_gets_short_names_and_is_not_packed_again(add_patient, tmp_path):

@@ -104,7 +104,7 @@ class PatchStore:
             len(cases) - len(missing),
             len(missing),
         )
-        return [stored_volume(path, case) for path, case in zip(paths, cases, strict=True)]
+        return [self._stored(path, case) for path, case in zip(paths, cases, strict=True)]
 
     def judge(self, cases: Iterable[Mapping[str, Any]]) -> Judgement:
         """Judges volumes by their values without making a file; other formats than NIfTI only if packed.
@@ -164,23 +164,27 @@ class PatchStore:
     def number_files(self, paths: Iterable[Path]) -> dict[Path, Path]:
         """Renames files of the store to `volume_0001-<hash>.ctpa` and so on, as short names for people.
 
+        One process at a time does it. Another one may hold the names from before; it finds the files.
+
         Args:
-            paths: files of the store, in the order of their numbers; a file that has a number keeps it.
+            paths: files of the store, in the order of their numbers; a file that has a number keeps it, also
+                one that another process has given in the meantime.
 
         Returns:
             the new path of each.
         """
-        known = [NUMBERED.fullmatch(path.name) for path in self._numbered().values()]
-        number = max((int(found[2]) for found in known if found), default=0)
         renamed = {}
-        for path in paths:
-            renamed[path] = path
-            if not NUMBERED.fullmatch(path.name):
-                number += 1
-                renamed[path] = path.with_name(f"volume_{number:04d}-{path.name}")
-                for suffix in (".json", ".voxels", SUFFIX):  # files beside it go first
-                    with suppress(FileNotFoundError):
-                        os.replace(path.with_suffix(suffix), renamed[path].with_suffix(suffix))
+        with locked(self.cache_dir / "numbers"):
+            numbered = self._numbered()
+            known = [NUMBERED.fullmatch(path.name) for path in numbered.values()]
+            number = max((int(found[2]) for found in known if found), default=0)
+            for path in paths:
+                is_new = not NUMBERED.fullmatch(path.name) and path.name not in numbered
+                number += is_new
+                new = path.with_name(f"volume_{number:04d}-{path.name}") if is_new else path
+                renamed[path] = numbered.get(path.name, new)
+                if renamed[path] != path:
+                    _rename_all(path, renamed[path])
         return renamed
 
     def _numbered(self) -> dict[str, Path]:
@@ -205,6 +209,18 @@ class PatchStore:
         key = hashlib.sha256(repr((MAGIC, state)).encode()).hexdigest()
         name = f"{key[:32]}{SUFFIX}"
         return numbered.get(name, self.cache_dir / name)
+
+    def _present(self, path: Path) -> Path:
+        """Where a file is now: another process may have numbered it."""
+        return path if path.exists() else self._numbered().get(path.name, path)
+
+    def _stored(self, path: Path, case: Mapping[str, Any]) -> StoredVolume:
+        try:
+            return stored_volume(path, case)
+        except StoreError:
+            if self._present(path) == path:
+                raise
+            return stored_volume(self._present(path), case)
 
     def _reserve(self, images: Iterable[PathLike]) -> None:
         """Checks every header and the room on the disk before the first file is made."""
@@ -243,7 +259,7 @@ class PatchStore:
     def _make_file(self, path: Path, image: PathLike, window: tuple[float, float]) -> None:
         try:
             with locked(path):
-                if is_sound(path, image):  # another process has made it in the meantime
+                if is_sound(self._present(path), image):  # another process has made it in the meantime
                     return
                 packed = pack_volume(path, image, *window)
                 write_counts(path, {window_key(*window): packed})
@@ -254,6 +270,13 @@ class PatchStore:
                 f"{path.parent}: writing failed ({error.strerror or error}); make room or give another "
                 f"{self.option}"
             ) from error
+
+
+def _rename_all(path: Path, new: Path) -> None:
+    """Renames a file of the store; files beside it go first."""
+    for suffix in (".json", ".voxels", SUFFIX):
+        with suppress(FileNotFoundError):
+            os.replace(path.with_suffix(suffix), new.with_suffix(suffix))
 
 
 def is_sound(path: Path, image: PathLike) -> bool:
