@@ -82,7 +82,10 @@ class Access:
 
     def allows_path(self, path: Path) -> bool:
         """Whether a path lies, behind all links, in a folder that the operator opened."""
-        real = os.path.realpath(path)
+        try:
+            real = os.path.realpath(path)
+        except ValueError:  # no name that a file can have
+            return False
         return any(real == folder or real.startswith(folder.rstrip("/") + "/") for folder in self.folders)
 
     def refusal(self, headers: Headers) -> str | None:

@@ -190,7 +190,7 @@ class CTPAReconstructionApp(MONAILabelApp):
             )
         known = self.datastore().get_image_uri(image)
         path = Path(known or image)
-        if not known and ("\0" in image or not path.is_absolute() or not self.access.allows_path(path)):
+        if not known and not (path.is_absolute() and self.access.allows_path(path)):
             # the same answer whether a file is there or not
             is_path = os.sep in image
             advice = (
@@ -202,7 +202,7 @@ class CTPAReconstructionApp(MONAILabelApp):
                 403 if is_path else 404,
                 f"`image` must be an id of the datastore, got {shown(image)}; {advice}",
             )
-        if not path.exists():
+        if not os.path.exists(path):  # unlike pathlib never an error, however long the name
             raise HTTPException(
                 404, f"`image`: {shown(image)} is no longer there; see GET /datastore/?output=all"
             )

@@ -15,7 +15,8 @@ import monai.bundle
 from monailabel.tasks.train.bundle import BundleTrainTask
 
 from bundle.checkpoints.file import NETWORK_SETTINGS, read_checkpoint
-from bundle.run.command import merge_configs
+from bundle.data.cases.patients import check_independence
+from bundle.run.command import merge_configs, path_for_monai
 from scripts.monailabel.installing import install_round
 
 logger = logging.getLogger(__name__)
@@ -94,13 +95,14 @@ class PatchTrainingTask(BundleTrainTask):
         if request.get("pretrained", True) and self.model.is_file():
             network = read_checkpoint(self.model)["network"]
             given = {name: network[name] for name in NETWORK_SETTINGS if name in network} | given
-            given["init_from"] = str(self.model)
+            given["init_from"] = path_for_monai(str(self.model))
+        overrides["bundle_root"] = path_for_monai(str(self.root))
         monai.bundle.run(
             run_id="run",
             meta_file=self.bundle_metadata_path,
             config_file=self.config_files,
             logging_file=False,  # type: ignore[arg-type]  # leaves Label's own logging alone
-            output_dir=str(self.output_dir),
+            output_dir=path_for_monai(str(self.output_dir)),
             **overrides,
             **given,
         )
@@ -117,15 +119,19 @@ class PatchTrainingTask(BundleTrainTask):
     def _partition_datalist(
         self, datalist: list[Case], request: Mapping[str, Any], shuffle: bool = False
     ) -> tuple[list[Case], list[Case]]:
-        """Training and validation by patient, the same whenever the patients are the same."""
+        """Training and validation by patient, the same whenever the patients are the same.
+
+        Raises:
+            SharedPatientsError: if there is one image only, unless `allow_shared_patients` is set.
+        """
         patients = sorted({case["patient"] for case in datalist}, key=_hash)
         n_validation = max(1, min(round(request.get("val_split", 0.2) * len(patients)), len(patients) - 1))
         chosen = set(patients[:n_validation])
         validation = [case for case in datalist if case["patient"] in chosen]
         training = [case for case in datalist if case["patient"] not in chosen]
-        if not training:
-            logger.warning("VALIDATION IS NOT INDEPENDENT: patient %s is the only one", patients[0])
-        return training or datalist, validation
+        split = {"training": training or datalist, "validation": validation}
+        check_independence(split, request.get("allow_shared_patients", False))
+        return split["training"], split["validation"]
 
     def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list) -> None:
         """Nothing: `init_from` loads strictly, where Label's handler would keep random weights in silence."""

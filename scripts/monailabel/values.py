@@ -46,7 +46,7 @@ TRAINING = {
     name: RULES[name]
     for name in (
         *("max_epochs", "epoch_length", "max_iterations", "val_interval", "checkpoint_interval"),
-        *("log_interval", "max_patients", "seed", "amp", "amp_on_cpu", "oom_policy"),
+        *("log_interval", "max_patients", "allow_shared_patients", "seed", "amp", "amp_on_cpu", "oom_policy"),
         *("preset", "quantizer", "num_embeddings", "hu_min", "hu_max"),
         *("patch_sampling", "foreground_ratio", "vessel_ratio", "flip_probability", "turn_probability"),
         *("learning_rate", "discriminator_learning_rate", "learning_rate_warmup"),
@@ -86,9 +86,14 @@ def check_values(given: Any, rules: Mapping[str, Rule]) -> dict[str, Any]:
 
 
 def _has_config_sign(value: Any) -> bool:
-    if isinstance(value, dict | list):
-        return any(_has_config_sign(each) for each in (value.values() if isinstance(value, dict) else value))
-    return isinstance(value, str) and value.startswith(CONFIG_SIGNS)
+    waiting = [value]  # and no recursion, which lists in lists would exhaust
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict | list):
+            waiting += one.values() if isinstance(one, dict) else one
+        elif isinstance(one, str) and one.startswith(CONFIG_SIGNS):
+            return True
+    return False
 
 
 def _devices() -> set[str]:

@@ -213,7 +213,7 @@ def reference(copy_bundle: Callable, make_studies: Callable, run_bundle: Callabl
 @pytest.fixture(scope="session")
 def clone(copy_bundle: Callable) -> Path:
     """The bundle of `server`, with a shorter-named file of other weights, which Label itself would load."""
-    folder = copy_bundle("own_app")
+    folder = copy_bundle("own#app")  # a separator of ids to MONAI
     state = torch.load(folder / "models" / "model.pt", weights_only=True)
     state["model"] = {name: torch.zeros_like(tensor) for name, tensor in state["model"].items()}
     torch.save(state, folder / "models" / "a.pt")

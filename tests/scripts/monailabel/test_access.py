@@ -14,6 +14,7 @@ from pathlib import Path
 from starlette.datastructures import Headers
 
 from bundle.checkpoints.file import write_checkpoint
+from bundle.data.cases.patients import SharedPatientsError
 from scripts.monailabel.access import Access, AccessError
 from scripts.monailabel.installing import result_of_round
 from scripts.monailabel.values import TRAINING, RequestError, check_values
@@ -78,11 +79,50 @@ def test_every_setting_on_the_list_is_one_of_train_yaml_and_its_default_keeps_th
     assert check_values(defaults, TRAINING) == defaults
 
 
-def test_a_value_without_end_is_told_shortly():
+def nested(depth, inside):
+    for _ in range(depth):
+        inside = [inside]
+    return inside
+
+
+@pytest.mark.parametrize("value", [[["x" * 100_000] * 3], nested(990, 1), {"a": nested(990, "b")}, 10**400])
+def test_a_value_without_end_is_told_shortly(value):
     with pytest.raises(RequestError) as caught:
-        check_values({"seed": [["x" * 100_000] * 3]}, TRAINING)
+        check_values({"seed": value}, TRAINING)
 
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("sign", "$@%")
+def test_an_expression_is_found_however_deep(sign):
+    with pytest.raises(RequestError, match="expressions are never evaluated"):
+        check_values({"seed": nested(990, {"a": f"{sign}x"})}, TRAINING)
+
+
+@pytest.mark.parametrize("name", ["/\ud800", "/a\0b", f"/{'a' * 5000}", "/..", ""])
+def test_no_name_opens_a_folder_and_none_is_an_error(tmp_path, name):
+    access = Access.from_conf({"allow_folders": str(tmp_path)})
+
+    assert not access.allows_path(Path(f"{tmp_path}x{name}"))
+    assert not Access().allows_path(Path(name))
+
+
+@pytest.mark.filterwarnings("ignore")  # of MONAI Label's own imports
+def test_one_image_is_trained_on_only_if_that_is_asked_for():
+    from scripts.monailabel.train import PatchTrainingTask
+
+    split = PatchTrainingTask._partition_datalist
+    task = object.__new__(PatchTrainingTask)
+    cases = [{"image": f"{name}.nii", "patient": name} for name in "ab"]
+
+    with pytest.raises(
+        SharedPatientsError, match="`allow_shared_patients` is false, but patient.s. a are in"
+    ):
+        split(task, cases[:1], {})
+
+    assert split(task, cases[:1], {"allow_shared_patients": True}) == (cases[:1], cases[:1])
+    training, validation = split(task, cases, {})
+    assert sorted(case["patient"] for case in training + validation) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
