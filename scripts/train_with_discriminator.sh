@@ -94,24 +94,27 @@ while [ $# -gt 0 ]; do
     case $1 in
         --background) background=true && shift && continue ;;
         --smoke) smoke=true && shift && continue ;;
-        --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+        -*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
     esac
     name=$1
+    # as fire reads it: with any number of dashes, and -c for --config_file
+    option=${name#"${name%%[!-]*}"}
+    [ "$option" != "$name" ] && [ -n "$option" ] || fail "$name: is no option; write --id value"
     if [ $# -eq 1 ] || [[ $2 == --* ]]; then
         overrides+=("$name")
         shift
         continue
     fi
     value=$2
-    case ${name//-/_} in
-        __dataset_dir) dataset=$(from_caller "$value") && value=$dataset ;;
-        __output_dir) output=$(from_caller "$value") && value=$output ;;
-        __resume_from_checkpoint | __init_from)
+    case ${option//-/_} in
+        dataset_dir) dataset=$(from_caller "$value") && value=$dataset ;;
+        output_dir) output=$(from_caller "$value") && value=$output ;;
+        resume_from_checkpoint | init_from)
             start=''
             [ "$value" = auto ] || value=$(from_caller "$value") # auto is no file
             ;;
-        __perceptual_weights_path) value=$(from_caller "$value") ;;
-        __config_file)
+        perceptual_weights_path | cache_dir | args_file) value=$(from_caller "$value") ;;
+        config_file | c)
             added+=("$value")
             shift 2
             continue

@@ -72,6 +72,8 @@ SMOKE = ROOT / "configs" / "smoke.yaml"
         (["--config_file", f"{ROOT}/scripts/../configs/train.yaml"], []),
         (["--config_file=it's a, b.yaml"], ["it's a, b.yaml"]),
         (["--smoke", "--config_file", "tiny.yaml"], [SMOKE, "tiny.yaml"]),
+        (["-c", "configs/train.yaml"], []),
+        (["-c=tiny.yaml", "-config_file", "configs/train.yaml"], ["tiny.yaml"]),
         (["--config_file", "tiny.yaml", "--smoke", "--config-file", "tiny.yaml"], [SMOKE, "tiny.yaml"]),
     ],
 )
@@ -80,7 +82,8 @@ def test_config_files_come_on_top_of_the_launcher_s_own_and_none_is_repeated(wor
 
     done = launch(workplace, "fresh", *words, DATASET_DIR="data")
 
-    told(done, [workplace.resolve() / name for name in added])
+    _, overrides = told(done, [workplace.resolve() / name for name in added])
+    assert list(overrides) == ["--dataset_dir", "--output_dir"]
 
 
 def test_a_config_file_that_does_not_exist_is_named(workplace):
@@ -99,6 +102,12 @@ def test_checkpoint_and_paths_are_those_of_the_folder_where_it_was_called(workpl
     assert overrides["--dataset_dir"] == str(workplace / "data")
     assert overrides["--output_dir"] == str(workplace / "out")
     assert overrides["--max_patients"] == "30"
+    _, overrides = told(
+        launch(workplace, "base.pt", "-dataset_dir", "data", "--args_file=a.yaml", "--cache_dir", "c")
+    )
+    assert overrides["-dataset_dir"] == str(workplace / "data")
+    assert overrides["--args_file"] == str(workplace / "a.yaml")
+    assert overrides["--cache_dir"] == str(workplace / "c")
 
 
 def test_fresh_starts_without_a_checkpoint_and_with_the_default_output_folder(workplace):
@@ -124,6 +133,12 @@ def test_resuming_does_not_start_from_the_base_checkpoint_too(workplace, checkpo
         (["fresh"], "error: no data: give --dataset_dir DIR, or set DATASET_DIR"),
         (["fresh", "--dataset_dir", "none"], "/none: no such folder or file"),
         (["gone.pt", "--dataset_dir", "data"], "/gone.pt: no such checkpoint; train the base model first"),
+        (
+            ["fresh", "--dataset_dir", "data", "configs/train.yaml"],
+            "configs/train.yaml: is no option; write --id",
+        ),
+        (["fresh", "--dataset_dir", "data", "-", "config_file"], "-: is no option; write --id value"),
+        (["fresh", "--dataset_dir", "data", "--", "--trace"], "--: is no option; write --id value"),
     ],
 )
 def test_what_is_missing_is_named_before_python_starts(workplace, words, message):
