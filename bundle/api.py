@@ -96,7 +96,7 @@ class Model:
 
     @property
     def window(self) -> tuple[float, float]:
-        """(hu_min, hu_max); voxels outside come back clipped."""
+        """Returns (hu_min, hu_max); voxels outside come back clipped."""
         return self.settings["hu_min"], self.settings["hu_max"]
 
     @cached_property
@@ -192,7 +192,7 @@ class Model:
         return restored_volume(self._whole_hu(pred[0]), meta_of(record))
 
     def to_hu(self, image: Tensor, affine: Any = None) -> MetaTensor:
-        """An image (1, X, Y, Z) about [-1, 1], as decoders give it, to int16 HU with an affine."""
+        """Turns an image (1, X, Y, Z) of about [-1, 1], as decoders give it, into int16 HU with an affine."""
         return MetaTensor(self._whole_hu(image), affine=affine)
 
     def _scaled(self, image: MetaTensor) -> Tensor:
@@ -224,7 +224,7 @@ def save_volume(volume: MetaTensor, path: str | os.PathLike) -> None:
 
 
 def _loaded(volume: str | os.PathLike | MetaTensor) -> MetaTensor:
-    """(1, X, Y, Z) in the axes of its file, with `original_affine` and, of a file, its name."""
+    """Reads a volume as (1, X, Y, Z) in the axes of its file, with `original_affine` and the file's name."""
     if isinstance(volume, MetaTensor):
         if volume.ndim != 4 or volume.shape[0] != 1 or min(volume.shape) < 1 or volume.is_complex():
             raise ModelInputError(
@@ -257,7 +257,7 @@ def _tile(tile_size: int | Sequence[int] | str) -> Any:
 
 @contextmanager
 def _whole_float32() -> Iterator[None]:
-    """On a GPU convolutions would round to 10 bits, and tiles would no longer equal the whole."""
+    """Keeps convolutions on a GPU from rounding to 10 bits, with which tiles would not equal the whole."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:

@@ -38,7 +38,7 @@ class DemoError(RuntimeError):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line of this module."""
+    """Runs the command line of this module."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def set_aside(output_dir: Path) -> None:
-    """An earlier demo moves to the next free name; it is not deleted."""
+    """Moves an earlier demo to the next free name; it is not deleted."""
     if not output_dir.exists():
         return
     number = next(n for n in range(1, 10_000) if not output_dir.with_name(f"{output_dir.name}-{n}").exists())
@@ -65,13 +65,13 @@ def set_aside(output_dir: Path) -> None:
 
 
 def train(output_dir: Path) -> None:
-    """Warm-up, opening of the gate, adversarial phase, on the training part."""
+    """Trains on the training part: warm-up, opening of the gate, adversarial phase."""
     configs = [f"configs/{name}.yaml" for name in ("train", "train_with_discriminator", "smoke")]
     run_bundle(str(configs), dataset_dir=DATA / "datalist.json", output_dir=output_dir)
 
 
 def reconstruct(checkpoint: Path, output_dir: Path) -> None:
-    """The validation part, which was not trained on, to a NIfTI in HU."""
+    """Reconstructs the validation part, which was not trained on, to a NIfTI in HU."""
     smoke = yaml.safe_load((BUNDLE_ROOT / "configs" / "smoke.yaml").read_text(encoding="utf-8"))
     run_bundle(
         "configs/inference.yaml",
@@ -100,7 +100,7 @@ def run_bundle(config_file: str, **overrides: object) -> None:
 
 
 def report(checkpoint: Path, output_dir: Path) -> Path:
-    """Figures on the terminal and in JSON, a picture, a video per plane; returns the picture's path."""
+    """Writes figures, a picture and a video per plane; returns the picture's path."""
     recon = output_dir / "reconstruction" / output_name(BUNDLE_ROOT / VALIDATION, BUNDLE_ROOT / DATA)
     hu_min, hu_max = -1000.0, 1000.0
     display = Display(EMBOLISM, DIFFERENCE_HU, hu_min, hu_max)

@@ -39,7 +39,7 @@ COLUMNS = ("name", "voxels", "spacing mm", "axes", "HU", "below -1024", "contras
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line of this module; returns the exit code.
+    """Runs the command line of this module; returns the exit code.
 
     Raises:
         DatasetError: a folder that is missing or empty.
@@ -88,7 +88,7 @@ def summarise_all(
 
 
 def table(summaries: Iterable[VolumeSummary], root: Path) -> str:
-    """The summaries as aligned text, names relative to `root`; below them notes of a line each."""
+    """Returns the summaries as aligned text, names relative to `root`; below them notes of a line each."""
     summaries = list(summaries)
     rows = [COLUMNS, *(_row(summary, root) for summary in summaries)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
@@ -141,7 +141,7 @@ def _verdict(summary: VolumeSummary) -> str:
 
 
 def _note(summary: VolumeSummary) -> str:
-    """Why it cannot be used, or what is odd about it."""
+    """Says why it cannot be used, or what is odd about it."""
     if not summary.is_usable:
         return f"{summary.message.removeprefix(f'{summary.path}: ')} [{summary.code}]"
     return "; ".join(filter(None, [summary.doubt, summary.notes, tilt_note(summary.tilt_degrees)]))

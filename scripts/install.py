@@ -75,7 +75,7 @@ def _halved(model: Mapping[str, Tensor], generator: VQGAN) -> dict[str, Tensor]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line of this module; returns the exit code."""
+    """Runs the command line of this module; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.install", description=(__doc__ or "").split("\n")[0]
     )

@@ -79,7 +79,7 @@ def pass_once() -> Callable[[logging.LogRecord], bool]:
 
 
 def preflight(arguments: Sequence[str]) -> Iterator[Check]:
-    """All checks of a command line; later ones go on without the parts that earlier ones found broken."""
+    """Yields all checks of a command line; later ones leave out parts that earlier ones found broken."""
     try:
         command = Command(arguments)
         check_overrides(command)
@@ -105,7 +105,7 @@ def preflight(arguments: Sequence[str]) -> Iterator[Check]:
 
 
 def checks_of(parser: ConfigParser) -> Iterator[Check]:
-    """One part of the config after the other; a broken one is replaced, so that the others can be seen."""
+    """Checks one part of the config after the other; a broken one is replaced, so that all are seen."""
     yield from check_settings(parser)
     data = attempt("data", lambda: parser.get_parsed_content("cases"), "found")
     if data.level == "error":
@@ -120,7 +120,7 @@ def checks_of(parser: ConfigParser) -> Iterator[Check]:
 
 
 def check_settings(parser: ConfigParser) -> Iterator[Check]:
-    """Every setting that cannot work; the bundle's default stands in for it from then on."""
+    """Yields every setting that cannot work; from then on the bundle's default stands in for it."""
     stand_ins = ConfigParser.load_config_file(str(BUNDLE_ROOT / "configs" / "train.yaml"))
     replaced: set[str] = set()
 
@@ -147,7 +147,7 @@ def check_settings(parser: ConfigParser) -> Iterator[Check]:
 
 
 def check_values(parser: ConfigParser) -> Check:
-    """Whether the volumes hold HU, as far as a few slices of each tell; masks are an error."""
+    """Tells whether the volumes hold HU, as far as a few slices of each tell; masks are an error."""
     judged: list[Judgement] = []
 
     def judge() -> None:
@@ -164,7 +164,7 @@ def check_values(parser: ConfigParser) -> Check:
 
 
 def check_perceptual(parser: ConfigParser) -> Check:
-    """Whether the LPIPS backbone is there or can be downloaded; nothing is downloaded here."""
+    """Tells whether the LPIPS backbone is there or can be downloaded; nothing is downloaded here."""
     names = ("perceptual_weight", "perceptual_weights_path", "perceptual_network")
     weight, path, network = (parser.get_parsed_content(name) for name in names)
     if weight == 0 and path is None:
@@ -181,7 +181,7 @@ def check_perceptual(parser: ConfigParser) -> Check:
 
 
 def check_folder(parser: ConfigParser) -> Check:
-    """Whether the output folder holds another run."""
+    """Tells whether the output folder holds another run."""
     folder = Path(parser.get_parsed_content("output_dir"))
     if continues_run(folder, parser["resume_from_checkpoint"]):
         return Check("folder", "ok", f"{folder} goes on with what it holds")
@@ -192,7 +192,7 @@ def check_folder(parser: ConfigParser) -> Check:
 
 
 def check_start_from(parser: ConfigParser) -> Check:
-    """Whether the checkpoint to start from is sound and fits."""
+    """Tells whether the checkpoint to start from is sound and fits."""
     found: list[StartFrom] = []
     outcome = attempt("start", lambda: found.append(parsed_entry(parser, "train::handlers", START_FROM)), "")
     if not found:
@@ -201,7 +201,7 @@ def check_start_from(parser: ConfigParser) -> Check:
 
 
 def check_built(parser: ConfigParser, done: set[str]) -> Iterator[Check]:
-    """The checks that every training run makes at its start, but those already done."""
+    """Yields the checks that every training run makes at its start, except those already done."""
     built: list[Check] = []
 
     def build() -> None:
@@ -231,12 +231,12 @@ def parsed_entry(parser: ConfigParser, section: str, target: str, as_target: str
 
 
 def entry_target(entry: Any) -> str | None:
-    """The dotted path that an entry of a list calls."""
+    """Returns the dotted path that an entry of a list calls."""
     return entry.get("_target_") if isinstance(entry, dict) else None
 
 
 def attempt(name: str, call: Callable[[], Any], told: str) -> Check:
-    """Whether a call goes through; its error is the answer otherwise."""
+    """Tells whether a call goes through; its error is the answer otherwise."""
     try:
         call()
     except Exception as error:  # whatever a config's component raises is what the user has to know

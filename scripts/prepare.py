@@ -76,7 +76,7 @@ class Line(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line of this module; returns the exit code."""
+    """Runs the command line of this module; returns the exit code."""
     parser = _parser()
     given = parser.parse_args(arguments)
     if given.num_workers < 0 or given.patch_size < 1:
@@ -156,7 +156,7 @@ def prepare(dataset_dir: Path, output: Path, num_workers: int = 4, patch_size: i
 
 
 def _find(dataset_dir: Path) -> tuple[list[Case], dict[str, str], list[Line]]:
-    """What is to be prepared, on which list it stands by its path, and lines for what is no CT by nature."""
+    """Finds what to prepare, the list of each by its path, and report lines for what cannot be CT."""
     cases: dict[str, Case] = {}
     listed, lines = {}, []
     for found in find_volumes(existing_source(dataset_dir)):
@@ -209,7 +209,7 @@ def _stored(store: PatchStore, case: Case) -> StoredVolume:
 
 
 def _numbered(store: PatchStore, lines: Iterable[Line]) -> list[Line]:
-    """Lines whose files have been given numbers."""
+    """Gives numbers to the files of lines."""
     lines = list(lines)
     renamed = store.number_files(store.cache_dir / line.file for line in lines if line.file)
     return [

@@ -41,7 +41,7 @@ COMPARE_FOLDER = "compare"
 
 
 def main(arguments: Sequence[str] | None = None) -> list[CaseFigures]:
-    """Command line of this module; returns the figures of every case.
+    """Runs the command line of this module; returns the figures of every case.
 
     Raises:
         CheckpointError: a checkpoint that is missing or unusable, or two with different HU windows.
@@ -103,7 +103,7 @@ def run_inference(dataset_dir: Path, ckpt_path: Path, output_dir: Path, override
 
 
 def output_name(image: Path, root: Path) -> Path:
-    """Where inference writes the reconstruction of `image`, relative to its output folder."""
+    """Returns where inference writes the reconstruction of `image`, relative to its output folder."""
     name = names.output_name(image, root)
     return name.with_name(f"{name.name}_recon.nii.gz")
 
@@ -120,7 +120,7 @@ def checkpoint_labels(checkpoints: Sequence[Path]) -> list[str]:
 
 
 def _network_settings(path: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """The checkpoint's own; refused if the person says something else, or if there is no such file."""
+    """Reads the checkpoint's own; refuses other ones, and a file that does not exist."""
     read_settings(path)
     return settings_of(path, *(getattr(given, name) for name in NETWORK_SETTINGS))
 

@@ -70,12 +70,12 @@ class SaveCodesd(MapTransform):
         return dict(data)
 
     def path_of(self, source: PathLike) -> Path:
-        """Where the codes of a volume go."""
+        """Returns where the codes of a volume go."""
         name = output_name(source, self.data_root_dir)
         return self.output_dir / name.with_name(name.name + SUFFIX)
 
     def is_done(self, source: PathLike) -> bool:
-        """Whether they are there, as this run would make them."""
+        """Tells whether they are there, as this run would make them."""
         path = self.path_of(source)
         try:
             is_same = read_record(path).provenance == self.provenance()
@@ -84,7 +84,7 @@ class SaveCodesd(MapTransform):
             return False
 
     def fault(self, source: PathLike) -> str | None:
-        """Why no codes of a volume can be saved: there is nothing to be said before it is encoded."""
+        """Says nothing: whether codes can be saved is known only after encoding."""
         return None
 
 

@@ -125,7 +125,7 @@ class SaveImageCTPAd(SaveImaged):
             raise VolumeError("\n  ".join(["`output_format` dicom does not go here:", *faults]))
 
     def path_of(self, source: PathLike) -> Path:
-        """Where the result of a volume goes."""
+        """Returns where the result of a volume goes."""
         # not MONAI's FolderLayout, which cuts a folder called 1.2.840.113619 at its last dot
         name = output_name(source, self.data_root_dir)
         ending = f"_{self.output_postfix}" if self.output_postfix else ""
@@ -133,11 +133,11 @@ class SaveImageCTPAd(SaveImaged):
         return self.output_dir / name.with_name(f"{name.name}{ending}{ext}")
 
     def is_done(self, source: PathLike) -> bool:
-        """Whether the result of a volume is there, as this run would make it."""
+        """Tells whether the result of a volume is there, as this run would make it."""
         return self.provenance is not None and read_provenance(self.path_of(source)) == self.provenance()
 
     def fault(self, source: PathLike) -> str | None:
-        """Why no result of a volume can be saved; None if it can."""
+        """Says why no result of a volume can be saved; None if it can."""
         if self.output_format == "nifti":
             return None
         try:

@@ -160,7 +160,7 @@ def random_state(device: torch.device = CPU) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device = CPU) -> None:
-    """The inverse of `random_state`; a state that holds those of all GPUs has this one's at its number."""
+    """Restores what `random_state` returned; of a state with several GPUs it takes this GPU's number."""
     python, numpy = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["numbers"]), python["gauss"]))
     keys = numpy["keys"].numpy().astype(np.uint32)

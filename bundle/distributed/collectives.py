@@ -18,7 +18,7 @@ class FirstRankError(RuntimeError):
 
 
 def is_distributed() -> bool:
-    """Whether more than one process trains together."""
+    """Tells whether more than one process trains together."""
     return is_joined() and dist.get_world_size() > 1
 
 
@@ -43,7 +43,7 @@ def average(tensors: Sequence[Tensor]) -> None:
 
 
 def any_rank(holds: bool) -> bool:
-    """Whether this holds on any rank; the answer is the same on all."""
+    """Tells whether this holds on any rank; the answer is the same on all."""
     if not is_distributed():
         return holds
     count = torch.tensor(int(holds))
@@ -52,7 +52,7 @@ def any_rank(holds: bool) -> bool:
 
 
 def gather(value: Value) -> list[Value]:
-    """The values of all ranks, by rank; they can be pickled."""
+    """Returns the values of all ranks, by rank; they can be pickled."""
     if not is_distributed():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -85,7 +85,7 @@ def on_first_rank(call: Callable[[], Value]) -> Value | None:
 
 
 def counts_per_rank(rows: Tensor) -> list[int]:
-    """How many rows each rank holds, by rank."""
+    """Returns how many rows each rank holds, by rank."""
     if not is_distributed():
         return [rows.shape[0]]
     counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=rows.device)
@@ -95,7 +95,7 @@ def counts_per_rank(rows: Tensor) -> list[int]:
 
 
 def global_rows(rows: Tensor, picks: Tensor) -> Tensor:
-    """Rows `picks` of all ranks' `rows` (n, E), as if concatenated by rank; the same on every rank."""
+    """Returns rows `picks` of all ranks' `rows` (n, E), as if concatenated by rank; equal on every rank."""
     picks = picks.to(rows.device)
     if not is_distributed():
         return rows[picks]

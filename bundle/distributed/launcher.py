@@ -27,7 +27,7 @@ class Launched(NamedTuple):
 
 
 def launched() -> Launched:
-    """What the launcher says; one process without a launcher, and one for each task of `srun`."""
+    """Returns what the launcher says; one process without a launcher, and one for each task of `srun`."""
     if "WORLD_SIZE" in os.environ:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     elif _number("SLURM_STEP_NUM_TASKS", 1) > 1:  # only inside of srun
@@ -39,7 +39,7 @@ def launched() -> Launched:
 
 
 def local_device() -> torch.device:
-    """The GPU of this process: the one of its number on its machine, or the only one it sees; else the CPU.
+    """Returns this process's GPU: the one of its number on the machine, or the only one; else the CPU.
 
     Raises:
         SettingsError: if there are fewer GPUs than processes.

@@ -16,22 +16,22 @@ _patient: list[Any] = []  # the same processes, with a longer time limit
 
 
 def is_joined() -> bool:
-    """Whether this process has met the others."""
+    """Tells whether this process has met the others."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
-    """The number of this process among those started with it, from 0."""
+    """Returns the number of this process among those started with it, from 0."""
     return dist.get_rank() if is_joined() else launched().rank
 
 
 def world_size() -> int:
-    """How many processes work on this run together; 1 before they have met."""
+    """Returns how many processes work on this run together; 1 before they have met."""
     return dist.get_world_size() if is_joined() else 1
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and speaks for all: rank 0."""
+    """Tells whether this is the process that writes and speaks for all: rank 0."""
     return rank() == 0
 
 

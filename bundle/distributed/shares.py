@@ -8,7 +8,7 @@ from bundle.run.rules import SettingsError
 
 
 def batch_share(batch_size: int, ranks: int | None = None) -> int:
-    """Samples of a batch that each process takes.
+    """Returns how many samples of a batch each process takes.
 
     Args:
         batch_size: of all processes together.
@@ -27,11 +27,11 @@ def batch_share(batch_size: int, ranks: int | None = None) -> int:
 
 
 def whole_shape(shape: torch.Size) -> torch.Size:
-    """The shape (B, ...) of the batch of all processes, of which each holds the same number of rows."""
+    """Returns the shape (B, ...) of the batch of all processes, each of which holds equally many rows."""
     return torch.Size([shape[0] * world_size(), *shape[1:]])
 
 
 def own_rows(rows: Tensor) -> Tensor:
-    """This process's rows of a tensor (B, ...) that all processes have."""
+    """Returns this process's rows of a tensor (B, ...) that all processes have."""
     share = batch_share(len(rows))
     return rows[rank() * share : (rank() + 1) * share] if world_size() > 1 else rows

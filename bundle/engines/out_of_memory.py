@@ -116,7 +116,7 @@ class MemoryFallback:
             raise TrainingMemoryError(self._advice(error, " (outside what can be repeated)")) from error
 
     def _try(self, attempt: Callable[[], Any]) -> tuple[bool, Any]:
-        """Whether the attempt fits on this rank, and what it gave."""
+        """Returns whether the attempt fits on this rank, and its result."""
         try:
             return True, attempt()
         except Exception as error:

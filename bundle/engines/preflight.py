@@ -136,7 +136,7 @@ def check_data(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Check:
 
 
 def check_writable(output_dir: str | Path) -> Check:
-    """Whether the folder, or the nearest one above it that exists, can be written."""
+    """Tells whether the folder, or the nearest one above it that exists, can be written."""
     folder = _existing(Path(output_dir))
     if not folder.is_dir():
         return Check("output", "error", f"{folder}: is a file; give another --output_dir")
@@ -146,7 +146,7 @@ def check_writable(output_dir: str | Path) -> Check:
 
 
 def check_disk(folder: str | Path, needed: int, what: str) -> Check:
-    """Whether the disk has room for `needed` more bytes."""
+    """Tells whether the disk has room for `needed` more bytes."""
     free = free_room(Path(folder))
     told = f"{folder}: about {needed / MIB:,.0f} MiB needed, {free / MIB:,.0f} MiB free"
     if free < needed:
@@ -156,7 +156,7 @@ def check_disk(folder: str | Path, needed: int, what: str) -> Check:
 
 
 def check_device(device: torch.device, amp: bool) -> Check:
-    """Whether the device computes in bf16 where it shall; that it is there, the rule of `device` has told."""
+    """Tells whether the device computes in bf16 where it should; the rule of `device` says if it exists."""
     if device.type != "cuda":
         advice = "; a GPU is about a hundred times as fast" if torch.cuda.is_available() else ""
         return Check("device", "ok", f"{device}, float32{advice}")
@@ -166,7 +166,7 @@ def check_device(device: torch.device, amp: bool) -> Check:
 
 
 def check_ranks() -> Check:
-    """Whether processes that were started together train together; else they overwrite each other."""
+    """Tells whether processes that were started together train together; else they overwrite each other."""
     try:
         refuse_misuse(is_joined())
     except LaunchError as error:
@@ -176,7 +176,7 @@ def check_ranks() -> Check:
 
 
 def check_memory(trainer: AdversarialTrainer, patch_size: Sequence[int], batch_size: int) -> Check:
-    """Whether training fits on a GPU, by an iteration behind the gate; nothing of it stays.
+    """Tells whether training fits on a GPU, by running an iteration behind the gate; nothing of it stays.
 
     A CPU does not tell what an iteration takes, so none is run there.
 
@@ -204,7 +204,7 @@ def check_memory(trainer: AdversarialTrainer, patch_size: Sequence[int], batch_s
 
 
 def judge_memory(needed: int | None, free: int, oom_policy: str) -> Check:
-    """Whether an iteration fits.
+    """Tells whether an iteration fits.
 
     Args:
         needed: bytes that it took, with Adam's moments; None if it ran out of memory.
@@ -219,13 +219,13 @@ def judge_memory(needed: int | None, free: int, oom_policy: str) -> Check:
 
 
 def checkpoint_bytes(network: nn.Module, objective: GeneratorObjective) -> int:
-    """Size of one checkpoint: weights and Adam's two moments of both sides."""
+    """Returns the size of one checkpoint: weights and Adam's two moments of both sides."""
     tensors = [*network.state_dict().values(), *objective.discriminators.state_dict().values()]
     return 3 * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def store_bytes(cases: Mapping[str, Sequence[Mapping[str, Any]]], cache_dir: str | Path) -> int:
-    """Roughly what a new patch store will take, from the sizes of the files; 0 if there is one already."""
+    """Estimates the size of a new patch store from the sizes of the files; 0 if there is a store."""
     if Path(cache_dir).is_dir() and any(Path(cache_dir).iterdir()):
         return 0
     paths = {Path(case["image"]) for part in cases.values() for case in part}

@@ -74,13 +74,13 @@ def _join_processes(parser: ConfigParser, command: Command | None, has_shard: bo
 
 
 def _overlay_that_joins(config_files: Iterable[str]) -> str | None:
-    """The bundle's own config that lets several processes share the work of these, if there is one."""
+    """Names the bundle's config that lets several processes share the work of these, if there is one."""
     names = [f"configs/multi_gpu_{Path(file).stem}.yaml" for file in config_files]
     return next((name for name in names if (BUNDLE_ROOT / name).is_file()), None)
 
 
 def settings_of(parser: ConfigParser, names: Iterable[str] = RULES) -> dict[str, Any]:
-    """Name and value of settings that a config has, expressions evaluated.
+    """Returns name and value of a config's settings, expressions evaluated.
 
     Raises:
         SettingsError: naming the setting, its value, the rule and what to do.
@@ -106,7 +106,7 @@ def _evaluated(parser: ConfigParser, name: str) -> Any:
 
 
 def _calling_parser(frame: FrameType | None) -> ConfigParser | None:
-    """The parser that evaluates the running step: MONAI gives its steps no other way to the config."""
+    """Finds the parser that evaluates the running step; MONAI offers no other way to the config."""
     while frame is not None:
         caller = frame.f_locals.get("self")
         if isinstance(caller, ConfigParser):

@@ -122,7 +122,7 @@ class AdversarialTrainer(Trainer):
 
     @property
     def total_iterations(self) -> int:
-        """The iterations of the whole run."""
+        """Returns the iterations of the whole run."""
         state = self.state
         return total_iterations(int(state.max_epochs or 1), int(state.epoch_length or 1), self.max_iterations)
 
@@ -179,7 +179,7 @@ class AdversarialTrainer(Trainer):
         self.network.quantizer.discard()
 
     def _repeatable(self, attempt: Callable[..., Any], image: Tensor, *others: Tensor) -> Any:
-        """What `attempt` gives for a batch, called until it fits into memory; ranks must not meet in it."""
+        """Calls `attempt` for a batch until it fits into memory; ranks must not meet in it."""
         return self.memory_fallback.run(
             lambda: attempt(image, *others),
             self.state.iteration,
@@ -231,7 +231,7 @@ class AdversarialTrainer(Trainer):
 
     @property
     def micro_batch(self) -> MicroBatch:
-        """The share of the batch that an update event works on; there is none outside of the two events."""
+        """Returns the share of the batch that an update event works on; it exists only in the two events."""
         assert self.current.micro_batch is not None
         return self.current.micro_batch
 

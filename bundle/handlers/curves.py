@@ -35,7 +35,7 @@ class TensorBoardLog:
 
     @property
     def writer(self) -> SummaryWriter:
-        """Torch's writer."""
+        """Returns torch's writer."""
         if self._writer is None:
             self._writer = SummaryWriter(str(self.folder), purge_step=self.resumed_at + 1)
         return self._writer
@@ -194,12 +194,12 @@ class ScalarLog:
         logger.info("epoch %d iteration %d  %s", epoch, iteration, listed)
 
     def _beside_bar(self, output: Any) -> dict[str, float]:
-        """What is known so far of the two figures that tell most."""
+        """Returns the two most telling figures, as far as they are known."""
         known = {"recon_loss": "train/recon_loss", "val_psnr": "val/psnr"}
         return {name: self.figures[curve] for name, curve in known.items() if curve in self.figures}
 
     def _tell_first(self, engine: AdversarialTrainer) -> None:
-        """Without a bar, the first sign of life would be the first log point."""
+        """Logs the first iteration: without a bar it is the first sign of life."""
         if not self._has_told_first and engine.state.iteration % self.interval != 0:
             iteration, length = engine.state.iteration, engine.state.epoch_length
             logger.info(

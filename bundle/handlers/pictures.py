@@ -86,6 +86,6 @@ class Pictures:
         self.tensorboard.writer.add_image(tag, picture, iteration, dataformats="HWC")
 
     def _to_hu(self, network_range: torch.Tensor) -> torch.Tensor:
-        """(1, X, Y, Z) in [-1, 1] to (X, Y, Z) in HU, as 16 bit integers."""
+        """Turns (1, X, Y, Z) in [-1, 1] into (X, Y, Z) in HU, as 16 bit integers."""
         image = network_range.detach().as_subclass(torch.Tensor)[0]
         return to_whole_hu(image, self.hu_min, self.hu_max)

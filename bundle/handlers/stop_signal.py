@@ -48,7 +48,7 @@ class StopOnSignal:
         self._is_validating = True
 
     def _leave_validation(self, validator: Engine) -> None:
-        """After the last volume a signal waits: ranks then exchange figures, which none may miss."""
+        """Lets a signal wait after the last volume, when all ranks exchange figures."""
         self._is_validating = self._is_validating and validator.state.iteration < _length(validator)
 
     def _end_run(self, engine: AdversarialTrainer, signals: StopSignals) -> None:

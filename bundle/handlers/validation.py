@@ -94,7 +94,7 @@ class ReconstructionQuality(Metric):
 
 
 def _of_all_ranks(volumes: list[dict[str, float]], count: int) -> list[dict[str, float]]:
-    """The figures of all volumes in the order of one process; every rank calls it once per validation.
+    """Gathers the figures of all volumes in the order of one process; every rank calls it once.
 
     Args:
         volumes: those of this rank, of which there is one too many if it had none of its own.

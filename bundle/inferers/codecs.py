@@ -137,7 +137,7 @@ def _imagecodecs() -> Any:
 
 
 def _code_hevc(frames: np.ndarray, bits_per_voxel: float) -> tuple[np.ndarray, int]:
-    """Two passes of x265, 12 bits, one frame per axial slice."""
+    """Codes by two passes of x265, 12 bits, one frame per axial slice."""
     n_frames, height, width = frames.shape
     # x265 wants even sides, and crashes on frames smaller than one of its blocks
     missing = [(0, max(side + side % 2, SMALLEST_FRAME) - side) for side in (height, width)]

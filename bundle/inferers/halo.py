@@ -103,7 +103,7 @@ class HaloInferer(Inferer):
         self.progress = progress
 
     def check(self, network: Any) -> None:
-        """Whether tiles and halo fit the stride of `network`, before a volume is read.
+        """Tells whether tiles and halo fit the stride of `network`, before a volume is read.
 
         Raises:
             TilingError: naming the argument, its value and the rule.
@@ -111,7 +111,7 @@ class HaloInferer(Inferer):
         self._rules(network)
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Volume (B, 1, X, Y, Z) in [-1, 1] to its reconstruction of the same shape, on the volume's device.
+        """Reconstructs a volume (B, 1, X, Y, Z) in [-1, 1], on the volume's device.
 
         Sizes need not be multiples of the stride: far faces are padded with their edge values and cropped.
         """
@@ -128,13 +128,13 @@ class HaloInferer(Inferer):
 
     @torch.no_grad()
     def encode(self, image: Tensor, network: Any) -> Tensor:
-        """Volume (B, 1, X, Y, Z) to indices (B, x, y, z), int64; x = X / stride, rounded up."""
+        """Encodes a volume (B, 1, X, Y, Z) to indices (B, x, y, z), int64; x = X / stride, rounded up."""
         run_tile = lambda tile: network.encode(tile).unsqueeze(1)  # noqa: E731
         return self._encode(image, network, run_tile, 1, torch.int64).squeeze(1)
 
     @torch.no_grad()
     def encode_latent(self, image: Tensor, network: Any) -> Tensor:
-        """Volume (B, 1, X, Y, Z) to the latent (B, E, x, y, z), float32, before quantization."""
+        """Encodes a volume (B, 1, X, Y, Z) to the latent (B, E, x, y, z), float32, before quantization."""
         width = network.quantizer.embedding_dim
         return self._encode(image, network, network.encode_latent, width, torch.float32)
 
@@ -150,7 +150,7 @@ class HaloInferer(Inferer):
 
     @torch.no_grad()
     def decode(self, indices: Tensor, network: Any) -> Tensor:
-        """Indices (B, x, y, z) to a volume (B, 1, X, Y, Z) float32 with X = stride x."""
+        """Decodes indices (B, x, y, z) to a volume (B, 1, X, Y, Z) float32 with X = stride x."""
         stride, halo = self._rules(network)
         voxels = [size * stride for size in indices.shape[1:]]
         image = torch.empty((indices.shape[0], 1, *voxels), dtype=torch.float32, device=indices.device)
@@ -159,7 +159,7 @@ class HaloInferer(Inferer):
         return image
 
     def _rules(self, network: Any) -> tuple[int, int]:
-        """Stride and halo in voxels, checked."""
+        """Returns stride and halo in voxels, checked."""
         stride = getattr(network, "stride", STRIDE)
         halo = getattr(network, "halo", None) if self.halo is None else self.halo
         if halo is None:

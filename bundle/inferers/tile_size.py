@@ -23,7 +23,7 @@ NO_MEMORY = (
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that may be taken on `device` now."""
+    """Returns the memory that may be taken on `device` now."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
@@ -35,13 +35,13 @@ def free_bytes(device: torch.device) -> int:
 
 
 def budget_bytes(device: torch.device) -> int:
-    """Memory that the activations of one tile may take."""
+    """Returns the memory that the activations of one tile may take."""
     largest = GPU_BUDGET_BYTES if device.type == "cuda" else CPU_BUDGET_BYTES
     return min(int(free_bytes(device) * FREE_SHARE), largest)
 
 
 def choose_tile_size(shape: Sequence[int], halo: int, stride: int, max_voxels: int) -> tuple[int, ...]:
-    """The core that covers `shape` with the fewest voxels run, halos included.
+    """Returns the core that covers `shape` with the fewest voxels run, halos included.
 
     Args:
         shape: of the volume in voxels.
@@ -85,7 +85,7 @@ def halved(tile_size: Sequence[int], shape: Sequence[int], stride: int) -> tuple
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch or a library below it ran out of memory, on a GPU or on the CPU."""
+    """Tells whether torch or a library below it ran out of memory, on a GPU or on the CPU."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(told.lower() in str(error).lower() for told in NO_MEMORY)

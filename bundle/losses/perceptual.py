@@ -70,14 +70,14 @@ class SlicePerceptualLoss(nn.Module):
         return super().train(False)
 
     def forward(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Distances of slices (N, 1, H, W) in [-1, 1]: (N,) float32; gradients reach `fake` only."""
+        """Returns distances of slices (N, 1, H, W) in [-1, 1]: (N,) float32; gradients reach `fake` only."""
         with torch.autocast(fake.device.type, enabled=False):
             # LPIPS expects three channels; its scaling layer broadcasts one to three
             return self.lpips(real.detach().float(), fake.float()).flatten()
 
 
 def backbone_weights(network: str, weights_path: str | Path | None = None) -> Mapping[str, Tensor]:
-    """Torchvision's tensors of the backbone: from `weights_path`, else torch's hub cache, else one download.
+    """Loads the backbone's tensors: from `weights_path`, else torch's hub cache, else by one download.
 
     A download is compared with the hash in its name, and is given up where no byte comes for a while.
 
@@ -116,7 +116,7 @@ def reach_backbone(network: str) -> None:
 
 @contextmanager
 def _socket_timeout(seconds: float) -> Iterator[None]:
-    """A time limit for sockets: torch's hub takes none."""
+    """Sets a time limit for sockets, since torch's hub takes none."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -126,7 +126,7 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
 
 
 def cached_backbone(network: str, weights_path: str | Path | None = None) -> Path | None:
-    """The backbone's file, `weights_path` or else that in torch's hub cache; None if it is not there.
+    """Returns the backbone's file, `weights_path` or else that in torch's hub cache; None if it is not there.
 
     Raises:
         BackboneError: if `weights_path` is given and there is no such file.
@@ -164,7 +164,7 @@ def _foreign(path: str | Path | None, network: str, error: Exception) -> Backbon
 def _fill_backbone(
     backbone: nn.Module, tensors: Mapping[str, Tensor], network: str, path: str | Path | None
 ) -> None:
-    """Torchvision's `features.N.*` into lpips' `sliceS.N.*`; the classifier's tensors stay out."""
+    """Copies torchvision's `features.N.*` into lpips' `sliceS.N.*`; the classifier is left out."""
     try:
         state = {key: tensors[f"features.{key.split('.', 1)[1]}"].float() for key in backbone.state_dict()}
         backbone.load_state_dict(state)
@@ -175,7 +175,7 @@ def _fill_backbone(
 def build_perceptual(
     network: str, weights_path: str | Path | None, perceptual_weight: float, device: torch.device | str
 ) -> SlicePerceptualLoss | None:
-    """LPIPS where training needs it (weight above 0) or a file for `val/lpips` was given; else None."""
+    """Builds LPIPS if training needs it (weight above 0) or a file for `val/lpips` was given; else None."""
     if perceptual_weight == 0 and weights_path is None:
         return None
     return SlicePerceptualLoss(network, weights_path).to(device)

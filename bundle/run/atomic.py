@@ -163,7 +163,7 @@ def open_without_links(path: Path, flags: int) -> int:
 
 
 def free_bytes(folder: Path) -> int:
-    """Room on the disk of a folder, which need not exist yet.
+    """Returns the free bytes on the disk of a folder, which need not exist yet.
 
     Raises:
         OSError: if the disk cannot be asked.

@@ -79,15 +79,15 @@ class Command:
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """Id and value of every override, without the arguments of `run` and of the workflow."""
+        """Returns id and value of every override, without the arguments of `run` and of the workflow."""
         return {name: value for name, value in self.settings.items() if name not in _run_arguments()}
 
     def merged_config(self) -> ConfigParser:
-        """The listed files merged as MONAI merges them; overrides are not applied."""
+        """Merges the listed files as MONAI does; overrides are not applied."""
         return merge_configs(self.config_files)
 
     def applied_config(self) -> ConfigParser:
-        """The listed files merged, with the overrides that a config of this name takes."""
+        """Merges the listed files and applies the overrides."""
         parser = self.merged_config()
         for name, value in self.overrides.items():
             parser.set(path_for_monai(value) if name in PATHS and isinstance(value, str) else value, name)
@@ -131,7 +131,7 @@ def read_config_file(file: str) -> dict[str, Any]:
 
 
 def _path_as_typed(text: str) -> Any:
-    """A path as text, without quotes around it; None, and true of an option without a value, as they are."""
+    """Returns a path as text without quotes; None, and true of an option without a value, stay."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -140,7 +140,7 @@ def _path_as_typed(text: str) -> Any:
 
 
 def path_for_monai(path: str) -> str:
-    """A config value that MONAI reads as this path; in plain text it takes `#` for a separator of ids."""
+    """Returns a value that MONAI reads as this path; in plain text MONAI takes `#` for a separator."""
     if path.startswith(("$", "@", "%")) or "#" not in path:
         return path
     return "$" + repr(path).replace("#", r"\x23").replace("@", r"\x40")
@@ -153,7 +153,7 @@ def _run_arguments() -> set[str]:
 
 
 def current_command() -> Command | None:
-    """The command line of this process, or None if neither `monai.bundle run` nor `scripts.run` is at work.
+    """Returns this process's command line; None outside of `monai.bundle run` and `scripts.run`.
 
     MONAI Label and `ConfigWorkflow` in a test start a workflow without a command line.
     """
@@ -231,7 +231,7 @@ def check_overrides(command: Command) -> None:
 
 
 def _problem_of(name: str, value: Any, parser: ConfigParser, known: Sequence[str]) -> str | None:
-    """What is wrong with the name of an override; None if MONAI obeys it."""
+    """Says what is wrong with the name of an override; None if MONAI obeys it."""
     source = _top_level_source(name, parser)
     if source is not None:
         return f"`{name}` (is set by `{source}`; write --{source} {shlex.quote(str(value))})"
@@ -239,7 +239,7 @@ def _problem_of(name: str, value: Any, parser: ConfigParser, known: Sequence[str
 
 
 def _top_level_source(name: str, parser: ConfigParser) -> str | None:
-    """The setting that a nested id takes its value from."""
+    """Returns the setting that a nested id takes its value from."""
     parent, _ = ReferenceResolver.split_id(name, last=True)
     value = parser.get(name) if parent else None
     is_setting = isinstance(value, str) and value[:1] == "@" and value[1:] in RULES

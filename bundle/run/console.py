@@ -21,7 +21,7 @@ _MISLEADING = "Engine run resuming from iteration 0,"
 
 
 def has_terminal() -> bool:
-    """Whether a progress bar can be drawn; a file or a pipe would get a line for every step of it."""
+    """Tells whether a progress bar can be drawn; a file or a pipe would get a line for every step of it."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
@@ -37,14 +37,14 @@ def tell(text: object, file: TextIO | None = None, flush: bool = False) -> None:
 
 
 def as_message(text: str) -> str:
-    """A message for terminal and log: printable; later lines are indented, so none looks like a new one."""
+    """Makes a message printable, and indents its later lines so that none looks like a new message."""
     first, *later = text.split("\n")
     indented = [line if not line or line[0] == " " else f"  {line}" for line in map(printable, later)]
     return "\n".join([printable(first), *indented])
 
 
 def csv_cells(row: Iterable[Any]) -> list[Any]:
-    """The cells of a row; text is printable and no formula of a spreadsheet, numbers stay as they are."""
+    """Makes the cells of a row: text is printable and not a formula, numbers stay as they are."""
     return [_csv_text(str(cell)) if isinstance(cell, str | PurePath) else cell for cell in row]
 
 

@@ -53,14 +53,14 @@ def own_message(error: BaseException) -> str | None:
 
 
 def is_rank_lost(error: BaseException) -> bool:
-    """Whether an error says that another rank has gone."""
+    """Tells whether an error says that another rank has gone."""
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and _RANK_LOST.search(str(error)) is not None
     )
 
 
 def _of_the_machine(error: BaseException) -> str | None:
-    """What anybody's code meets: no memory, no room on a disk."""
+    """Describes errors of the machine that any code can meet: no memory, no room on a disk."""
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
         reason = str(error).split("\n")[0].strip()
         return (
@@ -84,7 +84,7 @@ def short_message(error: BaseException) -> str:
 
 
 def chain_of(error: BaseException) -> list[BaseException]:
-    """An error and what it was raised from, the outermost first."""
+    """Returns an error and what it was raised from, the outermost first."""
     chain = [error]
     while (cause := chain[-1].__cause__) is not None and cause not in chain:
         chain.append(cause)

@@ -53,7 +53,7 @@ def _require_regular(mode: int, path: PathLike) -> None:
 
 
 def is_regular_or_missing(path: PathLike) -> bool:
-    """Whether a path in a folder is a regular file, a link to one, or a link to nowhere.
+    """Tells whether a path in a folder is a regular file, a link to one, or a link to nowhere.
 
     A link to nowhere may stand for a missing slice: whoever reads it says so.
     """
@@ -96,7 +96,7 @@ def walk_files(folder: Path, max_folders: int = MAX_FOLDERS) -> Iterator[tuple[P
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The files of one folder, as `walk_files` gives them."""
+    """Returns the files of one folder, as `walk_files` gives them."""
     return next((paths for _, paths in walk_files(folder)), [])
 
 

@@ -96,7 +96,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _locked_file(path: Path, wait: bool) -> int | None:
-    """An open, locked file; None if another process holds it."""
+    """Returns an open, locked file; None if another process holds it."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:

@@ -24,14 +24,14 @@ SHOWN_CHARACTERS = 60
 
 
 def printable(text: str) -> str:
-    """A name on one line of any terminal: control characters and what is no UTF-8 as backslash escapes."""
+    """Puts a name on one line: control characters and what is not UTF-8 become backslash escapes."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
     )
 
 
 def shown(value: object) -> str:
-    """A value for a message: on one line, at most 60 characters, without control characters."""
+    """Writes a value for a message: on one line, up to 60 characters, no control characters."""
     if type(value) in (list, tuple, dict):
         text = reprlib.repr(value)
     elif isinstance(value, str | int | float | torch.device | None):
@@ -57,7 +57,7 @@ def of_part(path: Path, part: str) -> Path:
 
 
 def output_name(image: PathLike, root: PathLike = "") -> Path:
-    """Where the result of a volume goes, without postfix and suffix, relative to the output folder.
+    """Returns where the result of a volume goes, without postfix and suffix, relative to the output folder.
 
     Args:
         image: the volume.
@@ -69,13 +69,13 @@ def output_name(image: PathLike, root: PathLike = "") -> Path:
 
 
 def patient_hash(patient_id: str) -> str:
-    """A name for a patient that does not tell the PatientID: 16 hexadecimal digits of a salted SHA-256."""
+    """Names a patient without telling the PatientID: 16 hexadecimal digits of a salted SHA-256."""
     salt = os.environ.get(SALT_VARIABLE) or DEFAULT_SALT
     return hashlib.sha256(f"{salt}/{patient_id}".encode(errors=ANY_NAME)).hexdigest()[:16]
 
 
 def patient_key(patient: str) -> str:
-    """The hash by which a patient is known wherever names must not travel: codes, stores, checkpoints.
+    """Returns the hash that stands for a patient where names must not travel: codes, stores, checkpoints.
 
     The patient of a DICOM series, and of a store, is such a hash already and stays as it is.
     """

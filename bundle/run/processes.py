@@ -116,7 +116,7 @@ def _as_it_is(result: Any) -> Any:
 
 @contextmanager
 def _ctrl_c_blocked() -> Iterator[None]:
-    """A terminal sends Ctrl-C to all processes of a command; those that are started here never see it."""
+    """Keeps Ctrl-C, which a terminal sends to all processes, from those that are started inside."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -229,7 +229,7 @@ def report_error(kind: type[BaseException], error: BaseException, trace: Traceba
 
 
 def _told_by_another_rank(error: BaseException) -> str | None:
-    """What a rank above 0 has noted before it ended, if that is why this one cannot go on."""
+    """Returns what a rank above 0 has noted before it ended, if that is why this one cannot go on."""
     if not any(is_rank_lost(link) for link in chain_of(error)):
         return None
     told = (_read_record(run.record).get("error") for run in _open_runs.values())
@@ -259,7 +259,7 @@ def run_script(main: Callable[[], object]) -> None:
 
 
 def _has_lost_its_reader(error: BaseException) -> bool:
-    """Whether the output went to a program that has ended, as `| head` does; the rest is then thrown away."""
+    """Tells whether output went to a program that has ended, like `| head`; then drops the rest."""
     if not isinstance(error, BrokenPipeError):
         return False
     try:
@@ -299,7 +299,7 @@ def _bundle_version() -> str:
 
 
 def _git_commit() -> str | None:
-    """The checked-out commit, with `-dirty` behind it if tracked files differ from it; None outside git."""
+    """Returns the commit, with `-dirty` if tracked files differ from it; None outside git."""
     if not (BUNDLE_ROOT / ".git").exists():
         return None
     command = ["git", "-C", str(BUNDLE_ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -325,7 +325,7 @@ def _masked(arguments: list[str]) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """`value` as JSON has it: numbers of other libraries as Python's, the non-finite and the rest as text."""
+    """Turns a value into what JSON holds; non-finite numbers and everything else become text."""
     if isinstance(value, Mapping):
         return {str(key): "***" if _SECRET.search(str(key)) else _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -338,7 +338,7 @@ def _plain(value: Any) -> Any:
 
 
 def _keeps_record(folder: Path) -> bool:
-    """Whether this process writes a record in the folder: rank 0 does, and whoever has a part of its own."""
+    """Tells whether this process writes a record in the folder: rank 0, or one with its own part."""
     return is_first() or folder.resolve() in _open_runs
 
 

@@ -1,4 +1,4 @@
-"""The rule of every setting that a person can give, written once; parts and the start of a run ask here.
+"""Holds the rule of every setting that a person can give; parts and the start of a run ask here.
 
 A new setting of a config needs one line in `RULES`; a test compares the table with the configs. At the end
 stands what a checkpoint or a file of codes may say of its generator, which is checked before it is built.
@@ -29,7 +29,7 @@ class SettingsError(ValueError):
 
 
 class Rule(NamedTuple):
-    """What a setting may be.
+    """Says what a setting may be.
 
     Attributes:
         told: the rule in words, behind "must be".
@@ -46,11 +46,11 @@ class Rule(NamedTuple):
     is_path: bool = False
 
     def or_null(self) -> Rule:
-        """The same rule for a setting that may be left out."""
+        """Returns the same rule for a setting that may be left out."""
         return self._replace(told=f"{self.told}, or null", null=True)
 
     def fault(self, name: str, value: Any) -> str | None:
-        """One line that names setting, rule, value and remedy; None where the value keeps the rule."""
+        """Names setting, rule, value and remedy in one line; None where the value keeps the rule."""
         if (value is None and self.null) or (value is not None and self.holds(value)):
             return None
         remedy = f"set e.g. --{name} {self.example}" + (f" or --{name} '$None'" if self.null else "")
@@ -58,45 +58,45 @@ class Rule(NamedTuple):
 
 
 def whole(least: int, most: int = LARGEST_COUNT, example: int | None = None) -> Rule:
-    """A whole number, both ends included."""
+    """Makes the rule for a whole number, both ends included."""
     told = f"a whole number from {least}" + (f" to {most}" if most != LARGEST_COUNT else "")
     holds = lambda value: _is_whole(value) and least <= value <= most  # noqa: E731
     return Rule(told, holds, least if example is None else example)
 
 
 def number(least: float, most: float = math.inf, example: float | None = None) -> Rule:
-    """A finite number, both ends included."""
+    """Makes the rule for a finite number, both ends included."""
     told = f"a number from {least}" + (f" to {most}" if most != math.inf else "")
     holds = lambda value: _is_number(value) and least <= value <= most  # noqa: E731
     return Rule(told, holds, least if example is None else example)
 
 
 def number_above(bound: float, most: float, example: float) -> Rule:
-    """A finite number above `bound`, up to and with `most`."""
+    """Makes the rule for a finite number above `bound`, up to and including `most`."""
     told = f"a number above {bound}" + (f" up to {most}" if most != math.inf else "")
     return Rule(told, lambda value: _is_number(value) and bound < value <= most, example)
 
 
 def word(*words: str) -> Rule:
-    """One of these words."""
+    """Makes the rule for one of these words."""
     return Rule(
         f"one of {', '.join(words)}", lambda value: isinstance(value, str) and value in words, words[0]
     )
 
 
 def switch() -> Rule:
-    """True or false."""
+    """Makes the rule for true or false."""
     return Rule("true or false", lambda value: isinstance(value, bool), "true")
 
 
 def path(example: str) -> Rule:
-    """A file or folder; whether it exists is told by who opens it."""
+    """Makes the rule for a file or folder; whoever opens it tells whether it exists."""
     holds = lambda value: isinstance(value, str) and value != "" and "\0" not in value  # noqa: E731
     return Rule("a path", holds, example, is_path=True)
 
 
 def sides(least: int, multiple: int) -> Rule:
-    """Three lengths in voxels."""
+    """Makes the rule for three lengths in voxels."""
 
     def holds(value: Any) -> bool:
         return (
@@ -269,7 +269,7 @@ SWITCHES = tuple(name for name, rule in RULES.items() if rule.told == switch().t
 
 
 def faults(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Name and message of each setting that breaks its rule; names without a rule are passed over."""
+    """Yields name and message of each setting that breaks its rule; names without a rule are skipped."""
     found = False
     for name, value in settings.items():
         told = RULES[name].fault(name, value) if name in RULES else None
@@ -301,7 +301,7 @@ def check(**settings: Any) -> None:
 def network_settings(
     preset: str, quantizer: str, num_embeddings: int, hu_min: float, hu_max: float
 ) -> dict[str, Any]:
-    """The settings of a generator as plain values, in the order of `NETWORK_SETTINGS`."""
+    """Returns the settings of a generator as plain values, in the order of `NETWORK_SETTINGS`."""
     return {
         "preset": str(preset),
         "quantizer": str(quantizer),

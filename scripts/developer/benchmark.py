@@ -26,7 +26,7 @@ BUNDLE_ROOT = Path(__file__).resolve().parents[2]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line of this module."""
+    """Runs the command line of this module."""
     sections: dict[str, Callable[[Path], Any]] = {
         "quantizer": measure_quantizer,
         "codebook": measure_codebook,
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def as_table(rows: list[dict[str, Any]]) -> str:
-    """Rows with the same keys as a Markdown table."""
+    """Writes rows with the same keys as a Markdown table."""
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
     for row in rows:
         cells = [

@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _kill(folder: Path, name: str, moment_s: float, in_a_write: bool) -> str:
-    """The iteration of `last.pt` behind the kill, and whether an unfinished file lies beside it."""
+    """Returns the iteration of `last.pt` behind the kill, and whether an unfinished file lies beside it."""
     if run(folder, name, moment_s, in_a_write):
         return "ended before"
     try:
@@ -133,7 +133,7 @@ def run(folder: Path, name: str, limit_s: float, in_a_write: bool = False) -> bo
 
 
 def _train(folder: Path, name: str) -> None:
-    """What `python -m monai.bundle run` does, in this process; what it prints goes to a file."""
+    """Does what `python -m monai.bundle run` does, in this process; its output goes to a file."""
     output = os.open(folder / f"{name}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -146,14 +146,14 @@ def _train(folder: Path, name: str) -> None:
 
 
 def same_run(whole: Path, other: Path) -> bool:
-    """Whether two output folders hold the same weights, optimizer moments and curves, bit by bit."""
+    """Tells whether two output folders hold the same weights, optimizer moments and curves, bit by bit."""
     contents = [read_checkpoint(folder / "checkpoints" / "last.pt") for folder in (whole, other)]
     tables = [(folder / "metrics.csv").read_bytes() for folder in (whole, other)]
     return tables[0] == tables[1] and all(same(*(content[part] for content in contents)) for part in COMPARED)
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equality of nested dictionaries and lists of tensors and plain values."""
+    """Compares nested dictionaries and lists of tensors and plain values."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):

@@ -33,7 +33,7 @@ PATIENTS = (1, 1000)
 
 
 def measure_data(output: Path) -> list[dict[str, Any]]:
-    """All figures on one volume of 512 x 512 x 604 voxels."""
+    """Measures one volume of 512 x 512 x 604 voxels."""
     volume = output / "phantom_604.nii.gz"
     if not volume.exists():
         write_phantom(volume, (512, 512, 604), np.diag([0.7, 0.7, 0.55, 1]), 0)
@@ -41,7 +41,7 @@ def measure_data(output: Path) -> list[dict[str, Any]]:
 
 
 def measure_with(volume: Path) -> list[dict[str, Any]]:
-    """All figures on one volume."""
+    """Measures one volume."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         dataset = _dataset(volume, Path(folder))
@@ -71,7 +71,7 @@ def _dataset(volume: Path, cache: Path, count: int = 1) -> PatchDataset:
 
 
 def _rate(dataset: PatchDataset) -> float:
-    """Patches per second that one reading process hands over; the first batches are left out."""
+    """Measures patches per second of one reading process; the first batches are left out."""
     loader = iter(DataLoader(dataset, batch_sampler=ResumableSampler(BATCH), num_workers=1))
     for _ in range(3):
         next(loader)
@@ -82,7 +82,7 @@ def _rate(dataset: PatchDataset) -> float:
 
 
 def _stock_rate(volume: Path) -> float:
-    """What MONAI's tutorials do: read the volume, cut four patches."""
+    """Measures what MONAI's tutorials do: read the volume, cut four patches."""
     load = Compose(
         [
             LoadImaged("image"),

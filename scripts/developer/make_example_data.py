@@ -100,7 +100,7 @@ def write_example_data(source: Path, output_dir: Path) -> list[Path]:
 
 
 def main() -> None:
-    """Command line: `python -m scripts.developer.make_example_data WHEEL_OR_NIFTI [--output_dir DIR]`."""
+    """Runs `python -m scripts.developer.make_example_data WHEEL_OR_NIFTI [--output_dir DIR]`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -15,7 +15,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def describe_machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """Describes what the figures depend on."""
     cuda = torch.cuda.is_available()
     return {
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU",
@@ -26,7 +26,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds and extra peak memory in MiB of one call."""
+    """Measures seconds and extra peak memory in MiB of one call."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -47,7 +47,7 @@ def timed(run: Callable[[], Any]) -> tuple[float, float]:
 
 
 def watch_resident(pid: int | str, goes_on: Callable[[], bool]) -> float:
-    """Peak resident memory of a process in MiB while `goes_on`, sampled every 5 ms."""
+    """Measures the peak resident memory of a process in MiB while `goes_on`, every 5 ms."""
     peak = 0.0
     while goes_on():
         peak = max(peak, resident_mib(pid))
@@ -56,7 +56,7 @@ def watch_resident(pid: int | str, goes_on: Callable[[], bool]) -> float:
 
 
 def resident_mib(pid: int | str) -> float:
-    """Resident memory of a process in MiB; 0 once it has ended."""
+    """Returns the resident memory of a process in MiB; 0 once it has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     except OSError:

@@ -22,7 +22,7 @@ VOLUME = (512, 512, 604)
 
 
 def measure_presets(output: Path) -> list[dict[str, Any]]:
-    """Parameters, operations and voxels per second of each preset when reconstructing by tiles."""
+    """Measures parameters, operations and voxels per second of each preset, by tiles."""
     rows = []
     for preset in PRESETS:
         side = 128 if DEVICE.type == "cuda" or preset == "lite" else 64
@@ -49,7 +49,7 @@ def measure_presets(output: Path) -> list[dict[str, Any]]:
 
 
 def measure_volume(output: Path) -> list[dict[str, Any]]:
-    """Time and peak resident memory of `configs/inference.yaml` on 512 x 512 x 302 and x 604 voxels."""
+    """Measures `configs/inference.yaml` on 512 x 512 x 302 and x 604 voxels: time, peak memory."""
     network = build_vqgan("lite", "ema", 1024)
     checkpoint = output / "lite.pt"
     write_checkpoint(
@@ -80,7 +80,7 @@ def measure_volume(output: Path) -> list[dict[str, Any]]:
 
 
 def measure_halo(output: Path) -> list[dict[str, Any]]:
-    """What a smaller halo costs: tiles of 64 voxels against one pass, random weights, a chest phantom.
+    """Measures what a smaller halo costs: tiles of 64 voxels against one pass, on a chest phantom.
 
     Errors are relative to the standard deviation of the reconstruction.
     """
@@ -102,7 +102,7 @@ def measure_halo(output: Path) -> list[dict[str, Any]]:
 
 
 def count_operations(network: VQGAN) -> float:
-    """Operations (2 per multiply-add) per voxel of encoder and decoder."""
+    """Counts operations (2 per multiply-add) per voxel of encoder and decoder."""
     from torch.utils.flop_counter import FlopCounterMode
 
     image = torch.zeros(1, 1, 16, 16, 16, device=DEVICE)

@@ -105,7 +105,7 @@ def _compare(preset: str, setting: Setting, terms: Terms, peer: Callable[..., An
 
 
 def ours(preset: str, setting: Setting, terms: Terms, image: Tensor) -> Callable[[], Any]:
-    """An iteration of this project's trainer."""
+    """Returns an iteration of this project's trainer."""
     network = build_vqgan(preset, "ema", setting.num_embeddings).to(DEVICE)
     discriminators = build_discriminators(terms.image, terms.video, device=DEVICE)
     perceptual = SlicePerceptualLoss("vgg", "random").to(DEVICE) if terms.perceptual else None
@@ -130,7 +130,7 @@ def ours(preset: str, setting: Setting, terms: Terms, image: Tensor) -> Callable
 
 
 def stock(preset: str, setting: Setting, terms: Terms, image: Tensor) -> Callable[[], None]:
-    """An iteration of MONAI's parts as they come."""
+    """Returns an iteration of MONAI's parts as they come."""
     network = monai_vqvae(preset, setting.num_embeddings)
     discriminator = PatchDiscriminator(
         spatial_dims=3, num_layers_d=3, channels=64, in_channels=1, out_channels=1

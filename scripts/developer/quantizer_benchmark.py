@@ -17,7 +17,7 @@ LATENTS_OF_A_VOLUME = 512 * 512 * 604 // 64
 
 
 def measure_quantizer(output: Path) -> list[dict[str, Any]]:
-    """One training step at N = 32,768, K = 16,384 beside MONAI's; the lookup of a whole volume's latents."""
+    """Measures a step at N = 32,768, K = 16,384 beside MONAI's, and the lookup of a whole volume."""
     latent = torch.randn(1, 8, 32, 32, 32, device=DEVICE)
     ours = EMACodebook(16384, 8).to(DEVICE).train()
     monai = EMAQuantizer(3, 16384, 8, decay=0.99).to(DEVICE).train()
@@ -47,7 +47,7 @@ def measure_quantizer(output: Path) -> list[dict[str, Any]]:
 
 
 def measure_codebook(output: Path) -> list[dict[str, Any]]:
-    """How many of 1024 codes live after 300 steps on drifting clusters, for several batch sizes.
+    """Counts how many of 1024 codes live after 300 steps on drifting clusters, by batch size.
 
     64 clusters in 8 dimensions: centres of standard deviation 2, spread 0.5, drift 0.002 a step and axis.
     """
@@ -76,7 +76,7 @@ def measure_codebook(output: Path) -> list[dict[str, Any]]:
 
 
 def _draw(centres: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Vectors of the clusters as a latent (1, 8, count, 1, 1)."""
+    """Draws vectors of the clusters as a latent (1, 8, count, 1, 1)."""
     cluster = torch.randint(len(centres), (count,), generator=generator)
     vectors = centres[cluster] + 0.5 * torch.randn(count, centres.shape[1], generator=generator)
     return vectors.t()[None, :, :, None, None].to(DEVICE)

@@ -53,7 +53,7 @@ class Recipe:
     """Below this difference, in units of [-1, 1], the loss is a parabola; 0 is L1."""
 
     def distance(self, recon: Tensor, image: Tensor) -> Tensor:
-        """The loss between reconstruction and image."""
+        """Returns the loss between reconstruction and image."""
         return smooth_l1_loss(recon, image, beta=self.smooth_l1) if self.smooth_l1 else l1_loss(recon, image)
 
 
@@ -235,7 +235,7 @@ def append(row: dict[str, Any], path: Path) -> None:
 
 
 def _middle(volume: Tensor) -> Tensor:
-    """A slab of 128 x 128 x 64 voxels from the middle, or what there is of it."""
+    """Returns a slab of 128 x 128 x 64 voxels from the middle, or what there is of it."""
     spans = []
     for size, side in zip(volume.shape, SLAB, strict=True):
         side = min(side, size) // STRIDE * STRIDE

@@ -36,7 +36,7 @@ ON_CPU = Setting("lite", side=64, batch=1, gate=5, iterations=10)
 
 
 def measure_training(output: Path) -> list[dict[str, Any]]:
-    """The default objective on random patches; LPIPS runs on a random VGG, which costs the same."""
+    """Measures the default objective on random patches; LPIPS takes a random VGG, which costs the same."""
     cuda = torch.cuda.is_available()
     setting, device = (ON_GPU, torch.device("cuda")) if cuda else (ON_CPU, torch.device("cpu"))
     trainer = _make_trainer(setting, device)

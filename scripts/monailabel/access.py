@@ -81,15 +81,15 @@ class Access:
         )
 
     def allows_path(self, path: Path) -> bool:
-        """Whether a path lies, behind all links, in a folder that the operator opened."""
+        """Tells whether a path lies, behind all links, in a folder that the operator opened."""
         try:
             real = os.path.realpath(path)
-        except ValueError:  # no name that a file can have
+        except ValueError:  # not a name that a file can have
             return False
         return any(real == folder or real.startswith(folder.rstrip("/") + "/") for folder in self.folders)
 
     def refusal(self, headers: Headers) -> str | None:
-        """Why a request with these headers is not answered, None if it is."""
+        """Says why a request with these headers is not answered, None if it is."""
         hosts = headers.getlist("host")
         host = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
         if host is None or not (_is_loopback(host["name"]) or host["name"].lower() in self.hosts):

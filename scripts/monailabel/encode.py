@@ -23,7 +23,7 @@ class EncodeConfig(BundleConstants):
     """Where `BundleInferTask` looks for the config."""
 
     def configs(self) -> Sequence[str]:
-        """Names of files below `configs`."""
+        """Lists files below `configs`."""
         return ["encode.yaml"]
 
 
@@ -38,7 +38,7 @@ class EncodingTask(ReconstructionTask):
         self._provenance = Maker(self.generator, settings, is_mixed, halo)()
 
     def post_transforms(self, data: dict[str, Any] | None = None) -> Sequence[Callable]:
-        """None: the config's would write into its `output_dir`."""
+        """Returns none: the config's would write into its `output_dir`."""
         return []
 
     def writer(
@@ -72,6 +72,6 @@ class EncodingTask(ReconstructionTask):
 
 
 def _patient_of(image: Path, folder: Path) -> str:
-    """The patient as `configs/encode.yaml` names it; of an uploaded NIfTI file nobody knows it."""
+    """Returns the patient as `configs/encode.yaml` names it; of an uploaded NIfTI file nobody knows it."""
     is_nameless = image.parent == folder and image.name.endswith(writable_suffixes())
     return "" if is_nameless else find_cases(image)[0]["patient"]

@@ -95,7 +95,7 @@ class CTPAReconstructionApp(MONAILabelApp):
         make_logs_printable()
 
     def init_infers(self) -> dict[str, Any]:
-        """The reconstruction and the encoding, or nothing as long as there is no usable model."""
+        """Returns the reconstruction and the encoding, or nothing as long as there is no usable model."""
         self._model_stamp = self._stamp()
         try:
             tasks = ((MODEL, ReconstructionTask), (ENCODER, EncodingTask))
@@ -106,7 +106,7 @@ class CTPAReconstructionApp(MONAILabelApp):
             return {}
 
     def init_trainers(self) -> dict[str, Any]:
-        """The training on patches."""
+        """Returns the training on patches."""
         return {MODEL: PatchTrainingTask(BUNDLE_ROOT, self.conf)}
 
     def info(self) -> dict[str, Any]:
@@ -253,7 +253,7 @@ def _http_errors(names: Mapping[str, str]) -> Iterator[None]:
 
 
 def _is_full(error: BaseException | None) -> bool:
-    """Whether a full disk is behind an error."""
+    """Tells whether a full disk is behind an error."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:
             return True

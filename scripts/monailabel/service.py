@@ -175,7 +175,7 @@ async def _form_of(request: Request) -> AsyncIterator[FormData]:
 
 @asynccontextmanager
 async def _own_folder() -> AsyncIterator[Path]:
-    """A folder of this request alone, for its upload and its result; nothing of it stays."""
+    """Yields a folder of this request alone, for its upload and its result; nothing of it stays."""
     try:
         folder = Path(tempfile.mkdtemp(prefix="ctpa_vqgan_"))
     except OSError as error:
@@ -187,7 +187,7 @@ async def _own_folder() -> AsyncIterator[Path]:
 
 
 def _merged(model: str, image: str, form: FormData) -> dict[str, Any]:
-    """What is asked for, after `params` has replaced what the address says, as in MONAI Label."""
+    """Returns what is asked for, after `params` has replaced what the address says, as in MONAI Label."""
     params = form.get("params") or "{}"
     if not isinstance(params, str):
         raise HTTPException(422, "`params` must be text, got a file; write a JSON object")

@@ -119,7 +119,7 @@ class PatchTrainingTask(BundleTrainTask):
     def _partition_datalist(
         self, datalist: list[Case], request: Mapping[str, Any], shuffle: bool = False
     ) -> tuple[list[Case], list[Case]]:
-        """Training and validation by patient, the same whenever the patients are the same.
+        """Splits by patient; the same patients always give the same split.
 
         Raises:
             SharedPatientsError: if there is one image only, unless `allow_shared_patients` is set.
@@ -134,11 +134,11 @@ class PatchTrainingTask(BundleTrainTask):
         return split["training"], split["validation"]
 
     def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list) -> None:
-        """Nothing: `init_from` loads strictly, where Label's handler would keep random weights in silence."""
+        """Does nothing: `init_from` loads strictly; Label's handler could keep random weights unnoticed."""
 
 
 def _settings(config_files: list[str]) -> dict[str, Any]:
-    """Top-level numbers and words of the merged configs that a request may set."""
+    """Returns the top-level numbers and words of the merged configs that a request may set."""
     merged = merge_configs(config_files).get()
     return {
         name: value

@@ -80,5 +80,5 @@ def read_provenance(result: Path) -> Provenance | None:
 
 
 def _size(result: Path) -> int:
-    """Bytes of a file, or files of a folder."""
+    """Returns the bytes of a file, or the number of files of a folder."""
     return len(os.listdir(result)) if result.is_dir() else result.stat().st_size

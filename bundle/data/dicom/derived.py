@@ -82,7 +82,7 @@ UIDS = frozenset((STUDY_UID, FRAME_UID))
 
 
 def new_uid() -> str:
-    """A UID that nobody has: 2.25 and a random UUID as a number (DICOM PS3.5, B.2), at most 44 letters."""
+    """Makes a new UID: 2.25 and a random UUID as a number (DICOM PS3.5, B.2), at most 44 letters."""
     return f"2.25.{uuid.uuid4().int}"
 
 
@@ -126,7 +126,7 @@ class DerivedHeaders:
         self.words = self._words(derivation, _series_number(number))
 
     def data_set(self, number: int, slice_hu: np.ndarray) -> FileDataset:
-        """The DICOM file of slice `number`, with an instance UID of its own.
+        """Returns the DICOM file of slice `number`, with an instance UID of its own.
 
         Args:
             number: in slice order, from 0.
@@ -153,13 +153,13 @@ class DerivedHeaders:
         return file
 
     def _elements(self, number: int) -> dict[int, bytes]:
-        """What slice `number` has of its source."""
+        """Returns the elements that slice `number` takes from its source."""
         carried = self.carried[number]
         window = {} if {WINDOW_CENTER, WINDOW_WIDTH} <= set(carried) else DEFAULT_WINDOW
         return dict.fromkeys(EMPTY_IF_ABSENT, b"") | self.if_absent | carried | self.of_series | window
 
     def _source(self, number: int) -> list[Dataset]:
-        """The slice that slice `number` was made from; none if it has no name."""
+        """Returns the slice that slice `number` was made from; none if it has no name."""
         source, item = self.sources[number], Dataset()
         uids = {0x00081150: source.storage_class, 0x00081155: source.text("sop_instance")}
         for tag, uid in uids.items():
@@ -202,7 +202,7 @@ class DerivedHeaders:
 
 
 def _raw(tag: int, value: bytes, padding: bytes | None = None) -> RawDataElement:
-    """An element that pydicom writes as these bytes, filled up to an even length."""
+    """Makes an element that pydicom writes as these bytes, padded to an even length."""
     filler = padding or (b"\0" if tag in UIDS else b" ")
     value += filler * (len(value) % 2)
     return RawDataElement(Tag(tag), None, len(value), value, 0, True, True)
@@ -321,7 +321,7 @@ def check_target(path: Path, source: Path) -> None:
 
 
 def _is_result(path: Path) -> bool:
-    """Whether a folder holds slices that this module wrote, and nothing beside."""
+    """Tells whether a folder holds slices that this module wrote, and nothing else."""
     if path.is_symlink() or not path.is_dir():
         return False
     return all(
@@ -335,7 +335,7 @@ def _is_result(path: Path) -> bool:
 
 
 def _slices(voxels: np.ndarray) -> Iterator[np.ndarray]:
-    """(rows, columns) int16 of each slice of (columns, rows, slices), turned by slabs that fit a cache."""
+    """Yields (rows, columns) int16 of each slice of (columns, rows, slices), by slabs that fit a cache."""
     for z in range(0, voxels.shape[2], SLAB_Z):
         slab = voxels[..., z : z + SLAB_Z]
         slab = slab if slab.dtype == np.int16 else np.rint(slab).astype(np.int16)

@@ -17,7 +17,7 @@ class DicomFormat(Format):
     suffixes = (".dcm", ".dicom", ".ima")
 
     def matches(self, path: Path) -> bool:
-        """Whether a path is a folder, or a file that is DICOM."""
+        """Tells whether a path is a folder, or a file that is DICOM."""
         return os.path.isdir(path) or (os.path.isfile(path) and is_dicom(path))
 
     def entries(self, folder: Path, files: Iterable[Path]) -> list[Entry]:
@@ -29,11 +29,11 @@ class DicomFormat(Format):
         return _entry(find_one_series(path))
 
     def read_header(self, path: Path) -> VolumeHeader:
-        """See `bundle.data.dicom.volume.read_series_header`."""
+        """Reads the header, see `bundle.data.dicom.volume.read_series_header`."""
         return read_series_header(path)
 
     def read(self, path: Path, on_slices: OnSlices) -> Volume:
-        """See `bundle.data.dicom.volume.read_series`."""
+        """Reads the voxels, see `bundle.data.dicom.volume.read_series`."""
         return Volume(*read_series(path))
 
     def source_files(self, path: Path) -> list[Path]:
@@ -42,7 +42,7 @@ class DicomFormat(Format):
         return [path, *(file for file in sorted(folder.rglob("*")) if file.is_file())]
 
     def has_contrast_tag(self, path: Path) -> bool:
-        """Whether a contrast agent is named in a header."""
+        """Tells whether a contrast agent is named in a header."""
         return find_one_series(path).has_contrast_tag
 
 

@@ -77,7 +77,7 @@ def series_geometry(headers: Sequence[DicomHeader]) -> Geometry | Fault:
 
 
 def _plane_fault(headers: Sequence[DicomHeader]) -> Fault | None:
-    """What is wrong with the slices one by one, and whether they are parallel and of one size."""
+    """Says what is wrong with the slices one by one, and whether they are parallel and of one size."""
     lacking = next(filter(None, map(_lack_of_numbers, headers)), None)
     if lacking:
         return lacking
@@ -108,7 +108,7 @@ def _equal(header: DicomHeader, first: DicomHeader, name: str) -> bool:
 
 
 def _stack_fault(ordered: Sequence[DicomHeader], depths: np.ndarray) -> Fault | None:
-    """What is wrong with the distances between slices that lie in order."""
+    """Says what is wrong with the distances between slices that lie in order."""
     distances = np.diff(depths)
     if (distances < SAME_POSITION_MM).any():
         instances = {(header.text("sop_instance"), header.frame) for header in ordered}
@@ -146,7 +146,7 @@ def _stack_fault(ordered: Sequence[DicomHeader], depths: np.ndarray) -> Fault | 
 
 
 def _interleaving_tag(ordered: Sequence[DicomHeader], depths: np.ndarray) -> str | None:
-    """The tag by which slices belong to phases that cover the same region, if there is one.
+    """Returns the tag by which slices belong to phases that cover the same region, if there is one.
 
     A scan in several steps has several acquisition numbers too, but one after the other.
     """
@@ -165,7 +165,7 @@ def _interleaving_tag(ordered: Sequence[DicomHeader], depths: np.ndarray) -> str
 
 
 def _line_fault(positions: np.ndarray) -> Fault | None:
-    """Whether the slices' corners lie on one line, as an affine needs; a tilted line is one."""
+    """Says if the slices' corners do not lie on one line, as an affine needs; the line may be tilted."""
     grid = np.linspace(positions[0], positions[-1], len(positions))
     step_mm = float(np.linalg.norm(positions[-1] - positions[0])) / (len(positions) - 1)
     off_mm = float(np.linalg.norm(positions - grid, axis=1).max())

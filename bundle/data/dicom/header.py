@@ -89,18 +89,18 @@ class DicomHeader(NamedTuple):
     frame: int = 0
 
     def text(self, name: str) -> str:
-        """A value as text, empty if it is absent."""
+        """Returns a value as text, empty if it is absent."""
         return str(self.values.get(name, ""))
 
     def number(self, name: str, absent: int = 0) -> int:
-        """A whole number, `absent` if it is absent or a text that is none."""
+        """Returns a value as a whole number, or `absent` where there is none."""
         value = self.values.get(name, absent)
         if isinstance(value, int):
             return value
         return int(value) if value.isdecimal() and len(value) < 10 else absent
 
     def numbers(self, name: str) -> tuple[float, ...]:
-        """The numbers of a text that backslashes part, empty if it is absent or damaged."""
+        """Returns the numbers of a text, separated by backslashes; empty if it is absent or damaged."""
         try:
             return tuple(float(part) for part in self.text(name).split("\\"))
         except ValueError:
@@ -108,12 +108,12 @@ class DicomHeader(NamedTuple):
 
     @property
     def n_frames(self) -> int:
-        """How many frames the file declares."""
+        """Returns how many frames the file declares."""
         return max(1, self.number("frames", 1))
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file carries DICOM's mark, begins like a data set without one, or has DICOM's suffix.
+    """Tells whether a file carries DICOM's mark, begins like a data set without one, or has DICOM's suffix.
 
     One that cannot be opened counts if it has no suffix, as archives like to name slices: a slice that is
     left out in silence makes a shorter volume.
@@ -156,7 +156,7 @@ def read_dicom_headers(path: Path) -> list[DicomHeader]:
 
 
 def read_raw_elements(path: Path, tags: Iterable[int], frame: int = 0) -> dict[int, bytes]:
-    """Values of a DICOM file as it holds them, in its own character set; identity too, so never log them.
+    """Reads the values of a DICOM file in its own character set; they hold identity, so never log them.
 
     Args:
         path: a file whose header was checked.
@@ -188,7 +188,7 @@ def read_raw_elements(path: Path, tags: Iterable[int], frame: int = 0) -> dict[i
 
 
 def _values(elements: Mapping[int, Any]) -> Iterator[tuple[str, str | int]]:
-    """The elements as `DicomHeader` holds them; of frames after those of their file."""
+    """Yields the elements as `DicomHeader` holds them; those of frames follow those of their file."""
     for tag, name in WANTED.items():
         element = elements.get(tag)
         value = getattr(element, "value", None)

@@ -75,7 +75,7 @@ def open_data_set(path: Path, syntax: str) -> BinaryIO:
 
 
 def _unpacked(reader: "_Reader") -> BytesIO:
-    """The data set of a deflated file that is open behind its group 0002."""
+    """Returns the data set of a deflated file that is open behind its group 0002."""
     unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
     packed = reader.file.read(min(reader.n_bytes, MAX_UNPACKED_BYTES))
     content = unpacker.decompress(packed, MAX_UNPACKED_BYTES)
@@ -85,7 +85,7 @@ def _unpacked(reader: "_Reader") -> BytesIO:
 
 
 def begins_data_set(head: bytes) -> bool:
-    """Whether the first tag is one of those that DICOM files without preamble begin with."""
+    """Tells whether the first tag is one of those that DICOM files without preamble begin with."""
     for order in "<>":
         if len(head) < 8:
             return False
@@ -98,7 +98,7 @@ def begins_data_set(head: bytes) -> bool:
 
 
 def _is_form(form: bytes) -> bool:
-    """Whether two bytes can be a value representation, which explicit files write behind each tag."""
+    """Tells whether two bytes can be a value representation, which explicit files write after each tag."""
     return re.fullmatch(rb"[A-Z]{2}", form) is not None
 
 
@@ -155,7 +155,7 @@ class Parsed:
         self.fault: tuple[str, str] | None = None
 
     def frames(self) -> list[dict[int, Any]]:
-        """The elements of each frame, those of its functional groups lifted to the top.
+        """Returns the elements of each frame, with those of its functional groups at the top level.
 
         Of a file that describes more frames than it declares, one more than declared.
         """
@@ -186,7 +186,7 @@ class Parsed:
 
 
 def _items(element: Any, most: int) -> list[Any]:
-    """The first items of a sequence, be it bytes still or taken apart already."""
+    """Returns the first items of a sequence, whether it is still bytes or already parsed."""
     value = getattr(element, "value", None) or ()
     if isinstance(value, bytes):
         value = _items_of_bytes(value, element)
@@ -228,7 +228,7 @@ def parse(path: Path, tags: Iterable[int]) -> Parsed:
 
 
 def _read_prefix(reader: _Reader) -> tuple[str, str]:
-    """Transfer syntax and storage class that a file declares in its group 0002; the data set comes next."""
+    """Reads transfer syntax and storage class in a file's group 0002; the data set comes next."""
     head = reader.read(PREAMBLE_BYTES + len(MARK))
     if head[PREAMBLE_BYTES:] != MARK:
         if not begins_data_set(head):
@@ -296,7 +296,7 @@ def _find_pixels(found: Parsed, tag: int, start: int, length: int, n_bytes: int)
 
 
 def text_of(value: Any) -> str:
-    """A raw value as text without what fills it up; empty if it is none."""
+    """Returns a raw value as text without padding; empty if it is not text."""
     return value.decode("latin-1").strip(" \0") if isinstance(value, bytes) else ""
 
 

@@ -75,7 +75,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _native_cells(header: DicomHeader, file: BinaryIO) -> np.ndarray:
-    """(rows, columns) of uncompressed pixels as they lie in the file, unused bits included."""
+    """Returns (rows, columns) of uncompressed pixels as they lie in the file, unused bits included."""
     shape = header.number("rows"), header.number("columns")
     kind = "u" if header.pixel_tag == PIXEL_DATA else "f"
     order = ">" if header.transfer_syntax == EXPLICIT_BIG else "<"
@@ -113,7 +113,7 @@ def _hu(header: DicomHeader, cells: np.ndarray) -> np.ndarray:
 
 
 def _lowest_bits(cells: np.ndarray, bits: int) -> np.ndarray:
-    """The numbers in the lowest bits of the cells; the others may hold anything. 0 bits stand for all."""
+    """Returns the numbers in the lowest bits of the cells; other bits may hold anything; 0 = all bits."""
     unused = 8 * cells.dtype.itemsize - bits
     return cells if cells.dtype.kind == "f" or not bits or unused <= 0 else (cells << unused) >> unused
 
@@ -178,7 +178,7 @@ class _Decoder:
 
 
 def _frames(header: DicomHeader, file: BinaryIO) -> list[list[tuple[int, int]]]:
-    """Start and length of the fragments of each frame of an open file."""
+    """Returns start and length of the fragments of each frame of an open file."""
     file.seek(header.pixel_start)
     try:
         return _find_frames(file, header.n_frames)
@@ -191,7 +191,7 @@ def _frames(header: DicomHeader, file: BinaryIO) -> list[list[tuple[int, int]]]:
 
 
 def _find_frames(file: BinaryIO, n_frames: int) -> list[list[tuple[int, int]]]:
-    """Start and length of the fragments of each frame (DICOM PS3.5, A.4); compressed files are little endian.
+    """Finds start and length of each frame's fragments (DICOM PS3.5, A.4), always little endian.
 
     Args:
         file: open where the value of the pixel data begins.
@@ -228,7 +228,7 @@ def _find_frames(file: BinaryIO, n_frames: int) -> list[list[tuple[int, int]]]:
 
 
 def _file_of_pixels(header: DicomHeader, packed: bytes) -> bytes:
-    """A DICOM file of one compressed frame that says no more than a decoder needs."""
+    """Returns a DICOM file of one compressed frame that says no more than a decoder needs."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = UID(SECONDARY_CAPTURE), UID("1.2.3")
     meta.TransferSyntaxUID = UID(header.transfer_syntax)

@@ -86,7 +86,7 @@ def screen_series(path: Path, headers: Sequence[DicomHeader]) -> Screened:
 
 
 def series_notes(headers: Sequence[DicomHeader]) -> tuple[str, ...]:
-    """What a person should know of a series that can be used.
+    """Returns what a person should know of a series that can be used.
 
     Args:
         headers: of its slices, which `screen_series` found no fault with.
@@ -96,7 +96,7 @@ def series_notes(headers: Sequence[DicomHeader]) -> tuple[str, ...]:
 
 
 def smaller_than_a_patch(path: Path, shape: Sequence[int], patch_size: Sequence[int]) -> Refusal | None:
-    """The refusal of a volume that is smaller than a patch along an axis, None if it is not.
+    """Returns the refusal of a volume that is smaller than a patch along an axis, None if it is not.
 
     Args:
         path: what the message names.
@@ -117,7 +117,7 @@ def _times(lengths: Sequence[int]) -> str:
 
 
 def _nature(headers: Sequence[DicomHeader]) -> Fault | None:
-    """What the series is, if it is no CT volume by nature. A damaged file that does not tell is none."""
+    """Names what a series is if it cannot be a CT volume; None for a damaged file that does not tell."""
     natures = [_file_nature(header) for header in headers]
     return natures[0] if all(natures) else None
 
@@ -147,7 +147,7 @@ def _file_nature(header: DicomHeader) -> Fault | None:
 
 
 def _faults(headers: Sequence[DicomHeader]) -> Fault | None:
-    """What makes slices unusable: the first one's fault in words, and how many share it."""
+    """Says what makes slices unusable: the first slice's fault, and how many slices share it."""
     faults = [fault for header in headers if (fault := _file_fault(header))]
     if not faults:
         return None
@@ -157,7 +157,7 @@ def _faults(headers: Sequence[DicomHeader]) -> Fault | None:
 
 
 def _file_fault(header: DicomHeader) -> Fault | None:
-    """What makes one slice unusable."""
+    """Says what makes one slice unusable."""
     name = header.path.name
     if header.fault:
         return header.fault[0], f"{name} {header.fault[1]}; {ADVICE[header.fault[0]]}"
@@ -174,7 +174,7 @@ def _file_fault(header: DicomHeader) -> Fault | None:
 
 
 def _bits_fault(header: DicomHeader) -> Fault | None:
-    """Whether it is said how numbers lie in the bits of a pixel."""
+    """Says if the header does not tell how numbers lie in the bits of a pixel."""
     name, allocated = header.path.name, header.number("bits_allocated")
     if header.pixel_tag != PIXEL_DATA:
         bits = {FLOAT_PIXELS: 32, DOUBLE_PIXELS: 64}[header.pixel_tag]
@@ -197,7 +197,7 @@ def _bits_fault(header: DicomHeader) -> Fault | None:
 
 
 def _size_fault(header: DicomHeader) -> Fault | None:
-    """Whether rows, columns, frames and bits fit the pixel data, before anybody allocates them."""
+    """Says if rows, columns, frames and bits do not fit the pixel data, before anything is allocated."""
     rows, columns, bits = (header.number(name) for name in ("rows", "columns", "bits_allocated"))
     name, n_frames = header.path.name, header.n_frames
     is_possible = 0 < rows <= MAX_EDGE and 0 < columns <= MAX_EDGE and n_frames <= MAX_FRAMES
@@ -216,7 +216,7 @@ def _size_fault(header: DicomHeader) -> Fault | None:
 
 
 def _is_padded(header: DicomHeader, declared: int) -> bool:
-    """Whether the bytes behind the pixels are all alike; others may be rows that the header leaves out."""
+    """Tells whether the bytes after the pixels are all equal; else they may be rows beyond the header's."""
     length = (header.pixel_bytes or 0) - declared
     if length > MAX_PADDING_BYTES:
         return False
@@ -236,7 +236,7 @@ def _bytes_of(path: Path) -> int:
 
 
 def _unit_fault(header: DicomHeader) -> Fault | None:
-    """Whether stored values become HU by what the header says."""
+    """Says if the header does not turn stored values into HU."""
     name = header.path.name
     scaling = [header.numbers(name) for name in ("slope", "intercept")]
     if header.text("modality_table"):
@@ -258,7 +258,7 @@ def _unit_fault(header: DicomHeader) -> Fault | None:
 
 
 def _origin_note(headers: Sequence[DicomHeader]) -> str:
-    """Series that were computed from a scan and look like one."""
+    """Notes a series that was computed from a scan and looks like one."""
     for header in headers:
         kinds = {kind.strip() for kind in header.text("image_type").upper().split("\\")}
         if kinds & PROJECTIONS:
@@ -269,7 +269,7 @@ def _origin_note(headers: Sequence[DicomHeader]) -> str:
 
 
 def _end_note(headers: Sequence[DicomHeader]) -> str:
-    """Slices that are missing at an end leave no gap; some scanners count them."""
+    """Notes slices that are missing at an end: they leave no gap, but some scanners count slices."""
     counts = Counter(header.text("acquisition_number") for header in headers)
     for header in headers:
         expected = header.number("images_in_acquisition"), header.number("images_in_series")
@@ -304,7 +304,7 @@ def _padding_note(headers: Sequence[DicomHeader]) -> str:
 
 
 def padding_range(header: DicomHeader) -> tuple[int, int] | None:
-    """Lowest and highest stored value that fill up a slice and were never measured, None if none is named."""
+    """Returns the lowest and highest stored value that only pad a slice; None if the header names none."""
     if "padding" not in header.values or header.pixel_tag != PIXEL_DATA:
         return None
     first = header.number("padding")

@@ -59,7 +59,7 @@ class Series(NamedTuple):
 
     @property
     def is_skipped(self) -> bool:
-        """Whether it is no CT volume by nature, such as a localizer, rather than a damaged one."""
+        """Tells whether it cannot be a CT volume, such as a localizer, rather than being damaged."""
         return self.reason is not None and self.reason.code in SKIPPED
 
 
@@ -86,7 +86,7 @@ def _series_below(folder: Path, max_folders: int) -> Iterator[Series]:
 
 
 def find_one_series(path: PathLike) -> Series:
-    """The series that a path stands for.
+    """Returns the series that a path stands for.
 
     Args:
         path: a folder that holds one volume, itself or below; or any file of a series.
@@ -126,7 +126,7 @@ def _all_below(folder: Path) -> list[Series]:
 
 
 def series_in(folder: Path, paths: Iterable[Path]) -> list[Series]:
-    """The series among the files of one folder; see `find_series`."""
+    """Returns the series among the files of one folder; see `find_series`."""
     groups: dict[str, list[DicomHeader]] = {}
     strays: list[DicomHeader] = []
     unknown: list[Path] = []
@@ -152,13 +152,13 @@ def series_in(folder: Path, paths: Iterable[Path]) -> list[Series]:
 
 
 def _with_strays(found: list[Series], strays: list[DicomHeader]) -> list[Series]:
-    """A damaged file could belong to any series in its folder, so none of them is trusted to be complete."""
+    """Marks all series of a folder with a damaged file, which could belong to any of them."""
     volumes = [_screened([*series.headers, *strays]) for series in found if not series.is_skipped]
     return [series for series in found if series.is_skipped] + (volumes or [_screened(strays)])
 
 
 def _noted(series: Series, beside: list[Path]) -> Series:
-    """The series with a note of files beside it that may be slices which nothing tells from other files."""
+    """Adds a note of files beside the series that may be slices of it."""
     names = [printable(path.name) for path in beside if not _is_known(path)]
     if not names or series.reason:
         return series
@@ -171,7 +171,7 @@ def _noted(series: Series, beside: list[Path]) -> Series:
 
 
 def _is_known(path: Path) -> bool:
-    """Whether a file that is no DICOM says by its name what it is, or is empty."""
+    """Tells whether a file that is not DICOM is known by its name, or is empty."""
     name = path.name.lower()
     if name.endswith((*SUFFIXES, *KNOWN_BESIDE)) or any(mimetypes.guess_type(name)):
         return True
@@ -209,7 +209,7 @@ def _hash(uid: str) -> str:
 
 
 def _renamed(series: Series, path: Path) -> Series:
-    """The series under another path that stands for it."""
+    """Returns the series under another path that stands for it."""
     reason = series.reason
     if reason:
         reason = reason._replace(message=f"{path}{reason.message[len(series.path) :]}")

@@ -61,7 +61,7 @@ def read_series(path: PathLike) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Heade
 
 
 def usable_series(path: PathLike) -> tuple[Series, Geometry]:
-    """The series that a path stands for, its files in slice order, and where it lies.
+    """Returns the series that a path stands for, its files in slice order, and where it lies.
 
     Raises:
         DicomError: for everything that `bundle.data.dicom.screening` refuses.
@@ -82,7 +82,7 @@ def _header(series: Series, geometry: Geometry) -> VolumeHeader:
 
 
 def tilt_note(degrees: float) -> str:
-    """What a person must know of a tilted volume; empty below a tenth of a degree, which is rounding."""
+    """Says what to know about a tilted volume; empty below a tenth of a degree, which is rounding."""
     if degrees <= TILT_DEGREES:
         return ""
     return (
@@ -93,7 +93,7 @@ def tilt_note(degrees: float) -> str:
 
 @lru_cache(maxsize=4096)
 def _warn(path: str, note: str) -> None:
-    """Once per series: its header is read several times on its way."""
+    """Warns once per series, since its header is read several times."""
     logger.warning("%s: %s", path, note)
 
 

@@ -80,7 +80,7 @@ def split_encoded(
 
 
 def _patient(path: Path, root: Path) -> str:
-    """The name by which training splits: a folder's where the patient is called after it, else the hash."""
+    """Returns the patient by whom training splits: the folder's name where that names it, else the hash."""
     parts = path.relative_to(root).parts
     name = parts[0] if len(parts) > 1 else path.name.removesuffix(SUFFIX)
     known = read_record(path).patient
@@ -206,7 +206,7 @@ class LatentDataset(Dataset):
         return unpacked
 
     def draw(self, sample: int) -> tuple[int, tuple[int, ...]]:
-        """Number of the volume, and first cell."""
+        """Returns the number of the volume, and the first cell."""
         if self.patch_cells is None:
             return sample, (0, 0, 0)
         generator = np.random.default_rng((self.seed, sample))
@@ -215,7 +215,7 @@ class LatentDataset(Dataset):
         return number, tuple(int(generator.integers(room + 1)) for room in free)
 
     def __getitem__(self, sample: int) -> dict[str, Any]:
-        """One item; see the class."""
+        """Returns one item; see the class."""
         if self._arrays is None:
             self.prepare()
         number, start = self.draw(sample)

@@ -82,12 +82,12 @@ class Record:
 
     @property
     def provenance(self) -> Provenance:
-        """How the codes were made."""
+        """Returns how the codes were made."""
         return Provenance(self.model_sha256, self.settings, self.amp, self.halo)
 
     @property
     def cells(self) -> tuple[int, ...]:
-        """(x, y, z) in latent cells."""
+        """Returns (x, y, z) in latent cells."""
         return tuple(math.ceil(size / STRIDE) for size in self.shape)
 
 
@@ -125,7 +125,7 @@ def write_latent_file(path: Path, volume: EncodedVolume) -> None:
 
 
 def _member_info(name: str) -> zipfile.ZipInfo:
-    """A member without the time of writing, so that encoding twice gives the same bytes."""
+    """Returns a member without the time of writing, so that encoding twice gives the same bytes."""
     return zipfile.ZipInfo(name, ZIP_EPOCH)
 
 
@@ -140,7 +140,7 @@ def read_record(path: Path) -> Record:
 
 
 def holds_latents(path: Path) -> bool:
-    """Whether a file keeps the encoder's output too.
+    """Tells whether a file keeps the encoder's output too.
 
     Raises:
         LatentFileError: see `read_record`.
@@ -212,7 +212,7 @@ def _read_json(archive: zipfile.ZipFile) -> dict[str, Any]:
 
 
 def _member(archive: zipfile.ZipFile, name: str, max_bytes: int, suffix: str = ".npy") -> bytes:
-    """One file of the archive; a size that lies is noticed before anything is allocated for it."""
+    """Reads one file of the archive; a wrong size is noticed before anything is allocated."""
     info = archive.getinfo(name + suffix)
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
         raise ValueError(f"{info.filename} is packed in a foreign way")
@@ -226,7 +226,7 @@ def _member(archive: zipfile.ZipFile, name: str, max_bytes: int, suffix: str = "
 
 
 def _dictionary_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
-    """What LZMA would allocate at once, as 4 bytes of the file tell it (PKWARE's APPNOTE, 5.8.8)."""
+    """Returns the bytes that LZMA would allocate, which the file declares (PKWARE's APPNOTE, 5.8.8)."""
     assert archive.fp is not None
     archive.fp.seek(info.header_offset + 26)
     archive.fp.seek(sum(struct.unpack("<HH", archive.fp.read(4))) + 5, os.SEEK_CUR)
@@ -282,7 +282,7 @@ def _packed(array: np.ndarray, dtype: type, axes: int) -> bytes:
 
 
 def _unpacked(content: bytes) -> np.ndarray:
-    """The array, if its own header declares just what follows it; nothing is unpickled."""
+    """Returns the array if its header declares exactly the bytes that follow; nothing is unpickled."""
     file = io.BytesIO(content)
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("an array of a foreign format")

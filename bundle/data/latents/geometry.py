@@ -54,7 +54,7 @@ def record_of(
 
 
 def meta_of(record: Record, folder: Path = Path()) -> dict[str, Any]:
-    """MONAI's metadata of codes; `folder` is where a file of the volume's name would lie."""
+    """Returns MONAI's metadata of codes; `folder` is where a file of the volume's name would lie."""
     return {
         MetaKeys.AFFINE: torch.tensor(record.affine, dtype=torch.float64),
         MetaKeys.ORIGINAL_AFFINE: np.array(record.original_affine),

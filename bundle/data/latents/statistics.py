@@ -52,11 +52,11 @@ class LatentStatistics:
     model_sha256: str
 
     def normalise(self, latent: Tensor) -> Tensor:
-        """Latent (..., E, x, y, z) to mean 0 and standard deviation 1 per channel, float32."""
+        """Scales a latent (..., E, x, y, z) to mean 0 and standard deviation 1 per channel, float32."""
         return (latent.float() - self._column(self.mean, latent)) / self._column(self.std, latent)
 
     def restore(self, latent: Tensor) -> Tensor:
-        """The inverse of `normalise`, for the decoder."""
+        """Undoes `normalise`, for the decoder."""
         return latent.float() * self._column(self.std, latent) + self._column(self.mean, latent)
 
     def save(self, path: PathLike) -> None:
@@ -129,7 +129,7 @@ def _numbers(values: Any) -> list[float]:
 
 
 def _is_sound(statistics: LatentStatistics) -> bool:
-    """Whether the numbers can be used as float32, and the words are words."""
+    """Tells whether the numbers fit float32, and the words are words."""
     with np.errstate(over="ignore", under="ignore"):
         mean, std = (np.array(values, np.float32) for values in (statistics.mean, statistics.std))
     words = (statistics.source, statistics.model_sha256)
@@ -185,7 +185,7 @@ def measure_statistics(
 
 
 def _weighted(path: Path, volume: EncodedVolume, table: np.ndarray | None) -> Any:
-    """Values (n, E) and how often each occurs (n,), part by part."""
+    """Yields values (n, E) and how often each occurs (n,), part by part."""
     if table is not None:
         yield table, np.bincount(volume.indices.ravel(), minlength=len(table)).astype(np.float64)
         return

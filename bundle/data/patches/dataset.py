@@ -56,7 +56,7 @@ class StoredDataset(Dataset):
 
     @property
     def volumes(self) -> list[StoredVolume]:
-        """The stored volumes, prepared on first use."""
+        """Returns the stored volumes, prepared on first use."""
         if self._volumes is None:
             self.prepare()
         return self._volumes or []
@@ -152,7 +152,7 @@ class PatchDataset(StoredDataset):
         self._order = (-1, np.arange(0))
 
     def prepare(self) -> None:
-        """See `StoredDataset.prepare`; names the volumes that are smaller than a patch or lack contrast."""
+        """Prepares the volumes, and names those that are smaller than a patch or lack contrast."""
         super().prepare()
         for volume in self.volumes:
             if any(length < size for length, size in zip(volume.shape, self.patch_size, strict=True)):
@@ -164,7 +164,7 @@ class PatchDataset(StoredDataset):
             warn_of_missing_contrast(self.volumes, self.placer.vessel_ratio)
 
     def draw(self, sample: int) -> tuple[StoredVolume, tuple[int, ...]]:
-        """Volume and first voxel of a sample; at random, every volume is equally likely."""
+        """Returns volume and first voxel of a sample; random ones take every volume equally often."""
         if self.sampling == "grid":
             return self._of_grid(sample)
         generator = np.random.default_rng((self.seed, sample))
@@ -180,7 +180,7 @@ class PatchDataset(StoredDataset):
         return self._grid[self._order[1][position]]
 
     def __getitem__(self, sample: int) -> Any:
-        """`{"image": (1, X, Y, Z) int16}` in HU, before `transform`: half of what float32 would hand over."""
+        """Returns `{"image": (1, X, Y, Z) int16}` in HU before `transform`, half the bytes of float32."""
         volume, start = self.draw(sample)
         patch = self.store.read_patch(volume, start, self.patch_size, pad_value=math.floor(self.hu_min))
         item = {"image": torch.from_numpy(patch)[None]}
@@ -194,7 +194,7 @@ class WholeVolumeDataset(StoredDataset):
     """Whole volumes out of the store, for validation; see `StoredDataset` for the arguments."""
 
     def __getitem__(self, index: int) -> Any:
-        """`{"image": (1, X, Y, Z) float32, "spacing_mm": three edges of a voxel, "name": file name}`."""
+        """Returns `{"image": (1, X, Y, Z) float32, "spacing_mm": three edges, "name": file name}`."""
         volume = self.volumes[index]
         image = torch.from_numpy(volume.read().astype(np.float32))[None]
         return self._finish({"image": image, "spacing_mm": volume.spacing_mm, "name": volume.name})

@@ -34,7 +34,7 @@ class PatchPlacer:
         self.foreground_ratio, self.vessel_ratio = foreground_ratio, vessel_ratio
 
     def draw(self, generator: np.random.Generator, volume: StoredVolume) -> tuple[int, ...]:
-        """First voxel (X, Y, Z) of a patch; 0 along axes that are shorter than the patch.
+        """Draws the first voxel (X, Y, Z) of a patch; 0 along axes that are shorter than the patch.
 
         A volume without contrast gets a patch on the body instead, one without body the one with most of it.
         """
@@ -83,7 +83,7 @@ def warn_of_missing_contrast(volumes: Sequence[StoredVolume], vessel_ratio: floa
 
 
 def grid_starts(shape: Sequence[int], patch_size: Sequence[int]) -> list[tuple[int, ...]]:
-    """First voxels of the fewest patches that cover a volume; the last of each axis ends where it ends.
+    """Returns the first voxels of the fewest patches that cover a volume; the last ones end where it ends.
 
     Args:
         shape: of the volume in voxels.

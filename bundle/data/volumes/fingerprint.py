@@ -12,7 +12,7 @@ SLAB_X = 16
 
 
 def voxel_fingerprint(voxels: np.ndarray) -> str:
-    """The same 16 hexadecimal digits for every copy of a volume.
+    """Returns the same 16 hexadecimal digits for every copy of a volume.
 
     A checkpoint keeps those of its training volumes: they tell that a volume was trained on, and nothing
     about the patient.
@@ -34,5 +34,5 @@ def voxel_fingerprint(voxels: np.ndarray) -> str:
 
 
 def is_fingerprint(value: Any) -> TypeGuard[str]:
-    """Whether a value read from a file can be a fingerprint of voxels or the hash of a patient."""
+    """Tells whether a value read from a file can be a fingerprint of voxels or the hash of a patient."""
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value) is not None

@@ -110,7 +110,7 @@ class Format(ABC):
     calls_on_slices = False
 
     def matches(self, path: Path) -> bool:
-        """Whether this format reads a path, missing files included."""
+        """Tells whether this format reads a path, missing files included."""
         return path.name.lower().endswith(self.suffixes)
 
     def entries(self, folder: Path, files: Iterable[Path]) -> list[Entry]:
@@ -161,7 +161,7 @@ class Format(ABC):
         return 1.0
 
     def has_contrast_tag(self, path: Path) -> bool:
-        """Whether the header names a contrast agent."""
+        """Tells whether the header names a contrast agent."""
         return False
 
     def short_name(self, name: str) -> str:
@@ -230,5 +230,5 @@ def writable_suffixes() -> tuple[str, ...]:
 
 
 def is_series(path: Path) -> bool:
-    """Whether a path stands for a DICOM series: a folder, or a file that is DICOM."""
+    """Tells whether a path stands for a DICOM series: a folder, or a file that is DICOM."""
     return format_of(path) is _format(FORMATS[-1])

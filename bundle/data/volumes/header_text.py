@@ -14,5 +14,5 @@ def header_as_text(header: nib.Nifti1Header) -> tuple[str, str]:
 
 
 def header_from_text(text: str, class_name: str, **options: Any) -> nib.Nifti1Header:
-    """The inverse of `header_as_text`; `options` are nibabel's, such as `endianness` and `check`."""
+    """Undoes `header_as_text`; `options` are nibabel's, such as `endianness` and `check`."""
     return HEADER_CLASSES.get(class_name, nib.Nifti1Header)(base64.b64decode(text), **options)

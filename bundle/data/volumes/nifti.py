@@ -124,22 +124,22 @@ class NiftiFile(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(X, Y, Z)."""
+        """Returns (X, Y, Z)."""
         return spatial_shape(self.header.get_data_shape())
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the stored voxels, in the file's byte order."""
+        """Returns the type of the stored voxels, in the file's byte order."""
         return self.header.get_data_dtype()
 
     @property
     def offset(self) -> int:
-        """Byte of the first voxel."""
+        """Returns the byte at which the voxels begin."""
         return self.header.get_data_offset()
 
     @property
     def scaling(self) -> tuple[float, float]:
-        """Slope and intercept; 1 and 0 if there are none."""
+        """Returns slope and intercept; 1 and 0 if there are none."""
         slope, intercept = self.header.get_slope_inter()
         return (1.0 if slope is None else slope), (0.0 if intercept is None else intercept)
 
@@ -213,7 +213,7 @@ def open_nifti(path: PathLike) -> NiftiFile:
 
 
 def _read_header(path: Path) -> tuple[nib.Nifti1Header, np.ndarray, int]:
-    """Header, pixdim as stored, and how often the file was packed."""
+    """Reads the header, pixdim as stored, and how often the file was packed."""
     stream, n_layers = open_unpacked(path)
     with stream:
         head = stream.read(_Nifti2.sizeof_hdr + 4 + 8)
@@ -313,14 +313,14 @@ def _check_length(file: NiftiFile, n_layers: int) -> None:
 
 
 def _gzip_trailer(path: Path) -> int:
-    """Length modulo 2^32 that a gzip file states in its last four bytes."""
+    """Reads the length modulo 2^32 that a gzip file states in its last four bytes."""
     with open_regular(path) as file:
         file.seek(-4, io.SEEK_END)
         return struct.unpack("<I", file.read(4))[0]
 
 
 def _unpacked_bytes(path: Path, limit: int) -> int:
-    """Bytes that can be unpacked, counted up to `limit`."""
+    """Counts the bytes that can be unpacked, up to `limit`."""
     count = 0
     try:
         with open_unpacked(path)[0] as file:
@@ -332,7 +332,7 @@ def _unpacked_bytes(path: Path, limit: int) -> int:
 
 
 def _read_voxels(nifti: NiftiFile, on_slices: OnSlices) -> tuple[np.ndarray, int]:
-    """Voxels in HU, Fortran order, and how many of them are NaN or infinite."""
+    """Reads voxels in HU, Fortran order, and counts those that are NaN or infinite."""
     size_x, size_y, size_z = nifti.shape
     dtype, is_exact = nifti.dtype, _is_exact(nifti)
     slab_z = max(1, CHUNK_BYTES // (size_x * size_y * dtype.itemsize))
@@ -370,7 +370,7 @@ def _fill(file: Any, raw: np.ndarray) -> None:
 
 
 def _is_exact(nifti: NiftiFile) -> bool:
-    """Whether HU are integers: integer voxels with integer slope and intercept."""
+    """Tells whether HU are integers: integer voxels with integer slope and intercept."""
     return (
         nifti.dtype.kind in "iu"
         and nifti.dtype.itemsize <= 4
@@ -379,7 +379,7 @@ def _is_exact(nifti: NiftiFile) -> bool:
 
 
 def _scale(raw: np.ndarray, scaling: tuple[float, float], is_exact: bool) -> np.ndarray:
-    """One slab in HU: integers where exact, else float32 rounded once."""
+    """Scales a slab to HU: integers where exact, else float32 rounded once."""
     slope, intercept = scaling
     if scaling != (1, 0):
         if is_exact:

@@ -125,7 +125,7 @@ def _check(shape: Sequence[int], spacing_mm: Sequence[float]) -> None:
 
 
 def _draw_tissue(shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """HU without vessels, and where the lungs are."""
+    """Draws HU without vessels, and where the lungs are."""
     x, y, z = (axis.astype(np.float32) for axis in np.ogrid[tuple(slice(-1, 1, 1j * n) for n in shape)])
     hu = np.full(shape, AIR_HU, np.float32)
     hu[_ellipse((x, y), *BODY) & (z == z)] = FAT_HU
@@ -141,7 +141,7 @@ def _draw_tissue(shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
 def _draw_blood(
     shape: Sequence[int], spacing_mm: Sequence[float], lungs: np.ndarray, generator: np.random.Generator
 ) -> tuple[np.ndarray, list[Tube]]:
-    """HU of heart, aorta and vessel trees, 0 elsewhere, and the tubes inside the lungs."""
+    """Draws HU of heart, aorta and vessel trees, 0 elsewhere, and the tubes inside the lungs."""
     x, y, z = (axis.astype(np.float32) for axis in np.ogrid[tuple(slice(-1, 1, 1j * n) for n in shape)])
     blood = np.zeros(shape, np.float32)
     blood[_ellipse((x, y, z), *HEART)] = generator.uniform(*VESSEL_HU)
@@ -220,7 +220,7 @@ def write_phantom(path: PathLike, shape: Sequence[int], affine: np.ndarray, seed
 
 
 def _ellipse(axes: Sequence[np.ndarray], centre: Sequence[float], radii: Sequence[float]) -> np.ndarray:
-    """Where an ellipse of two axes or an ellipsoid of three lies."""
+    """Marks where an ellipse of two axes or an ellipsoid of three lies."""
     parts = zip(axes, centre, radii, strict=True)
     distance = sum(((axis - middle) / radius) ** 2 for axis, middle, radius in parts)
     return np.asarray(distance) <= 1
@@ -229,7 +229,7 @@ def _ellipse(axes: Sequence[np.ndarray], centre: Sequence[float], radii: Sequenc
 def _grow_tree(
     start: np.ndarray, end: np.ndarray, radius: float, branchings: int, generator: np.random.Generator
 ) -> Iterator[Tube]:
-    """Start, end and radius of a vessel, then of the two thinner trees that go on from its end."""
+    """Yields start, end and radius of a vessel, then of the two thinner trees that begin at its end."""
     yield start, end, radius
     if branchings == 0:
         return

@@ -48,7 +48,7 @@ class CTReader(ImageReader):
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether there is a format that reads it."""
+        """Tells whether there is a format that reads it."""
         return all(format_of(Path(path)) is not None for path in ensure_tuple(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Volume:
@@ -61,7 +61,7 @@ class CTReader(ImageReader):
         return read_volume(paths[0])
 
     def get_data(self, img: Volume) -> tuple[np.ndarray, dict]:
-        """Voxels (X, Y, Z), in C order as MONAI wants them, and MONAI's metadata."""
+        """Returns voxels (X, Y, Z), in C order as MONAI wants them, and MONAI's metadata."""
         meta = {
             MetaKeys.AFFINE: img.affine.copy(),
             MetaKeys.ORIGINAL_AFFINE: img.affine.copy(),
@@ -73,7 +73,7 @@ class CTReader(ImageReader):
 
 
 def _c_order(voxels: np.ndarray, block: int = 32) -> np.ndarray:
-    """A copy in C order, by blocks of whole cache lines: three times as fast as `numpy.ascontiguousarray`."""
+    """Copies to C order by blocks of cache lines: three times as fast as `numpy.ascontiguousarray`."""
     copy = np.empty(voxels.shape, voxels.dtype)
     for x in range(0, voxels.shape[0], block):
         for z in range(0, voxels.shape[2], block):

@@ -30,11 +30,11 @@ class Unpacker(io.RawIOBase):
         self._member: Any = zlib_ng.decompressobj(_WBITS)
 
     def readable(self) -> bool:
-        """See `io.RawIOBase`."""
+        """Does what `io.RawIOBase` says."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """See `io.RawIOBase`."""
+        """Does what `io.RawIOBase` says."""
         view = memoryview(buffer).cast("B")
         while not self._member.eof or self._next_member():
             self._waiting = self._waiting or self._packed.read(PACKED_BYTES)

@@ -53,12 +53,12 @@ class Values:
 
     @property
     def is_plausible(self) -> bool:
-        """Whether air and soft tissue were seen, so that further parts can raise no doubt."""
+        """Tells whether air and soft tissue were seen, so that further parts cannot raise a doubt."""
         return self.minimum <= NO_AIR_ABOVE_HU and self.maximum >= SOFT_TISSUE_HU
 
     @property
     def is_mask(self) -> bool:
-        """Whether all values are whole numbers, none below 0, at most 256 different ones."""
+        """Tells whether all values are whole numbers, none below 0, at most 256 different ones."""
         return self._is_whole and self.minimum >= 0 and len(self._different) <= MAX_MASK_VALUES
 
     def require_scan(self, path: PathLike) -> None:
@@ -79,7 +79,7 @@ class Values:
 
     @property
     def doubt(self) -> str:
-        """What a person should look at before using the volume; empty if nothing is odd."""
+        """Returns what a person should look at before using the volume; empty if nothing is odd."""
         return doubt_of(self.minimum, self.maximum)
 
 

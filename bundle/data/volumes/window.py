@@ -10,25 +10,25 @@ from torch import Tensor
 
 
 def to_network_range(hu: Tensor, hu_min: float, hu_max: float) -> Tensor:
-    """HU of any numeric type and shape to [-1, 1], float32, clipped; one copy, the result."""
+    """Turns HU of any numeric type and shape into [-1, 1], float32, clipped; only the result is copied."""
     centre, half_width = _centre_and_half_width(hu_min, hu_max)
     return hu.to(torch.float32, copy=True).sub_(centre).div_(half_width).clamp_(-1, 1)
 
 
 def to_hu(image: Tensor, hu_min: float, hu_max: float) -> Tensor:
-    """An image about [-1, 1], of any floating type and shape, to HU with fractions, float32, not clipped."""
+    """Turns an image of about [-1, 1] into HU with fractions, float32, not clipped."""
     centre, half_width = _centre_and_half_width(hu_min, hu_max)
     return image.to(torch.float32, copy=True).mul_(half_width).add_(centre)
 
 
 def to_whole_hu(image: Tensor, hu_min: float, hu_max: float) -> Tensor:
-    """An image about [-1, 1], of any floating type and shape, to whole HU in the window, int16."""
+    """Turns an image of about [-1, 1] into whole HU in the window, int16."""
     rounded = to_hu(image, hu_min, hu_max).round_()
     return rounded.clamp_(math.ceil(hu_min), math.floor(hu_max)).to(torch.int16)
 
 
 def is_finite(image: Tensor) -> bool:
-    """Whether no value is NaN or infinite; without a copy of the volume."""
+    """Tells whether all values are finite, without a copy of the volume."""
     return all(bool(torch.isfinite(end)) for end in torch.aminmax(image))
 
 

@@ -120,7 +120,7 @@ class CTWriter(ImageWriter):
 
 
 def geometry_header(source: Path, shape: tuple[int, ...], affine: np.ndarray) -> nib.Nifti1Header:
-    """A header for int16 voxels of `shape` with the source file's geometry bits, or with the affine's."""
+    """Makes a header for int16 voxels of `shape`, with the source file's geometry bits or the affine's."""
     header: nib.Nifti1Header | None = None
     source_format = format_of(source) if source.is_file() else None
     if source_format is not None and source_format.is_writable:
