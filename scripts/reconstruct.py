@@ -32,6 +32,7 @@ from bundle.drawing.planes import PLANES, WINDOWS, HUWindow
 from bundle.drawing.triptych import DIFFERENCE_HU
 from bundle.drawing.video import Display
 from bundle.run import names
+from bundle.run.command import plain_path_for_monai
 from bundle.run.console import tell
 from bundle.run.record import run_script
 from scripts.case_report import CaseFigures, figures_table, report_case
@@ -87,10 +88,10 @@ def run_inference(dataset_dir: Path, ckpt_path: Path, output_dir: Path, override
     workflow = ConfigWorkflow(
         config_file=str(BUNDLE_ROOT / "configs" / "inference.yaml"),
         workflow_type="infer",
-        bundle_root=str(BUNDLE_ROOT),
-        dataset_dir=str(dataset_dir),
-        ckpt_path=str(ckpt_path),
-        output_dir=str(output_dir),
+        bundle_root=plain_path_for_monai(str(BUNDLE_ROOT)),
+        dataset_dir=plain_path_for_monai(str(dataset_dir)),
+        ckpt_path=plain_path_for_monai(str(ckpt_path)),
+        output_dir=plain_path_for_monai(str(output_dir)),
         **overrides,
     )
     workflow.initialize()

@@ -143,7 +143,14 @@ def path_for_monai(path: str) -> str:
     """Returns a value that MONAI reads as this path; in plain text MONAI takes `#` for a separator."""
     if path.startswith(("$", "@", "%")) or "#" not in path:
         return path
-    return "$" + repr(path).replace("#", r"\x23").replace("@", r"\x40")
+    return plain_path_for_monai(path)
+
+
+def plain_path_for_monai(path: str) -> str:
+    """The same for a program that hands a path to MONAI: never an expression, whatever it begins with."""
+    if not path.startswith("$") and not any(sign in path for sign in "#@%"):
+        return path
+    return "$" + repr(path).replace("#", r"\x23").replace("@", r"\x40").replace("%", r"\x25")
 
 
 def _run_arguments() -> set[str]:

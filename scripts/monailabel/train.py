@@ -16,7 +16,7 @@ from monailabel.tasks.train.bundle import BundleTrainTask
 
 from bundle.checkpoints.file import NETWORK_SETTINGS, read_checkpoint
 from bundle.data.cases.patients import check_independence
-from bundle.run.command import merge_configs, path_for_monai
+from bundle.run.command import merge_configs, plain_path_for_monai
 from scripts.monailabel.installing import install_round
 
 logger = logging.getLogger(__name__)
@@ -95,14 +95,14 @@ class PatchTrainingTask(BundleTrainTask):
         if request.get("pretrained", True) and self.model.is_file():
             network = read_checkpoint(self.model)["network"]
             given = {name: network[name] for name in NETWORK_SETTINGS if name in network} | given
-            given["init_from"] = path_for_monai(str(self.model))
-        overrides["bundle_root"] = path_for_monai(str(self.root))
+            given["init_from"] = plain_path_for_monai(str(self.model))
+        overrides["bundle_root"] = plain_path_for_monai(str(self.root))
         monai.bundle.run(
             run_id="run",
             meta_file=self.bundle_metadata_path,
             config_file=self.config_files,
             logging_file=False,  # type: ignore[arg-type]  # leaves Label's own logging alone
-            output_dir=path_for_monai(str(self.output_dir)),
+            output_dir=plain_path_for_monai(str(self.output_dir)),
             **overrides,
             **given,
         )

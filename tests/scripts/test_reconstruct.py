@@ -53,9 +53,16 @@ def _arguments(checkpoint: Path, source: Path, output: Path, *more: str) -> list
     return [*paths, "--device", "cpu", "--tile_size", "16", *more]
 
 
-def test_figures_are_those_of_the_two_nifti_files(checkpoints, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
-    scan = _scan(tmp_path / "scan.nii.gz")
-    main(_arguments(checkpoints[0], scan, tmp_path / "out", "--axes", "sagittal", "--fps", "4"))
+def test_figures_are_those_of_the_two_nifti_files(checkpoints, tmp_path: Path, capsys, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    scan, code = _scan(tmp_path / "scan.nii.gz"), "$(1 / 0)#@%\\"
+    _scan(Path(code) / "scan.nii.gz")
+    main(
+        _arguments(
+            checkpoints[0], Path(code) / "scan.nii.gz", Path("@out#1"), "--axes", "sagittal", "--fps", "4"
+        )
+    )
+    (tmp_path / "@out#1").rename(tmp_path / "out")
     image, recon = nib.load(scan), nib.load(tmp_path / "out" / "scan_recon.nii.gz")
     assert np.array_equal(image.affine, recon.affine) and recon.get_data_dtype() == np.int16
     real, fake = (np.asarray(file.dataobj).clip(-1000, 1000).astype(float) + 1000 for file in (image, recon))

@@ -10,6 +10,7 @@ from bundle.run.command import (
     check_overrides,
     merge_configs,
     path_for_monai,
+    plain_path_for_monai,
 )
 
 CONFIG = {
@@ -66,6 +67,19 @@ def test_monai_reads_a_path_as_it_was_typed(path):
     parser = ConfigParser({"dataset_dir": path_for_monai(path), "c": "not this"})
 
     assert parser.get_parsed_content("dataset_dir") == path
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["$1 / 0", "@c", "%/etc/passwd", "a%::c", "a@::c", "$#@%'\"\\n", "data#1", "a,b", "\udcff", "plain"],
+)
+def test_a_path_of_a_program_is_never_an_expression(path):
+    parser = ConfigParser({"c": "not this"})
+    parser["output_dir"] = plain_path_for_monai(path)
+    parser["inside"] = {"c": "nor this", "path": "@output_dir"}
+
+    assert parser.get_parsed_content("output_dir") == path
+    assert parser.get_parsed_content("inside::path") == path
 
 
 def test_a_word_of_old_tutorials_is_refused_where_no_config_has_such_an_id(command):
