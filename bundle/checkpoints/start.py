@@ -20,7 +20,7 @@ from bundle.checkpoints.file import (
 )
 from bundle.checkpoints.folder import best_paths, newest_sound_checkpoint, rolling_paths
 from bundle.checkpoints.state import TrainingState
-from bundle.distributed.collectives import on_first_rank
+from bundle.distributed.collectives import gather, on_first_rank
 from bundle.engines.trainer import AdversarialTrainer
 from bundle.run.names import printable
 
@@ -79,6 +79,7 @@ class StartFrom:
         if self.path is not None:
             self.content = _read_to_resume(Path(self.path)) if self.resuming else read_checkpoint(self.path)
             check_network(self.path, self.content, state.settings)
+            _require_same_file_on_all_ranks(self.path, self.content)
         if self.resuming:
             self._check_same_parts()
 
@@ -162,6 +163,15 @@ def continues_run(output_dir: str | Path, resume_from_checkpoint: str | Path | N
         return resume_from_checkpoint == AUTO
     folder = Path(resume_from_checkpoint).resolve().parent
     return folder == (Path(output_dir) / "checkpoints").resolve()
+
+
+def _require_same_file_on_all_ranks(path: str | Path, content: dict[str, Any]) -> None:
+    """Refuses a name under which each machine has a file of its own: the weights would part in silence."""
+    weights = sum(float(tensor.double().sum()) for tensor in content["model"].values())
+    if len(set(gather((content.get("trainer", {}).get("iteration"), weights)))) > 1:
+        raise CheckpointError(
+            f"{path}: is another file on each machine; put it, or the output folder, on a disk that all share"
+        )
 
 
 def _newest_of_run(folder: Path) -> Path | None:

@@ -44,7 +44,7 @@ def join(device: torch.device | str, rank_timeout_s: int = 600, store_timeout_s:
     Args:
         device: of this process.
         rank_timeout_s: seconds that a process waits for the others in one exchange.
-        store_timeout_s: seconds that it waits for their share of the patch store.
+        store_timeout_s: seconds that it waits for their share of longer work, such as the patch store.
 
     Raises:
         LaunchError: if they do not meet.

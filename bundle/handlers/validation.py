@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bundle.data.volumes.window import to_hu
 from bundle.distributed.collectives import gather, is_distributed
+from bundle.distributed.ranks import wait_for_ranks
 from bundle.engines.trainer import AdversarialTrainer
 from bundle.metrics.perceptual import slice_lpips
 from bundle.metrics.reconstruction import reconstruction_figures
@@ -94,7 +95,7 @@ class ReconstructionQuality(Metric):
 
 
 def _of_all_ranks(volumes: list[dict[str, float]], count: int) -> list[dict[str, float]]:
-    """Gathers the figures of all volumes in the order of one process; every rank calls it once.
+    """Gathers the figures of all volumes in the order of one process.
 
     Args:
         volumes: those of this rank, of which there is one too many if it had none of its own.
@@ -103,11 +104,20 @@ def _of_all_ranks(volumes: list[dict[str, float]], count: int) -> list[dict[str,
     Raises:
         ValidationStopped: if a rank has none to give, because it was stopped.
     """
-    shares = gather(volumes)
+    shares = _exchange(volumes)
     if not all(shares):
         raise ValidationStopped("another rank was stopped", is_known=True)
     rounds = itertools.zip_longest(*shares)
     return [volume for together in rounds for volume in together if volume is not None][:count]
+
+
+def _exchange(volumes: list[dict[str, float]]) -> list[list[dict[str, float]]]:
+    """What each rank has found; every rank comes here once per validation, with nothing if it was stopped.
+
+    Shares take unequal time, which may be more than an exchange waits.
+    """
+    wait_for_ranks()
+    return gather(volumes)
 
 
 class ValidationStopped(BaseException):
@@ -172,7 +182,7 @@ class ValidateEvery:
                 validator.run()
             except ValidationStopped as stopped:
                 if not stopped.is_known:
-                    gather([])  # in place of figures
+                    _exchange([])
                 engine.terminate(skip_completed=True)
             finally:  # they hold the last volume
                 validator.state.output = validator.state.batch = None

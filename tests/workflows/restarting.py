@@ -10,7 +10,7 @@ from bundle.distributed.collectives import gather  # noqa: E402
 from bundle.distributed.ranks import is_first, join, leave  # noqa: E402
 
 if __name__ == "__main__":
-    join("cpu", rank_timeout_s=60)
+    join("cpu")
     attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     assert gather(attempt) == [attempt, attempt]
     if is_first():
