@@ -68,9 +68,11 @@ def join(device: torch.device | str, rank_timeout_s: int = 600, store_timeout_s:
         _patient[:] = [dist.new_group(backend="gloo", timeout=timedelta(seconds=store_timeout_s))]
         os.environ["SLURM_LOCALID"] = str(here.local_rank)  # which ignite prefers to torchrun's LOCAL_RANK
         idist.sync()  # asks all processes, so it must not be left to the first of them that uses ignite
+    except LaunchError:
+        raise
     except (RuntimeError, ValueError) as error:
         raise LaunchError(
-            f"rank {here.rank}: the {here.size} processes did not meet ({_first_line(error)}); see what the "
+            f"the {here.size} processes did not meet ({_first_line(error)}); see what the "
             "others say, and whether MASTER_ADDR and MASTER_PORT can be reached"
         ) from error
     if here.rank > 0:

@@ -84,19 +84,13 @@ class PatchStore:
             if not is_sound(path, case["image"])
         }
         on_first_rank(lambda: self._reserve(missing.values()) if missing else None)
-        # of all paths: by now another rank may have made some of those that are missing here
-        mine = set(sorted(set(paths))[rank() :: world_size()]) & missing.keys()
-        for path in tqdm(
-            [path for path in missing if path in mine],
-            "patch store",
-            unit="volume",
-            disable=None if mine and show_progress and is_first() else True,
-        ):
-            self._make_file(path, missing[path], window)
+        # shares of all paths: by now another rank may have made some of those that are missing here
+        mine = set(sorted(set(paths))[rank() :: world_size()])
+        self._make_files({path: missing[path] for path in missing if path in mine}, window, show_progress)
         wait_for_ranks()
-        for path, image in missing.items():  # those of ranks on machines with another cache
-            if not path.is_file():
-                self._make_file(path, image, window)
+        # what other ranks made lies elsewhere if each machine has a cache of its own
+        left = {path: image for path, image in missing.items() if not is_sound(path, image)}
+        self._make_files(left, window, show_progress)
         wait_for_ranks()
         logger.info(
             "patch store %s: %d volumes reused, %d made",
@@ -255,6 +249,13 @@ class PatchStore:
             raise StoreError(
                 f"{self.cache_dir}: cannot be used ({error.strerror}); give another {self.option}"
             ) from error
+
+    def _make_files(
+        self, missing: Mapping[Path, PathLike], window: tuple[float, float], show_progress: bool
+    ) -> None:
+        has_bar = bool(missing) and show_progress and is_first()
+        for path in tqdm(missing, "patch store", unit="volume", disable=None if has_bar else True):
+            self._make_file(path, missing[path], window)
 
     def _make_file(self, path: Path, image: PathLike, window: tuple[float, float]) -> None:
         try:
