@@ -50,7 +50,7 @@ def fail(moment: str, count: int, rank: int) -> None:
     """Lets one rank run out of memory when something happens for the `count`-th time; see `arm`."""
 
     def exhaust(*_: Any) -> None:
-        raise MemoryError
+        raise torch.OutOfMemoryError("as if there were no memory left")
 
     if launched().rank == rank:
         _before_call(moment, count, exhaust)
