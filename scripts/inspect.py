@@ -7,7 +7,7 @@ DIR is a folder of NIfTI files and DICOM series, one of them, a datalist .json o
 one row per NIfTI file and per DICOM series. The notes below the table say why a volume cannot be used, or why
 its values are hardly HU ("doubtful"). "contrast" says whether filled vessels are visible in the chest, and
 whether the DICOM header names a contrast agent. The exit code is 0 if all can be used, 1 if not; series that
-are no CT volume by nature, such as localizers, count as neither. Volumes of any number of slices work as they
+cannot be CT volumes, such as localizers, count as neither. Volumes of any number of slices work as they
 are: nothing is resampled, cropped or padded.
 """
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tell(
         f"\n{n_usable} of {len(summaries) - n_skipped} volumes can be used as they are"
         + (f"; {n_doubtful} of them doubtful, see the notes" if n_doubtful else "")
-        + (f"; skipped, since no CT volumes by nature: {n_skipped}" if n_skipped else "")
+        + (f"; skipped, since they cannot be CT volumes: {n_skipped}" if n_skipped else "")
     )
     if given.csv:
         write_csv(given.csv, summaries)

@@ -57,7 +57,7 @@ class Line(NamedTuple):
     Attributes:
         path: of the volume, below the data set where it lies there.
         patient: hash, 16 hexadecimal digits.
-        status: prepared, refused or skipped (no CT volume by nature, such as a localizer).
+        status: prepared, refused or skipped (it cannot be a CT volume, such as a localizer).
         code: reason for a machine; of a prepared volume empty, or `doubtful`: look at it before training.
         message: reason for a person; of a prepared volume, what is odd about it.
         shape: X x Y x Z in voxels, empty if refused.

@@ -40,7 +40,7 @@ PATHS = sorted(
     path for path in NAMED if Path(path).name not in LEFT_BY_RUNS and not path.startswith("outputs/")
 )
 # All but the first belong to the launcher, to scripts.reconstruct, to MONAI's command and to scripts.install.
-NO_OVERRIDES = {"--id value", "--background", "--compare", "--args_file FILE"}
+NO_OVERRIDES = {"--id value", "--background", "--smoke", "--compare", "--args_file FILE"}
 NO_OVERRIDES |= {"--window lung", "--window mediastinum", "--window pe"}
 NO_OVERRIDES |= {"--half", '--name "WORDS"'}
 OVERRIDES = sorted({code for code in CODE if code.startswith("--")} - NO_OVERRIDES)

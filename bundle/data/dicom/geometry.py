@@ -1,4 +1,4 @@
-"""Places the slices of a DICOM series in the patient; whatever no affine can express has a code here.
+"""Places the slices of a DICOM series in the patient; what no affine can express gets a code.
 
 DICOM's millimetres run to the left, posterior and superior (LPS), NIfTI's to the right, anterior, superior.
 """
@@ -13,7 +13,7 @@ from bundle.data.dicom.header import DicomHeader
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Cosines and millimetres are decimal texts, often of six digits.
 COSINE_TOLERANCE = 1e-3
-# Of the distance between slices; or, for texts of one decimal, in millimetres.
+# Share of the distance between slices; or, for texts of one decimal, millimetres.
 POSITION_TOLERANCE = 0.1
 POSITION_TOLERANCE_MM = 0.06
 SAME_POSITION_MM = 1e-3
@@ -21,14 +21,14 @@ GAP_RATIO = 1.5
 PHASE_TAGS = ("temporal_position", "acquisition_number", "content_time")
 MAX_PHASES = 8
 
-# How many numbers, and from where to where they are lengths in a patient (mm) or cosines.
+# How many numbers, and the range in which they can be lengths in a patient (mm) or cosines.
 LIMITS = {"position": (3, -1e5, 1e5), "orientation": (6, -1.01, 1.01), "pixel_spacing": (2, 1e-3, 1e2)}
 
 Fault = tuple[str, str]
 
 
 class Geometry(NamedTuple):
-    """Where a series lies.
+    """Tells where a series lies.
 
     Attributes:
         order: indices of its headers by position along the normal of the slices, rising.
@@ -44,12 +44,12 @@ class Geometry(NamedTuple):
 
     @property
     def spacing_mm(self) -> tuple[float, ...]:
-        """Edges of a voxel along columns, rows and slices."""
+        """Returns the edges of a voxel along columns, rows and slices."""
         return tuple(np.linalg.norm(self.affine[:3, :3], axis=0).tolist())
 
 
 def series_geometry(headers: Sequence[DicomHeader]) -> Geometry | Fault:
-    """Orders the slices by position and gives the affine, or code and words for what is wrong.
+    """Orders the slices by position and returns the affine, or code and words for what is wrong.
 
     Args:
         headers: of one series, two or more, in any order.

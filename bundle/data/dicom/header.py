@@ -48,7 +48,7 @@ TAGS = {
     "rescale_type": 0x00281054,
     "modality_table": 0x00283000,
 }
-# Frames say by other tags what files say by those above.
+# Frames use other tags than files for the same values.
 OF_FRAMES = {0x00089007: "image_type", 0x00209128: "temporal_position", 0x00209156: "acquisition_number"}
 WANTED = {tag: name for name, tag in TAGS.items()} | OF_FRAMES
 BINARY = frozenset(
@@ -62,19 +62,19 @@ class DicomError(VolumeError):
 
 
 class DicomHeader(NamedTuple):
-    """What is known of one slice: a file, or one frame of an enhanced file.
+    """Holds what is known of one slice: a file, or one frame of an enhanced file.
 
     Attributes:
         path: the file.
         storage_class: UID of what the file holds.
-        transfer_syntax: UID of how it is written, whatever it declares.
+        transfer_syntax: UID of how the file is really written, which may differ from what it declares.
         values: texts and whole numbers by the names of `TAGS`; absent and empty ones are left out. `patient`
-            is a hash: the PatientID in clear leaves the reader nowhere.
-        pixel_tag: which of the three elements of pixels it has, 0 if none.
-        pixel_start: where their value begins; of a deflated file, where in its unpacked data set.
+            is a hash: the PatientID itself never leaves the reader.
+        pixel_tag: which of the three pixel elements it has; 0 if none.
+        pixel_start: where their value begins; in a deflated file, where in its unpacked data set.
         pixel_bytes: length of the pixel data of all frames; None if there are none, -1 if it is only known by
             reading them.
-        fault: code and what is wrong with the file, None if nothing that its header tells.
+        fault: code, and what is wrong with the file; None if its header is sound.
         frame: number of the frame in the file, from 0.
     """
 
@@ -115,8 +115,8 @@ class DicomHeader(NamedTuple):
 def is_dicom(path: Path) -> bool:
     """Tells whether a file carries DICOM's mark, begins like a data set without one, or has DICOM's suffix.
 
-    One that cannot be opened counts if it has no suffix, as archives like to name slices: a slice that is
-    left out in silence makes a shorter volume.
+    A file that cannot be opened counts if it has no suffix, because archives often name slices that way and
+    a slice that is left out unnoticed makes a shorter volume.
     """
     suffix = path.suffix.lower()
     try:
@@ -129,13 +129,13 @@ def is_dicom(path: Path) -> bool:
 
 
 def read_dicom_headers(path: Path) -> list[DicomHeader]:
-    """Reads what `TAGS` names, up to the pixel data. A file at fault is returned with its fault, not raised.
+    """Reads what `TAGS` names, up to the pixel data. The fault of a file is returned, not raised.
 
     Args:
         path: a file.
 
     Returns:
-        one header, or one of each frame of an enhanced file; with a fault, as much of it as could be read.
+        One header, or one for each frame of an enhanced file; with a fault, as much as could be read.
     """
     try:
         found = parse(path, WANTED)
@@ -160,8 +160,8 @@ def read_raw_elements(path: Path, tags: Iterable[int], frame: int = 0) -> dict[i
 
     Args:
         path: a file whose header was checked.
-        tags: wanted ones before the pixel data, group and element in one number.
-        frame: of an enhanced file, whose own values are preferred.
+        tags: the tags to read before the pixel data, group and element in one number.
+        frame: of an enhanced file; values of the frame go before those of the file.
 
     Returns:
         bytes by tag; absent and empty ones are left out.

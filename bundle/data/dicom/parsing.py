@@ -1,8 +1,8 @@
 """Takes raw elements of a DICOM file with pydicom, up to the pixels, and never more than the file holds.
 
-Called plainly, pydicom believes the lengths that a file states (one file made it allocate 4 GB), unpacks
-deflated files without limit, and quotes values in its warnings, which may name the patient. So its element
-generator runs here on a reader with limits, and values stay bytes.
+By itself pydicom believes the lengths that a file states (one file made it allocate 4 GB), unpacks deflated
+files without limit, and quotes values in its warnings, which may name the patient. So its element generator
+runs here on a reader with limits, and values stay bytes.
 """
 
 import errno
@@ -26,11 +26,11 @@ from bundle.run.files import open_regular
 
 PREAMBLE_BYTES = 128
 MARK = b"DICM"
-# Far beyond an enhanced CT of thousands of frames; a damaged file may pretend more.
+# Far more than an enhanced CT of thousands of frames has; a damaged file may claim more.
 MAX_HEADER_BYTES, MAX_READS = 64 << 20, 2_000_000
 # An item of a sequence takes 8 bytes of a file and a fraction of a millisecond. Each frame has about seven.
 MAX_FRAMES, MAX_ITEMS = 20_000, 200_000
-# Of a deflated file, which is unpacked in memory; a slice has 0.5 MB.
+# For a deflated file, which is unpacked in memory; a slice has 0.5 MB.
 MAX_UNPACKED_BYTES = 128 << 20
 UNDEFINED = 0xFFFFFFFF
 ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
@@ -46,7 +46,7 @@ COMPRESSED = tuple(
 TRANSFER_SYNTAX, STORAGE_CLASS = 0x00020010, 0x00020002
 FLOAT_PIXELS, DOUBLE_PIXELS, PIXEL_DATA = 0x7FE00008, 0x7FE00009, 0x7FE00010
 SHARED_GROUPS, FRAME_GROUPS, N_FRAMES = 0x52009229, 0x52009230, 0x00280008
-# Sequences of one item in which enhanced CT keeps what other CT has for the whole file (PS3.3, C.7.6.16).
+# Sequences of one item that hold, per frame, what other CT holds for the whole file (PS3.3, C.7.6.16).
 MACROS = frozenset(
     (
         *(0x00209111, 0x00209113, 0x00209116),  # content, position and orientation of a frame
@@ -57,7 +57,7 @@ MACROS = frozenset(
 
 
 def open_data_set(path: Path, syntax: str) -> BinaryIO:
-    """Opens what `Parsed.pixels` counts in: the file, or the unpacked data set of a deflated file.
+    """Opens what the offsets of `Parsed` refer to: the file, or the unpacked data set of a deflated file.
 
     Raises:
         OSError: if it cannot be read.
@@ -103,11 +103,11 @@ def _is_form(form: bytes) -> bool:
 
 
 class _Fault(Exception):
-    """What is wrong with a file: code and words."""
+    """Says what is wrong with a file: a code and words."""
 
 
 class _Reader:
-    """An open file with limits: a length that lies is neither read nor allocated."""
+    """Limits reads of an open file: a wrong length is neither read nor allocated."""
 
     def __init__(self, file: BinaryIO, n_bytes: int) -> None:
         self.file = file
@@ -129,7 +129,7 @@ class _Reader:
             raise _Fault("damaged", "is damaged: its header has no end")
         try:
             content = self.file.read(length)
-        except OSError as error:  # pydicom raises OSError too, of what it cannot take apart
+        except OSError as error:  # pydicom raises OSError too, for what it cannot parse
             self.error = error
             raise
         self.n_items += length == 8 and content[:4] in ITEMS
@@ -145,7 +145,7 @@ class _Reader:
 
 
 class Parsed:
-    """What could be read of a file: raw elements, and where its pixels are."""
+    """Holds what could be read of a file: raw elements, and where its pixels are."""
 
     def __init__(self) -> None:
         self.storage_class = ""
@@ -157,7 +157,7 @@ class Parsed:
     def frames(self) -> list[dict[int, Any]]:
         """Returns the elements of each frame, with those of its functional groups at the top level.
 
-        Of a file that describes more frames than it declares, one more than declared.
+        If a file describes more frames than it declares, one more than declared is returned.
         """
         declared = text_of(getattr(self.elements.get(N_FRAMES), "value", None))
         n_frames = int(declared) if declared.isdecimal() and len(declared) < 10 else 1
@@ -180,7 +180,7 @@ class Parsed:
                     }
                     for item in _items(self.elements.get(groups), most)
                 ]
-        except Exception:  # whatever pydicom raises of damaged bytes
+        except Exception:  # pydicom may raise anything on damaged bytes
             self.fault = self.fault or ("damaged", "is damaged: its functional groups cannot be read")
             return []
 
@@ -220,7 +220,7 @@ def parse(path: Path, tags: Iterable[int]) -> Parsed:
             _read_data_set(reader, found, tags)
         except _Fault as fault:
             found.fault = fault.args
-        except Exception as error:  # whatever pydicom raises of damaged bytes
+        except Exception as error:  # pydicom may raise anything on damaged bytes
             if reader.error:
                 raise reader.error from error
             found.fault = "damaged", f"is damaged: its header cannot be read ({type(error).__name__})"
@@ -245,11 +245,11 @@ def _read_prefix(reader: _Reader) -> tuple[str, str]:
 
 
 def _read_data_set(reader: _Reader, found: Parsed, tags: Iterable[int]) -> None:
-    """Takes the elements of these tags, up to the pixels."""
+    """Reads the elements of these tags, up to the pixels."""
     start, ends = reader.tell(), []
     head = reader.read(8)
     reader.seek(start)
-    # by its first bytes and not by what it declares, which is wrong in some; groups begin with 0008
+    # Judged by its first bytes, since some files declare it wrong; groups begin with 0008.
     is_implicit = not _is_form(head[4:6])
     is_little = is_implicit or int.from_bytes(head[:2], "little") < 0x400
     if found.syntax in (*NATIVE, ""):
@@ -272,7 +272,7 @@ def _read_data_set(reader: _Reader, found: Parsed, tags: Iterable[int]) -> None:
         found.elements[int(element.tag)] = element
     if ends:
         _find_pixels(found, *ends[0], reader.n_bytes)
-    # one read that finds nothing is how a file without pixels ends
+    # a file without pixels ends with one read that finds nothing
     elif reader.n_short != 1 or reader.tell() != reader.n_bytes:
         found.fault = found.fault or ("truncated", "is truncated: its header goes past its end")
 
@@ -290,7 +290,7 @@ def _find_pixels(found: Parsed, tag: int, start: int, length: int, n_bytes: int)
             "truncated",
             f"is truncated: {length:,} bytes of pixels are declared, it holds {n_bytes - start:,}",
         )
-    if found.syntax in COMPRESSED:  # unpacked by a program that did not say so
+    if found.syntax in COMPRESSED:  # unpacked by a program that did not change what the file declares
         found.syntax = EXPLICIT_LITTLE
     found.pixels = tag, start, length
 

@@ -1,8 +1,8 @@
 """Reads the pixels of slices as HU: stored value x slope + intercept, and nothing else of the header.
 
-What says how an image is to be shown (photometric interpretation, windows, tables of values) never touches
-the values. Uncompressed pixels are read here. Compressed ones go to GDCM, which would apply some of that: it
-gets them in a file of their own that says nothing beside their size (see `gdcm_process`).
+Tags about display (photometric interpretation, windows, tables of values) never change the values.
+Uncompressed pixels are read here. Compressed ones go to GDCM, which would apply some of these tags, so it
+gets them in a new file that holds only their size (see `gdcm_process`).
 """
 
 import json
@@ -30,20 +30,20 @@ from bundle.data.dicom.parsing import COMPRESSED, EXPLICIT_BIG, PIXEL_DATA, UNDE
 from bundle.data.dicom.screening import AIR_HU, SECONDARY_CAPTURE, padding_range
 
 PROGRAM = Path(__file__).with_name("gdcm_process.py")
-# A slice takes milliseconds; JPEG 2000 on a busy machine a second.
+# A slice takes milliseconds; JPEG 2000 on a busy machine may take a second.
 SLICE_SECONDS = 30
 ITEM, SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD
 CORNERS = np.ix_((0, -1), (0, -1))
 
 
 def read_slices_hu(headers: Sequence[DicomHeader]) -> Generator[np.ndarray, None, None]:
-    """Reads the slices of a series one by one; to be closed if it is left early.
+    """Reads the slices of a series one by one; close it if you stop early.
 
     Args:
         headers: of the slices, checked by `bundle.data.dicom.screening`.
 
     Yields:
-        (rows, columns) in HU: whole numbers where slope and intercept are, else float64.
+        (rows, columns) in HU: whole numbers if slope and intercept are whole, else float64.
 
     Raises:
         DicomError: naming the file that cannot be read or decoded.
@@ -106,7 +106,7 @@ def _hu(header: DicomHeader, cells: np.ndarray) -> np.ndarray:
     padding = padding_range(header)
     if padding:
         is_padding = _is_within(stored, padding) | _is_within(cells, padding)
-        # a value in all of a slice but its corners was measured, whatever the header says
+        # a value in all of a slice except its corners was measured, even if the header calls it padding
         if is_padding[CORNERS].any():
             hu[is_padding] = np.minimum(hu[is_padding], AIR_HU)
     return hu
@@ -123,7 +123,7 @@ def _is_within(values: np.ndarray, limits: tuple[int, int]) -> np.ndarray:
 
 
 class _Decoder:
-    """A process that decodes compressed slices of one series."""
+    """Runs a process that decodes the compressed slices of one series."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -132,7 +132,7 @@ class _Decoder:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            # a terminal sends Ctrl-C to all processes of a command: slices at hand would seem to be damaged
+            # a terminal sends Ctrl-C to all processes; the slice being decoded would seem damaged
             start_new_session=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
@@ -198,7 +198,7 @@ def _find_frames(file: BinaryIO, n_frames: int) -> list[list[tuple[int, int]]]:
         n_frames: frames that the file declares.
 
     Raises:
-        ValueError: if the fragments do not make so many frames.
+        ValueError: if the fragments do not make that many frames.
         struct.error: if the file ends before them.
     """
     fragments: list[tuple[int, int]] = []

@@ -20,7 +20,7 @@ from bundle.data.dicom.parsing import (
     open_data_set,
 )
 
-# Series that lie beside every CT and are no volume by nature: skipped with a warning, never an error.
+# Series that lie beside every CT and cannot be volumes: skipped with a warning, never an error.
 SKIPPED = frozenset(("not_ct", "localizer", "dose_report", "secondary_capture"))
 CT = "1.2.840.10008.5.1.4.1.1.2"
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
@@ -28,11 +28,11 @@ DOSE_REPORT = "1.2.840.10008.5.1.4.1.1.88.67"
 DOSE_WORDS = re.compile(r"dose\W*(report|info|record|summary)|patient\W*protocol", re.IGNORECASE)
 PROJECTIONS = frozenset(("MIP", "MAX_IP", "MINIP", "MIN_IP", "MAXIMUM", "MINIMUM", "PROJECTION IMAGE"))
 MAX_EDGE = 8192
-# An empty slice in RLE or JPEG 2000 packs so well; a header that lies goes beyond by far.
+# An empty slice in RLE or JPEG 2000 is packed this well; a wrong header exceeds it by far.
 MAX_PACKING_RATIO = 2000
 MAX_PADDING_BYTES = 1 << 20
 AIR_HU = -1024
-# Who made the series that this project derives; see `bundle.data.dicom.derived`.
+# The manufacturer that this project writes into the series it derives; see `bundle.data.dicom.derived`.
 OWN_MANUFACTURER = "ctpa_vqgan"
 
 ADVICE = {
@@ -44,14 +44,14 @@ ADVICE = {
 
 
 class Refusal(NamedTuple):
-    """Why a series or file cannot be used.
+    """Says why a series or file cannot be used.
 
     Attributes:
-        code: for a machine. Of a whole series: not_ct, localizer, dose_report, secondary_capture,
+        code: a word for programs. For a whole series: not_ct, localizer, dose_report, secondary_capture,
             too_few_slices, no_geometry, mixed_orientation, mixed_size, duplicate_slices, two_phases,
-            missing_slices, irregular_spacing, smaller_than_a_patch. Of one of its files: unreadable, damaged,
-            truncated, transfer_syntax, lying_header, multi_frame, colour, missing_rescale, non_hu.
-        message: for a person; begins with the path.
+            missing_slices, irregular_spacing, smaller_than_a_patch. For one of its files: unreadable,
+            damaged, truncated, transfer_syntax, lying_header, multi_frame, colour, missing_rescale, non_hu.
+        message: a sentence for a person; it begins with the path.
     """
 
     code: str
@@ -59,7 +59,7 @@ class Refusal(NamedTuple):
 
 
 class Screened(NamedTuple):
-    """What headers tell of a series: its geometry, or why it is refused; never both."""
+    """Holds what headers tell of a series: its geometry, or why it is refused; never both."""
 
     geometry: Geometry | None
     refusal: Refusal | None
@@ -73,7 +73,7 @@ def screen_series(path: Path, headers: Sequence[DicomHeader]) -> Screened:
         headers: of one series, in any order.
 
     Returns:
-        geometry or refusal.
+        The geometry or the refusal.
     """
     fault = _nature(headers) or _faults(headers)
     if fault is None and len(headers) < 2:
@@ -89,7 +89,7 @@ def series_notes(headers: Sequence[DicomHeader]) -> tuple[str, ...]:
     """Returns what a person should know of a series that can be used.
 
     Args:
-        headers: of its slices, which `screen_series` found no fault with.
+        headers: of its slices, in which `screen_series` found no fault.
     """
     notes = (_origin_note(headers), _end_note(headers), _unit_note(headers), _padding_note(headers))
     return tuple(filter(None, notes))
@@ -124,7 +124,7 @@ def _nature(headers: Sequence[DicomHeader]) -> Fault | None:
 
 def _file_nature(header: DicomHeader) -> Fault | None:
     if header.fault and (header.storage_class in ("", CT) or header.fault[0] != "transfer_syntax"):
-        return None  # what it says of itself may be part of the damage
+        return None  # what it says about itself may be damaged too
     kinds, modality = header.text("image_type").upper(), header.text("modality")
     if header.storage_class == CT and header.pixel_bytes is None and not modality:
         return None  # it ends before it could say so
@@ -224,14 +224,14 @@ def _is_padded(header: DicomHeader, declared: int) -> bool:
         with open_data_set(header.path, header.transfer_syntax) as file:
             file.seek(header.pixel_start + declared)
             return len(set(file.read(length))) <= 1
-    except OSError:  # it went away since its header was read
+    except OSError:  # it was removed since its header was read
         return False
 
 
 def _bytes_of(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # it went away since its header was read
+    except OSError:  # it was removed since its header was read
         return 0
 
 
@@ -310,7 +310,7 @@ def padding_range(header: DicomHeader) -> tuple[int, int] | None:
     first = header.number("padding")
     last = header.number("padding_limit", first)
     if header.number("is_signed"):
-        # of 16 bits, whatever form it is written in
+        # 16 bits, in any representation
         first, last = ((value & 0xFFFF ^ 0x8000) - 0x8000 for value in (first, last))
     return min(first, last), max(first, last)
 

@@ -21,29 +21,29 @@ from bundle.run.names import ANY_NAME, printable
 
 # A path that stands for one series may be a folder above it, but not the root of a disk.
 MAX_FOLDERS_OF_A_SERIES = 1000
-# An index of other files; lies at the root of every CD.
+# An index of other files, at the root of every CD.
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
-# What archives and viewers put beside slices under names that Python's list of file types does not know.
+# Files that archives and viewers put beside slices, and that Python's list of file types does not know.
 KNOWN_BESIDE = (".ctpa", ".db", ".inf", ".ini", ".log", ".lnk", ".md", ".nrrd", ".mhd", ".yaml", ".yml")
 SHOWN_NAMES = 3
 
 
 class Series(NamedTuple):
-    """One DICOM series of a folder.
+    """Describes one DICOM series of a folder.
 
     Attributes:
-        path: what `read_volume` and `read_header` take: the folder if it holds no other volume, else the
-            series' first file by name.
-        files: the file of each slice; in slice order if it can be used, by name if not. Slices of an enhanced
-            file name it again and again.
+        path: the argument for `read_volume` and `read_header`: the folder if it holds no other volume, else
+            the series' first file by name.
+        files: the file of each slice; in slice order if it can be used, by name if not. All slices of
+            an enhanced file name that file.
         patient: salted hash of the PatientID, empty if there is none.
         uid_hash: hash of the SeriesInstanceUID, 16 hexadecimal digits.
-        study_hash: the same of the StudyInstanceUID, empty if there is none.
-        reason: why it cannot be used, None if the headers give no reason.
+        study_hash: hash of the StudyInstanceUID, empty if there is none.
+        reason: why it cannot be used; None if the headers give no reason.
         geometry: shape and affine, None if it cannot be used.
         has_contrast_tag: whether a contrast agent is named in it.
-        notes: what a person should know of a series that can be used, a sentence each.
-        headers: of the slices, in the order of `files`; lists of all series of a tree come without them.
+        notes: what a person should know about a series that can be used, a sentence each.
+        headers: of the slices, in the order of `files`; empty in a list of all series of a tree.
     """
 
     path: str
@@ -71,7 +71,7 @@ def find_series(folder: PathLike, max_folders: int = MAX_FOLDERS) -> list[Series
         max_folders: how many folders may be looked at.
 
     Returns:
-        all series, those that cannot be used too, sorted by path.
+        All series, also those that cannot be used, sorted by path.
 
     Raises:
         FolderError: if there are more folders than that.
@@ -92,7 +92,7 @@ def find_one_series(path: PathLike) -> Series:
         path: a folder that holds one volume, itself or below; or any file of a series.
 
     Returns:
-        the series, which may have a reason not to be used.
+        The series, which may have a reason not to be used.
 
     Raises:
         DicomError: if there is no series, or if a folder holds several.

@@ -28,7 +28,7 @@ def read_series_header(path: PathLike) -> VolumeHeader:
         path: a folder that holds one series, or any file of a series.
 
     Returns:
-        shape, affine and a NIfTI header made of them.
+        Shape, affine and a NIfTI header made from them.
 
     Raises:
         DicomError: for everything that `bundle.data.dicom.screening` refuses.
@@ -41,13 +41,13 @@ def read_series(path: PathLike) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Heade
     """Reads a DICOM series; see `read_series_header` for the path and what is refused.
 
     Returns:
-        voxels (X, Y, Z) = (columns, rows, slices) in HU by each file's own slope and intercept, int16 where
-        that is exact, else float32; affine (4, 4), voxel to RAS mm; a NIfTI header made of the affine.
+        Voxels (X, Y, Z) = (columns, rows, slices) in HU by each file's own slope and intercept, int16 where
+        that is exact, else float32; affine (4, 4), voxel to RAS mm; a NIfTI header made from the affine.
     """
     series, geometry = usable_series(path)
     header = _header(series, geometry)
     voxels = np.empty(geometry.shape, np.int16, order="F")
-    # closed at once, whatever happens: compressed slices have a process that decodes them
+    # closed at once in any case, since a process decodes compressed slices
     with closing(read_slices_hu(series.headers)) as slices:
         for z, slice_hu in enumerate(slices):
             if not np.isfinite(slice_hu).all():

@@ -77,7 +77,7 @@ class Entry(NamedTuple):
         path: what `read_header` and `Format.read` take.
         is_checked: whether its headers were read while it was found.
         refusal: code and message of what is wrong with it; None if nothing is known.
-        is_skipped: whether it is no CT volume by nature, such as a localizer, rather than a damaged one.
+        is_skipped: whether it cannot be a CT volume, such as a localizer, rather than being damaged.
         patient: salted hash of the patient's ID, empty if there is none.
         series: hash of the series' ID, empty if there is none.
     """
