@@ -3,8 +3,9 @@
     python -m scripts.demo [--output_dir outputs/demo]
 
 Trains `configs/train.yaml` + `train_with_discriminator.yaml` + `smoke.yaml` on one part of a CT of
-LIDC-IDRI-0001, reconstructs the other part through `python -m monai.bundle run`, and leaves figures, picture
-and videos. Every step is a command that a user would type; it is printed before it runs.
+LIDC-IDRI-0001 and reconstructs the other part through `python -m monai.bundle run`: with what it has just
+trained, and with the model that ships, which has seen nothing of this patient. It leaves figures, a picture
+and videos of both. Every step is a command that a user would type; it is printed before it runs.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
+from bundle.checkpoints.file import INSTALLED_MODEL
 from bundle.drawing.planes import EMBOLISM, PLANES
 from bundle.drawing.triptych import DIFFERENCE_HU
 from bundle.drawing.video import Display
@@ -31,6 +31,8 @@ from scripts.reconstruct import output_name
 BUNDLE_ROOT = Path(__file__).resolve().parent.parent
 DATA = Path("tests/data")
 VALIDATION = DATA / "lidc_idri_0001_validation.nii.gz"
+SHORT, SHIPPED = "five_minutes_of_training", "shipped_model"
+"""Folders of the two reconstructions; pictures and figures call them so."""
 
 
 class DemoError(RuntimeError):
@@ -47,9 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     start = time.monotonic()
     set_aside(output_dir)
     train(output_dir)
-    checkpoint = output_dir / "checkpoints" / "last.pt"
-    reconstruct(checkpoint, output_dir / "reconstruction")
-    picture = report(checkpoint, output_dir)
+    checkpoints = {SHORT: output_dir / "checkpoints" / "last.pt", SHIPPED: INSTALLED_MODEL}
+    for folder, checkpoint in checkpoints.items():
+        reconstruct(checkpoint, output_dir / folder)
+    picture = report(list(checkpoints), output_dir)
     tell(f"Took {time.monotonic() - start:.0f} s. Everything is in {output_dir}")
     tell(f"Open {picture}")
 
@@ -72,15 +75,7 @@ def train(output_dir: Path) -> None:
 
 def reconstruct(checkpoint: Path, output_dir: Path) -> None:
     """Reconstructs the validation part, which was not trained on, to a NIfTI in HU."""
-    smoke = yaml.safe_load((BUNDLE_ROOT / "configs" / "smoke.yaml").read_text(encoding="utf-8"))
-    run_bundle(
-        "configs/inference.yaml",
-        dataset_dir=VALIDATION,
-        ckpt_path=checkpoint,
-        output_dir=output_dir,
-        preset=smoke["preset"],
-        num_embeddings=smoke["num_embeddings"],
-    )
+    run_bundle("configs/inference.yaml", dataset_dir=VALIDATION, ckpt_path=checkpoint, output_dir=output_dir)
 
 
 def run_bundle(config_file: str, **overrides: object) -> None:
@@ -99,14 +94,15 @@ def run_bundle(config_file: str, **overrides: object) -> None:
         raise DemoError(f"{config_file}: the run failed with exit code {result.returncode}; see above")
 
 
-def report(checkpoint: Path, output_dir: Path) -> Path:
-    """Writes figures, a picture and a video per plane; returns the picture's path."""
-    recon = output_dir / "reconstruction" / output_name(BUNDLE_ROOT / VALIDATION, BUNDLE_ROOT / DATA)
+def report(folders: Sequence[str], output_dir: Path) -> Path:
+    """Tells figures, leaves pictures and a video per plane; returns the path of the picture."""
+    name = output_name(BUNDLE_ROOT / VALIDATION, BUNDLE_ROOT / DATA)
+    recons = {folder.replace("_", " "): output_dir / folder / name for folder in folders}
     hu_min, hu_max = -1000.0, 1000.0
     display = Display(EMBOLISM, DIFFERENCE_HU, hu_min, hu_max)
-    case = report_case(BUNDLE_ROOT / VALIDATION, {checkpoint.name: recon}, list(PLANES), 10, display)
+    case = report_case(BUNDLE_ROOT / VALIDATION, recons, list(PLANES), 10, display)
     tell("\n" + figures_table([case], hu_min, hu_max))
-    drawn = next(recon.parent.glob("*_picture.png"))
+    drawn = next((output_dir / folders[0]).glob("*_comparison.png"))
     return Path(shutil.copy(drawn, output_dir / "picture.png"))
 
 

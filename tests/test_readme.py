@@ -21,6 +21,7 @@ import pytest
 import torch
 import torchvision
 
+from bundle.checkpoints.file import INSTALLED_MODEL
 from bundle.data.volumes.phantom import write_phantom
 from tests.guide import GUIDE, ROOT, TEXTS, commands_in
 
@@ -66,7 +67,9 @@ def for_two_cores(words: list[str], **few: object) -> list[str]:
     """smoke.yaml on top of the listed configs, and settings that take seconds."""
     at = words.index("--config_file") + 1
     files = ast.literal_eval(words[at]) if words[at].startswith("[") else [words[at]]
-    few |= {"num_embeddings": 64} | (FEW if "train" in words[at] else {})
+    if "train" in words[at] or "--ckpt_path" in words:  # the model that ships has its own number
+        few["num_embeddings"] = 64
+    few |= FEW if "train" in words[at] else {}
     if "--resume_from_checkpoint" in words:
         few["max_epochs"] = 2
     if "--perceptual_weights_path" in words:
@@ -84,6 +87,7 @@ class Clone:
         for room in ("bundle", "configs", "scripts", "transforms"):
             shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "metadata.json", folder)
+        self.take_models()
         for n in range(3):
             path = folder / "DIR" / f"p{n}" / "ct.nii.gz"
             write_phantom(path, (32, 28, 24), np.diag([1.0, 1.0, 2.0, 1.0]), seed=n)
@@ -91,6 +95,11 @@ class Clone:
         server = [sys.executable, str(ROOT / "tests" / "workflows" / "warm_python.py")]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "utf-8"}
         self.warm = subprocess.Popen(server, cwd=folder, env=self.environment, **pipes)
+
+    def take_models(self) -> None:
+        """Puts in place what ships, whatever other models lie beside it here."""
+        (self.folder / "models").mkdir()
+        shutil.copy(INSTALLED_MODEL, self.folder / "models")
 
     def keep_base_run(self) -> None:
         """Sets aside what the README's first command leaves, for those that go on from it."""
@@ -101,6 +110,7 @@ class Clone:
         """Leaves the output of the base run only, and only to those commands that go on from it."""
         for name in ("outputs", "models", "OUT"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
+        self.take_models()
         if f"{BASE}/" in " ".join(words_of(line)) or line.startswith(LAUNCHER):
             shutil.copytree(self.folder / "base_outputs", self.folder / "outputs")
         if line == DECODE and not (self.folder / "CODES").exists():

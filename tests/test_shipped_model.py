@@ -1,0 +1,55 @@
+"""The model that ships: the file that its card describes, what it reconstructs, and what it never saw."""
+
+import hashlib
+
+import pytest
+import torch
+
+from bundle import load_model
+from bundle.checkpoints.file import INSTALLED_MODEL, read_checkpoint
+from bundle.data.volumes.reading import read_volume
+from bundle.metrics.reconstruction import reconstruction_figures
+from scripts.developer.shipped_model import COMMON, DEVELOPMENT, TEST, TRAINING
+from tests.guide import ROOT
+
+CARD = INSTALLED_MODEL.with_name("MODEL_CARD.md").read_text(encoding="utf-8")
+SHA256 = "a09552122056f1209596eda0bb2e9dc9ca302e684969a14f1ee32eeb4a4ce8eb"
+PSNR_DB = 31.72
+UNSEEN = {
+    "05d2a4ebf00bf97c": "lidc_idri_0001",
+    "cd0f0d06b4899419": "qin_lsc_0028",
+    "df6694584499fe2d": "lungfcp_01_0001",
+}
+"""Fingerprints of the voxels of the patients that it must not have seen."""
+VALIDATION = ROOT / "tests" / "data" / "lidc_idri_0001_validation.nii.gz"
+
+
+@pytest.fixture(scope="module")
+def content():
+    return read_checkpoint(INSTALLED_MODEL)
+
+
+def test_the_file_is_the_one_that_the_card_describes(content):
+    assert hashlib.sha256(INSTALLED_MODEL.read_bytes()).hexdigest() == SHA256
+    assert SHA256 in CARD
+    assert content["name"].split(",")[0] in CARD
+    assert {name: content["network"][name] for name in ("preset", "num_embeddings")} == {
+        name: COMMON[name] for name in ("preset", "num_embeddings")
+    }
+
+
+def test_it_reconstructs_a_patient_that_it_has_not_seen_as_well_as_the_card_says():
+    image = torch.from_numpy(read_volume(VALIDATION).voxels)
+    recon = load_model(device="cpu").reconstruct(VALIDATION)[0].as_subclass(torch.Tensor)
+    assert reconstruction_figures(image, recon, -1000, 1000).psnr == pytest.approx(PSNR_DB, abs=0.1)
+    assert f"{PSNR_DB:.2f} dB" in CARD
+
+
+def test_no_patient_of_the_test_or_of_the_choice_of_recipes_was_trained_on(content):
+    assert not set(TRAINING) & {*DEVELOPMENT, *TEST}
+    trained_on = content["trained_on"]
+    assert trained_on["patients"] == []
+    assert len(trained_on["voxels"]) == len(TRAINING)
+    assert not set(UNSEEN) & set(trained_on["voxels"])
+    for name in TRAINING:
+        assert f"`{name}`" in CARD
