@@ -106,12 +106,13 @@ class Board:
 
     @contextmanager
     def errors_told(self) -> Iterator[None]:
-        """Lets the first process end with the error that has ended another one.
+        """Lets a process say what has ended the job, where another one has.
 
-        torchrun ends all processes by a signal when one has failed; the signal alone says nothing.
+        torchrun ends all processes by a signal when one has failed; the signal alone says nothing. Without
+        torchrun the store is gone with the first process.
 
         Raises:
-            JobError: if a signal comes after an error of another process.
+            JobError: if a signal comes after an error of another process, or the store has gone.
         """
         try:
             yield
@@ -119,6 +120,11 @@ class Board:
             if self.store.check(["error"]):
                 raise JobError(self.store.get("error").decode()) from stop
             raise
+        except distributed.DistError as error:
+            raise JobError(
+                "the first process of this job has ended or does not answer, its own message says why; run "
+                "the same line again, it goes on"
+            ) from error
         except Exception as error:
             told = own_message(error) or short_message(error)
             self.store.set("error", f"process {self.rank} of {self.world_size}: {told}")

@@ -6,7 +6,6 @@ from typing import Any
 
 from bundle.data.cases.provenance import Provenance, short_halo
 from bundle.networks.fingerprint import fingerprint
-from bundle.networks.vqgan import VQGAN
 
 
 class Maker:
@@ -19,7 +18,7 @@ class Maker:
         halo: voxels of context around a tile; None = the network's own.
     """
 
-    def __init__(self, network: VQGAN, settings: Mapping[str, Any], amp: bool, halo: int | None) -> None:
+    def __init__(self, network: Any, settings: Mapping[str, Any], amp: bool, halo: int | None) -> None:
         self.network, self.settings, self.amp, self.halo = network, dict(settings), amp, halo
 
     def __call__(self) -> Provenance:

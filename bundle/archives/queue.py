@@ -125,6 +125,10 @@ class VolumeQueue(Sampler[int]):
         Raises:
             JobError: if volumes are left that nobody finished.
         """
+        with self.board.errors_told():
+            return self._summary()
+
+    def _summary(self) -> dict[str, Any]:
         seconds = round(time.monotonic() - self.start, 1)
         if not self.board.is_first:
             self.board.add("ended")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.workflows.conftest import ENVIRONMENT, ROOT
+from tests.workflows.torchrun import torchrun
 
 pytestmark = pytest.mark.ranks
 LENGTH = {"epoch_length": 6, "checkpoint_interval": 2}
@@ -149,11 +150,6 @@ def test_a_second_job_in_the_folder_is_refused_by_the_lock_on_all_ranks(start, o
     assert [one.code for one in ended] == [1, 1]
     assert "is writing there; wait until it ends" in ended[0].last_line
     assert "error: " not in ended[1].output
-
-
-def torchrun(*words, restarts=0):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return [*command, "--max_restarts", str(restarts), "--shutdown_timeout", "120", *map(str, words)]
 
 
 def test_ten_restarts_in_a_row_meet_again(tmp_path):

@@ -1,6 +1,7 @@
 import signal
 
 import pytest
+from torch import distributed
 
 from bundle.archives.board import Board, JobError, launched_board, part_of
 from bundle.run.signals import StopRequested
@@ -40,6 +41,12 @@ def test_the_first_process_says_what_has_ended_another_one(boards):
 
     with pytest.raises(JobError, match="^process 1 of 2: ValueError: no such voxel$"), first.errors_told():
         raise StopRequested(signal.SIGTERM)
+
+
+def test_a_process_whose_store_has_gone_says_so_and_how_to_go_on():
+    with pytest.raises(JobError, match="has ended or does not answer.* run the same line again"):
+        with Board().errors_told():
+            raise distributed.DistNetworkError("Connection reset by peer")
 
 
 def test_a_signal_alone_stays_a_signal():
