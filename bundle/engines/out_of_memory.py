@@ -79,8 +79,8 @@ class MemoryFallback:
         """Calls `attempt` until it fits on all ranks, and returns what it gave.
 
         Args:
-            attempt: a part of an iteration in which ranks do not meet, and no weight moves; when it is called
-                again it starts from nothing.
+            attempt: a part of an iteration in which ranks do not meet, and no weight moves; it starts over
+                when it is called again.
             iteration: its number, for the record.
             batch_size: samples in it.
             configured: the config's `micro_batch_size`.

@@ -121,7 +121,7 @@ def refuse_errors(checks: Iterable[Check]) -> None:
 
 
 def check_data(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Check:
-    """Sizes of the split."""
+    """Tells the sizes of the split."""
     counts = {
         name: (len(part), len({case.get("patient", case["image"]) for case in part}))
         for name, part in cases.items()

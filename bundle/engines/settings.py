@@ -1,6 +1,6 @@
 """The first step of every workflow: refuses names and values that cannot work, in one line.
 
-The rule of each single setting is in `bundle.run.rules`; here are those across settings of a training run.
+The rule of each single setting is in `bundle.run.rules`; rules across settings of a training run are here.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def settings_of(parser: ConfigParser, names: Iterable[str] = RULES) -> dict[str,
     """
     present = [name for name in names if name in parser.get()]
     settings: dict[str, Any] = {}
-    # expressions last: they are made of others, and a wrong one of these has to be told by its own name
+    # Expressions come last: they use other settings, and a wrong one of those is told by its own name.
     for name in sorted(present, key=lambda name: ConfigExpression.is_expression(parser[name])):
         settings[name] = _evaluated(parser, name)
         check(**{name: settings[name]})
@@ -137,13 +137,13 @@ def _take_switches_as_meant(parser: ConfigParser) -> None:
 
 
 def total_iterations(max_epochs: int, epoch_length: int, max_iterations: int | None) -> int:
-    """Iterations of the whole run."""
+    """Returns the iterations of the whole run."""
     total = max_epochs * epoch_length
     return total if max_iterations is None else min(total, max_iterations)
 
 
 def check_training_settings(settings: Mapping[str, Any]) -> None:
-    """Refuses settings that would fail later together, or that would never do what they promise.
+    """Refuses settings that would fail together later, or would never have an effect.
 
     Args:
         settings: of configs/train.yaml by name, each of which keeps its own rule.

@@ -1,4 +1,4 @@
-"""Runs one iteration of adversarial training; whatever updates, logs or saves is a handler."""
+"""Runs one iteration of adversarial training; everything that updates, logs or saves is a handler."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
@@ -133,7 +133,7 @@ class AdversarialTrainer(Trainer):
     def rehearse(self, shape: Sequence[int]) -> int:
         """Runs the run's last iteration on noise, up to its gradients, and leaves the run as it was.
 
-        Then the gate is open if it ever is: whatever the run will need, it needs here.
+        In the last iteration the gate is open if it ever is, so it needs all that the run will ever need.
 
         Args:
             shape: of the batch, (B, 1, X, Y, Z).
@@ -145,7 +145,7 @@ class AdversarialTrainer(Trainer):
         codebook = {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
         self.state.iteration = self.total_iterations
         try:
-            # first, and of little: ranks meet in it, so it must fit on all of them
+            # First, and with little memory, since ranks meet in it and it must fit on all of them.
             quantizer.prepare(
                 lambda: torch.zeros(1, quantizer.embedding_dim, 2, 2, 2, device=self.state.device)
             )

@@ -30,7 +30,7 @@ class TensorBoardLog:
 
     def __init__(self, output_dir: str | Path) -> None:
         self.folder = Path(output_dir) / "tensorboard"
-        self.resumed_at = 0  # later points of the run that this one continues are hidden
+        self.resumed_at = 0  # TensorBoard hides later points of the run that this one continues
         self._writer: SummaryWriter | None = None
 
     @property
@@ -44,7 +44,7 @@ class TensorBoardLog:
         """Checks before training whether the folder can be used.
 
         Raises:
-            LogFolderError: if something else has its name, or it belongs to somebody else.
+            LogFolderError: if it is not a folder, or cannot be written.
         """
         if self.folder.exists() and not (self.folder.is_dir() and os.access(self.folder, os.W_OK | os.X_OK)):
             raise LogFolderError(

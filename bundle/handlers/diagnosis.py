@@ -22,17 +22,17 @@ class HealthWatch:
     """Looks at means over windows of iterations and at validation figures; changes nothing.
 
     Adversarial losses are divided by the sum of the discriminators' weights, so that a fresh discriminator's
-    is near 1 and the generator's is minus the mean logit. A window that a resume has cut short is shorter.
+    is near 1 and the generator's is minus the mean logit. After a resume the first window is shorter.
 
     Args:
         gate: from when on the generator should improve.
         weights: of the discriminators, by name.
         window: iterations.
-        disc_loss_floor: a discriminator loss below it is a dead game.
-        explosion_ratio: an adversarial loss above it, or a reconstruction loss of so many times its best.
+        disc_loss_floor: a discriminator loss below it means that the discriminators have won.
+        explosion_ratio: an adversarial loss above it, or a reconstruction loss of this many times its best.
         codebook_floor: perplexity over K below it is a collapsed codebook.
-        no_improvement_validations: so many validations in a row behind the gate without a better `val/psnr`
-            or `val/lpips`.
+        no_improvement_validations: this many validations in a row behind the gate without a better
+            `val/psnr` or `val/lpips` are reported.
         note_event: called with `kind` and details, for `run.json`.
     """
 

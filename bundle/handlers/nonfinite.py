@@ -41,7 +41,7 @@ class HealthGuard:
         state: what rolling back restores.
         output_dir: of the run, with its checkpoints.
         policy: `rollback` or `stop`.
-        patience: iterations in a row that may be skipped before that.
+        patience: iterations in a row that may be skipped before the policy acts.
         learning_rate_ratio: share of the learning rates that is left after rolling back, at most 3 times.
         note_event: called with `kind` and details of what happens, for `run.json`.
     """

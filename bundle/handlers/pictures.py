@@ -18,11 +18,11 @@ from bundle.run.atomic import complete_or_absent
 
 
 class Pictures:
-    """Writes a picture of the first validation volumes, for the eye to judge what figures do not show.
+    """Writes a picture of the first validation volumes, in which a person sees what figures do not show.
 
     Attach it to the validation engine, whose output is a list of dictionaries with `image` and `pred`,
-    (1, X, Y, Z) in [-1, 1] with RAS axes, and whose batch is one with `spacing_mm`, and `name` where there
-    is one. PNG files go to `<output_dir>/pictures`, the same pictures to TensorBoard under `val/pictures`.
+    (1, X, Y, Z) in [-1, 1] with RAS axes, and whose batch is a list with `spacing_mm`, and perhaps
+    `name`. PNG files go to `<output_dir>/pictures`, the same pictures to TensorBoard under `val/pictures`.
 
     Args:
         output_dir: folder of the run.

@@ -15,8 +15,8 @@ from bundle.run.rules import check
 class GeneratorUpdate:
     """Runs the generator's objective backward per micro-batch and hands over one step per iteration.
 
-    The discriminators are frozen in it (see `build_discriminators`): gradients pass through them to the
-    reconstruction, none is left in them.
+    The discriminators are frozen (see `build_discriminators`): gradients pass through them to the
+    reconstruction, and none stays in them.
 
     Args:
         optimizer: of the generator.

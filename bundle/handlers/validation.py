@@ -136,15 +136,15 @@ class ValidationStopped(BaseException):
 class ValidateEvery:
     """Validates after every `interval` epochs, and once more when training ends.
 
-    A run of fewer epochs than `interval` is never validated: whoever sets so much wants none.
+    A run of fewer epochs than `interval` is never validated: such an interval means no validation.
 
     A resumed run first repeats a validation that was due and was not completed. The state goes into
     checkpoints.
 
     Args:
         interval: in epochs.
-        at_start: whether to validate before the first iteration too: of a run that starts from weights, so
-            that its curves begin with their figures.
+        at_start: whether to validate before the first iteration too. A run that starts from weights does, so
+            that its curves begin with the figures of these weights.
     """
 
     def __init__(self, interval: int, at_start: bool = False) -> None:
@@ -190,7 +190,7 @@ class ValidateEvery:
     def make_up(self, engine: AdversarialTrainer) -> None:
         """Validates the weights that a run starts from.
 
-        Of a run that resumes it repeats a validation that was due there, unless it had been completed.
+        A resumed run repeats a validation that was due there, unless it had been completed.
         """
         iteration = engine.state.iteration
         if iteration == 0 and self.at_start and self._is_wanted(engine):

@@ -1,4 +1,4 @@
-"""Exact tiling: a volume is encoded and decoded tile by tile and comes out as if in one piece.
+"""Encodes and decodes a volume tile by tile, with exactly the result of one pass over the whole.
 
 Dimension letters: B batch, X Y Z voxels, x y z latent cells. Tiles are counted in cells.
 """
@@ -75,7 +75,7 @@ class HaloInferer(Inferer):
     one index map of the whole volume, then tiles of that map into voxels, so that codes never depend on the
     tiling. A network that has only `forward` is run in one pass with twice the halo. With at least the
     network's own halo, tiles equal the whole (up to float32 rounding); a smaller one is faster and leaves
-    seams (how large: docs/tiling.md). The volume may lie on another device than the network: only tiles
+    seams (docs/tiling.md says how large). The volume may lie on another device than the network: only tiles
     travel.
 
     Args:
@@ -83,7 +83,7 @@ class HaloInferer(Inferer):
             stride; `auto` or None takes what free memory allows. Out of memory, tiles are halved and the log
             says so.
         halo: in voxels, a multiple of the stride; None = `network.halo`.
-        progress: shows a bar with voxels per second and time left.
+        progress: whether to show a bar with voxels per second and time left.
 
     Raises:
         TilingError: if a tile or halo breaks its rule; rules of a network are checked by `check`.

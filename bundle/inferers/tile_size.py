@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-# On a CPU larger windows are no faster, and the rest of the machine wants its memory.
+# On a CPU larger windows are no faster, and other programs need memory too.
 CPU_BUDGET_BYTES = 2**30
-# On a GPU neither, and a feature map of 2^31 elements or more is what few of its kernels are tested with.
+# Larger ones are no faster on a GPU either, and few of its kernels are tested with 2^31 elements or more.
 GPU_BUDGET_BYTES = 2**34
 FREE_SHARE = 0.6
 MAX_CUTS = 24
@@ -73,7 +73,7 @@ def choose_tile_size(shape: Sequence[int], halo: int, stride: int, max_voxels: i
 
 
 def halved(tile_size: Sequence[int], shape: Sequence[int], stride: int) -> tuple[int, ...] | None:
-    """Tiles with their longest side halved; None if they are as small as they can be."""
+    """Halves the longest side of tiles; None if they are as small as they can be."""
     sides = [
         min(size, math.ceil(extent / stride) * stride) for size, extent in zip(tile_size, shape, strict=True)
     ]

@@ -15,7 +15,7 @@ from bundle.run.rules import check
 class GeneratorObjective(nn.Module):
     """Sums L1 and commitment and, behind the gate, LPIPS, adversarial and feature-matching terms.
 
-    A term of weight 0 is neither computed nor is the network behind it needed.
+    A term of weight 0 is not computed, and the network behind it is not needed.
 
     Args:
         l1_weight: weight of the mean absolute difference in [-1, 1] (1.0 is 1000 HU in a 2000 HU window).
@@ -29,7 +29,7 @@ class GeneratorObjective(nn.Module):
         loss_margin: voxels at each face of a patch that the L1 term leaves out.
 
     Attributes:
-        TERMS: by the names of their curves.
+        TERMS: names of the terms, which are those of their curves.
     """
 
     TERMS = ("recon_loss", "commitment_loss", "perceptual_loss", "gen_loss", "gan_feat_loss")

@@ -1,4 +1,4 @@
-"""LPIPS on slices, with a backbone that is a file you have, never a silent random network.
+"""Computes LPIPS on slices, with a backbone from a file, never with a random network unnoticed.
 
 Paper: Zhang et al. 2018, arXiv:1801.03924.
 """
@@ -79,7 +79,7 @@ class SlicePerceptualLoss(nn.Module):
 def backbone_weights(network: str, weights_path: str | Path | None = None) -> Mapping[str, Tensor]:
     """Loads the backbone's tensors: from `weights_path`, else torch's hub cache, else by one download.
 
-    A download is compared with the hash in its name, and is given up where no byte comes for a while.
+    A download is compared with the hash in its name. It is given up when no byte comes for a while.
 
     Raises:
         BackboneError: if there is no such file, if it cannot be read, or if it cannot be downloaded.
@@ -105,7 +105,7 @@ def reach_backbone(network: str) -> None:
     """Asks the publisher for the backbone's file without reading it.
 
     Raises:
-        BackboneError: if there is no answer within some seconds.
+        BackboneError: if there is no answer within a few seconds.
     """
     try:
         with urllib.request.urlopen(BACKBONES[network].url, timeout=REACH_TIMEOUT_S):

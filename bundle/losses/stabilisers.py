@@ -30,8 +30,8 @@ class LeCamAnchors(nn.Module):
     """Keeps moving averages of each discriminator's logits; LeCam pulls the logits towards them.
 
     They move once per iteration, after the discriminators' step, by the mean logits of all its micro-batches
-    and ranks, and are bias-corrected; before the first step there is nothing to pull to. They are buffers,
-    and checkpoints hold them.
+    and ranks, and are bias-corrected. Before the first step there is nothing to pull to. Checkpoints hold
+    them.
     Paper: Tseng et al. 2021, arXiv:2104.03310.
 
     Args:

@@ -7,7 +7,7 @@ from torch import Tensor
 def draw_positions(shape: torch.Size, seed: int, iteration: int) -> Tensor:
     """Draws one slice position per sample and axis for a batch (B, 1, X, Y, Z): (B, 3) int64, CPU.
 
-    Drawn from seed and iteration alone: micro-batches share one draw and a resumed run repeats it.
+    It depends on seed and iteration alone, so micro-batches share one draw and a resumed run repeats it.
     """
     generator = torch.Generator().manual_seed(((seed * 1_000_003) + iteration) * 4099)
     share = torch.rand((shape[0], 3), generator=generator, dtype=torch.float64)

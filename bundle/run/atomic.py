@@ -1,4 +1,4 @@
-"""Files and folders that other processes, and the next run, see complete or not at all."""
+"""Writes files and folders so that others, and the next run, see them complete or not at all."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 UNFINISHED, REPLACED = ".unfinished_", ".replaced_"
 LEFTOVER = re.compile(rf"({re.escape(UNFINISHED)}|{re.escape(REPLACED)})[0-9a-f]{{8}}_(.+)", re.DOTALL)
-# Whoever still writes a file, or files into a folder, touches it every few seconds.
+# A process that still writes a file, or files into a folder, changes it every few seconds.
 LEFTOVER_S = 600
 ADVICE = "make room or give another --output_dir"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -62,7 +62,7 @@ def complete_or_absent(path: Path, advice: str = ADVICE, durable: bool = False) 
 
 
 def write_text(path: Path, text: str, advice: str = ADVICE) -> None:
-    """Writes a text file as UTF-8, whole or not at all; parts of names that are no UTF-8 become escapes.
+    """Writes a text file as UTF-8, whole or not at all; parts of names that are not UTF-8 become escapes.
 
     Raises:
         UnwritableError: see `complete_or_absent`.
@@ -82,10 +82,9 @@ def rename(source: Path, target: Path, durable: bool = True) -> None:
 def complete_or_absent_folder(path: Path, advice: str = ADVICE) -> Iterator[Path]:
     """Gives an empty folder beside `path` that becomes `path` when the block has succeeded.
 
-    A folder cannot be replaced in one step: the old one steps aside first, and comes back if the new one
-    cannot take its place. Killed between the two steps, the name is free and the old one lies beside it under
-    a name that begins with `.replaced_`. Leftovers of killed processes in the same place are removed at the
-    end.
+    A folder cannot be replaced in one step. The old one is renamed first, and renamed back if the new one
+    cannot take its place. After a kill between the two steps the old one lies beside the free name, under a
+    name that begins with `.replaced_`. At the end, leftovers of killed processes beside it are removed.
 
     Args:
         path: the folder to make or to replace; its parent is made if missing.
@@ -123,8 +122,8 @@ def complete_or_absent_folder(path: Path, advice: str = ADVICE) -> Iterator[Path
 def remove_leftovers(folder: Path, age_s: float = LEFTOVER_S) -> None:
     """Removes leftovers of killed processes.
 
-    What is unfinished goes some minutes after its last byte, what was replaced once its successor is there.
-    Minutes are counted by the clock that dates the folder's files: on a network it is another machine's.
+    Unfinished files go some minutes after their last byte, replaced ones once their successor is there.
+    Minutes are counted by the clock that dates the folder's files; on a network it is another machine's.
 
     Args:
         folder: may be missing.
@@ -144,7 +143,7 @@ def remove_leftovers(folder: Path, age_s: float = LEFTOVER_S) -> None:
 
 
 def open_without_links(path: Path, flags: int) -> int:
-    """Opens a file of this project for writing; a link of its name would lead to somebody else's file.
+    """Opens a file of this project for writing, but not a link, which could lead to another's file.
 
     Args:
         path: the file.

@@ -25,7 +25,7 @@ _NOT_FOR_USERS = (
     "initialize",
     "run",
     "finalize",
-)  # MONAI's own lists of steps: valid ids, but nobody means them
+)  # MONAI's own lists of steps: valid ids, but no user means them
 
 
 class UnknownOverrideError(ValueError):
@@ -43,7 +43,7 @@ class Command:
     of an id that is a path is the text that was typed.
 
     Args:
-        arguments: the words behind `run`, e.g. `["--config_file", "configs/train.yaml", "--seed", "1"]`.
+        arguments: the words after `run`, e.g. `["--config_file", "configs/train.yaml", "--seed", "1"]`.
 
     Attributes:
         settings: arguments of `run` and overrides, those of `--args_file` included.
@@ -98,23 +98,23 @@ def merge_configs(files: Sequence[str]) -> ConfigParser:
     """Merges config files as MONAI does: a later file replaces ids of an earlier one or adds to them.
 
     Raises:
-        ConfigFileError: if a file is missing or is no map of ids and values.
+        ConfigFileError: if a file is missing or is not a map of ids and values.
     """
     parser = ConfigParser()
     try:
         parser.read_config(files)
     except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as error:
-        for file in files:  # people edit configs: MONAI's error does not always name the file
+        for file in files:  # people edit configs, and MONAI's error does not always name the file
             read_config_file(file)
         raise ConfigFileError(f"{', '.join(map(str, files))}: cannot be merged ({error})") from error
     return parser
 
 
 def read_config_file(file: str) -> dict[str, Any]:
-    """Ids and values of one file.
+    """Reads ids and values of one file.
 
     Raises:
-        ConfigFileError: if it is missing or is no map of ids and values.
+        ConfigFileError: if it is missing or is not a map of ids and values.
     """
     try:
         content = ConfigParser.load_config_file(file)

@@ -1,4 +1,4 @@
-"""The one edge to terminal, log and CSV: bars only on a terminal, and no control character out of a file.
+"""Guards terminal, log and CSV: bars only on a terminal, and no control characters from files.
 
 File names, headers and checkpoints can hold anything: escape sequences that rename a window, line breaks that
 forge a line of the log, formulas that a spreadsheet runs.
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from bundle.run.names import printable
 
-# What a cell begins with that a spreadsheet evaluates, the wide ones in an East Asian one.
+# Characters that begin a formula in a spreadsheet, the wide ones in an East Asian one.
 FORMULA_SIGNS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 # ignite says so of every fresh run, and of every validation.
 _MISLEADING = "Engine run resuming from iteration 0,"
@@ -59,7 +59,7 @@ def _csv_text(text: str) -> str:
 
 
 class MessageFormatter(logging.Formatter):
-    """Formats as another formatter does, then makes a message of it.
+    """Formats as another formatter does, then makes the text a printable message.
 
     Args:
         inner: the other one; None = `logging`'s own.

@@ -7,14 +7,14 @@ import re
 
 import torch.distributed as dist
 
-EXIT_REFUSED = 3  # of a command that has left out volumes which cannot be used, and done all others
+EXIT_REFUSED = 3  # exit code of a command that has skipped unusable volumes and done all others
 OUR_PACKAGES = ("bundle", "transforms", "scripts")
 _MONAI_WRAPPER = re.compile(r"Failed to (instantiate|evaluate)|applying transform")
 # A data loading process passes on one text: a traceback with the error's dotted class and message in it.
 _OURS_IN_TEXT = re.compile(
     rf"^(?:{'|'.join(OUR_PACKAGES)})\.[\w.]+: (.*?)(?=\n\n|\Z)", re.MULTILINE | re.DOTALL
 )
-# What NumPy, torch on a CPU and Python say where memory is not given.
+# What NumPy, torch on a CPU and Python say when memory runs out.
 _NO_MEMORY = re.compile(r"Unable to allocate|can't allocate memory")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _READER_DIED = re.compile(r"DataLoader worker \(pid")

@@ -1,8 +1,8 @@
-"""Locks on folders and files; they end with the process that holds them, whatever ends it.
+"""Locks folders and files; a lock ends with the process that holds it, however that ends.
 
 They are POSIX record locks: forks do not share them, and a process that opens and closes its own lock file
-loses it. Over NFS they hold between machines, as far as the server passes them on. A file
-system that knows no locks costs the protection, not the run: a warning says so.
+loses it. Over NFS they hold between machines if the server passes them on. On a file system
+without locks the run goes on without this protection, and a warning says so.
 """
 
 import atexit

@@ -1,4 +1,4 @@
-"""Works through many volumes in several processes, which end with this one, whatever ends it."""
+"""Works through many volumes in several processes, which end with this one, however it ends."""
 
 import multiprocessing
 import os
@@ -27,7 +27,7 @@ class StoppedError(RuntimeError):
 
     Args:
         number: of the signal.
-        n_left: volumes that are left.
+        n_left: volumes that were not begun.
     """
 
     def __init__(self, number: signal.Signals, n_left: int) -> None:
@@ -36,9 +36,9 @@ class StoppedError(RuntimeError):
 
 
 def run_tasks(work: Callable[[Item], Result], items: Sequence[Item], num_workers: int) -> Iterator[Result]:
-    """Gives the results in the order in which they come.
+    """Yields the results in the order in which they come.
 
-    A stop signal lets the items at hand be finished and gives up the others; a second one ends at once.
+    After a stop signal the running items are finished and the others are given up; a second one ends at once.
 
     Args:
         work: what to do with an item; can be pickled.

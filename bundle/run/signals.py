@@ -1,4 +1,4 @@
-"""Signals that ask a process to end: the first is noted and told, the second is left to the system."""
+"""Handles signals that ask a process to end: it notes the first and leaves the second to the system."""
 
 import multiprocessing
 import os
@@ -111,8 +111,8 @@ def ignore_stop_signals(worker_id: int = 0) -> None:
 def end_readers() -> None:
     """Kills the reading processes that an error has left behind.
 
-    A run that ends well has ended its readers by then. Python asks those that are left to end by SIGTERM,
-    which they ignore, and would wait for them for ever. torch would report each as killed: out of memory.
+    A run that ends well has ended its readers by then. Python would send SIGTERM to the others, which they
+    ignore, and wait for them for ever. torch would report each of them as killed for lack of memory.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for process in multiprocessing.active_children():
