@@ -15,6 +15,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from bundle.data.cases.split import dataset_root, find_cases
 from bundle.data.volumes.reading import read_volume
+from bundle.run.files import open_regular_text
 from bundle.run.names import output_name, printable, volume_name
 
 COLUMNS = ("original", "reconstruction")
@@ -99,7 +100,7 @@ def cases_of_pairs(table: str | Path) -> list[EvaluationCase]:
     """
     table = Path(table)
     try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
+        with open_regular_text(table, "utf-8-sig", "") as file:
             rows = list(csv.DictReader(file, restkey="", restval=""))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise PairsError(f"{table}: cannot be read as a CSV table ({error}); correct it") from error

@@ -19,6 +19,7 @@ from bundle.evaluation.emboli import CONTRASTS, SIZES_MM
 from bundle.evaluation.readings import PLACES, kind_name
 from bundle.evaluation.volume import REGIONS, WHOLE, Row
 from bundle.run.atomic import write_text
+from bundle.run.files import open_regular
 
 MAX_PICTURES = 12
 DISCLAIMER = (
@@ -212,7 +213,8 @@ def _pictures(output_dir: Path) -> Iterable[str]:
     if pictures:
         yield "<h2>Pictures</h2>"
     for path in pictures:
-        yield html_picture(path.read_bytes(), path.stem)
+        with open_regular(path) as file:
+            yield html_picture(file.read(), path.stem)
 
 
 def noise_figure(curves: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Figure:

@@ -13,6 +13,7 @@ from bundle.evaluation.readings import Reading
 from bundle.evaluation.volume import Row
 from bundle.run.atomic import write_text
 from bundle.run.console import csv_cells
+from bundle.run.files import open_regular_text
 
 METRICS, EMBOLI, FALSE_EMBOLI = "metrics.csv", "emboli.csv", "false_emboli.csv"
 EMBOLI_COLUMNS = (
@@ -48,7 +49,7 @@ def read_metrics(path: Path) -> list[Row]:
         TableError: if it is missing or was not written by an evaluation.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with open_regular_text(path, newline="") as file:
             lines = list(csv.DictReader(file))
         return [
             Row(
@@ -77,7 +78,7 @@ def read_emboli_table(path: Path) -> list[dict[str, Any]]:
     """
     words = ("volume", "patient", "method", "place")
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with open_regular_text(path, newline="") as file:
             lines = list(csv.DictReader(file))
         return [
             {name: line[name] if name in words else _number(line[name]) for name in EMBOLI_COLUMNS}
@@ -103,7 +104,7 @@ def read_false_emboli(path: Path) -> list[FalseEmbolusLine]:
         TableError: if it is missing or was not written by an evaluation.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with open_regular_text(path, newline="") as file:
             return [
                 FalseEmbolusLine(
                     line["volume"],

@@ -11,6 +11,7 @@ from bundle.handlers.validation import ReconstructionQuality
 from bundle.losses.discriminator import DiscriminatorObjective
 from bundle.losses.objective import GeneratorObjective
 from bundle.run.atomic import complete_or_absent, open_without_links
+from bundle.run.files import open_regular, open_regular_text
 
 APPEND = os.O_WRONLY | os.O_APPEND
 LEARNING_RATE = "train/learning_rate"
@@ -37,7 +38,7 @@ def append_row(csv_path: Path, row: Mapping[str, Any]) -> None:
 
 def rows_of(csv_path: Path) -> list[dict[str, str]]:
     """Returns all rows, each as a dictionary by column; values are text."""
-    with csv_path.open(newline="", encoding="utf-8") as file:
+    with open_regular_text(csv_path, newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -50,7 +51,8 @@ def keep_rows_until(csv_path: Path, iteration: int, validated: bool = True) -> N
         validated: whether to keep its validation figures too.
     """
     columns = _columns_of(csv_path)
-    rows = csv_path.read_bytes().splitlines(keepends=True)
+    with open_regular(csv_path) as file:
+        rows = file.read().splitlines(keepends=True)
     kept = [row for row in rows if row.endswith(b"\n") and not _is_later(row, columns, iteration, validated)]
     if kept != rows:
         with complete_or_absent(csv_path) as shorter:
@@ -58,7 +60,7 @@ def keep_rows_until(csv_path: Path, iteration: int, validated: bool = True) -> N
 
 
 def _columns_of(csv_path: Path) -> list[str]:
-    with csv_path.open(newline="", encoding="utf-8") as file:
+    with open_regular_text(csv_path, newline="") as file:
         return next(csv.reader(file), [])
 
 

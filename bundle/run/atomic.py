@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from bundle.run.files import require_regular
+
 UNFINISHED, REPLACED = ".unfinished_", ".replaced_"
 LEFTOVER = re.compile(rf"({re.escape(UNFINISHED)}|{re.escape(REPLACED)})[0-9a-f]{{8}}_(.+)", re.DOTALL)
 # A process that still writes a file, or files into a folder, changes it every few seconds.
@@ -145,15 +147,23 @@ def remove_leftovers(folder: Path, age_s: float = LEFTOVER_S) -> None:
 def open_without_links(path: Path, flags: int) -> int:
     """Opens a file of this project for writing, but not a link, which could lead to another's file.
 
+    It never waits for the reader of a pipe.
+
     Args:
         path: the file.
         flags: of `os.open`; the file is made if missing.
 
     Raises:
-        UnwritableError: if it is a link or cannot be written.
+        UnwritableError: if it is a link, a pipe or a device, or cannot be written.
     """
     try:
-        return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        file = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        try:
+            require_regular(os.fstat(file).st_mode, path)
+        except OSError:
+            os.close(file)
+            raise
+        return file
     except OSError as error:
         if error.errno == errno.ELOOP:
             error = OSError(errno.ELOOP, "it is a link to another file")

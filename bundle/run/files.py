@@ -1,6 +1,7 @@
 """Finds and opens regular files only: opening a pipe waits for ever, and opening a device may do anything."""
 
 import errno
+import io
 import logging
 import os
 import stat
@@ -30,22 +31,39 @@ def open_regular(path: PathLike, buffering: int = -1) -> BinaryIO:
     Raises:
         OSError: if it is missing or cannot be opened; if it is a folder, pipe, device or socket.
     """
-    _require_regular(os.stat(path).st_mode, path)
+    require_regular(os.stat(path).st_mode, path)
     # the path may have become a pipe since then
     return open(path, "rb", buffering=buffering, opener=_open_without_waiting)  # noqa: SIM115
+
+
+def open_regular_text(
+    path: PathLike, encoding: str = "utf-8", newline: str | None = None
+) -> io.TextIOWrapper:
+    """The same for reading text.
+
+    Args:
+        path: the file.
+        encoding: see `open`.
+        newline: see `open`.
+
+    Raises:
+        OSError: see `open_regular`.
+    """
+    return io.TextIOWrapper(open_regular(path), encoding, newline=newline)
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
     file = os.open(path, flags | os.O_NONBLOCK)
     try:
-        _require_regular(os.fstat(file).st_mode, path)
+        require_regular(os.fstat(file).st_mode, path)
     except OSError:
         os.close(file)
         raise
     return file
 
 
-def _require_regular(mode: int, path: PathLike) -> None:
+def require_regular(mode: int, path: PathLike) -> None:
+    """Raises OSError if `st_mode` of an open or a named file is of anything but a regular file."""
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(mode):

@@ -8,6 +8,7 @@ import numpy as np
 
 from bundle.data.volumes.fingerprint import is_fingerprint, voxel_fingerprint
 from bundle.run.atomic import complete_or_absent
+from bundle.run.files import open_regular_text
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,8 @@ def kept_fingerprint(path: Path, read: Callable[[], np.ndarray]) -> str:
     """
     beside = path.with_suffix(SUFFIX)
     try:
-        known = beside.read_text(encoding="ascii").strip()
+        with open_regular_text(beside, "ascii") as file:
+            known = file.read(100).strip()
     except (OSError, ValueError):
         known = ""
     if is_fingerprint(known):

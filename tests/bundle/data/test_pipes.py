@@ -1,6 +1,9 @@
 """A pipe, or a link to one, where a data set or a store has files: whoever opened it would wait for ever."""
 
+import ast
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +14,20 @@ from bundle.data.dicom.series import find_one_series
 from bundle.data.latents.find import encoded_cases
 from bundle.data.latents.statistics import StatisticsError, read_statistics
 from bundle.data.store.file import StoreError
+from bundle.data.store.kept_fingerprint import kept_fingerprint
 from bundle.data.store.store import PatchStore
+from bundle.data.volumes.fingerprint import voxel_fingerprint
 from bundle.data.volumes.formats import VolumeError, read_header
+from bundle.evaluation.cases import PairsError, cases_of_pairs
+from bundle.evaluation.tables import TableError, read_emboli_table, read_metrics
+from bundle.handlers.curve_table import keep_rows_until
+from bundle.run.atomic import UnwritableError, open_without_links
+from bundle.run.lock import lock_folder, locked
 from scripts.inspect import main as inspect
 from scripts.prepare import prepare
+
+ROOT = Path(__file__).resolve().parents[3]
+WRITES = re.compile(r"os\.open\(|archive\.open\(|open_without_links|open\('[wxa]|'w\+b'")
 
 pytestmark = pytest.mark.usefixtures("time_limit")
 
@@ -74,3 +87,57 @@ def test_codes_and_statistics_that_are_pipes_are_refused(linked_pipe):
         encoded_cases(linked_pipe("ct_codes.npz"), {})
     with pytest.raises(StatisticsError):
         read_statistics(linked_pipe("statistics.json"), "latents", "")
+
+
+def test_a_fingerprint_beside_a_volume_that_is_a_pipe_is_computed_again(linked_pipe, tmp_path):
+    linked_pipe("volume.voxels")
+    voxels = np.arange(64, dtype=np.int16).reshape(4, 4, 4)
+
+    assert kept_fingerprint(tmp_path / "DIR" / "volume.ctpa", lambda: voxels) == voxel_fingerprint(voxels)
+
+
+def test_tables_that_are_pipes_are_refused(linked_pipe):
+    path = linked_pipe("metrics.csv")
+
+    with pytest.raises(TableError, match="is a pipe"):
+        read_metrics(path)
+    with pytest.raises(TableError, match="is a pipe"):
+        read_emboli_table(path)
+    with pytest.raises(PairsError, match="is a pipe"):
+        cases_of_pairs(path)
+    with pytest.raises(OSError, match="is a pipe"):
+        keep_rows_until(path, 1)
+
+
+def test_a_pipe_in_place_of_a_log_a_table_or_a_lock_is_neither_written_nor_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name in (".lock", ".lock_ct"):
+        os.mkfifo(tmp_path / name)
+
+    with pytest.raises(UnwritableError, match="pipe: cannot be written"):
+        open_without_links(tmp_path / "pipe", os.O_WRONLY | os.O_APPEND)
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(UnwritableError, match="it is a pipe"):
+        open_without_links(tmp_path / "pipe", os.O_WRONLY | os.O_APPEND)
+    os.close(reader)
+    with pytest.raises(OSError, match="it is a pipe"):
+        lock_folder(tmp_path)
+    with pytest.raises(OSError, match="it is a pipe"), locked(tmp_path / "ct"):
+        pass
+
+
+def test_the_product_opens_nothing_that_could_be_a_pipe():
+    """Plain ways to open a file for reading; those below are of this project's own code or of the kernel."""
+    own = {"bundle/data/dicom/derived.py", "bundle/run/record.py", "bundle/run/files.py"}
+    own |= {"bundle/data/dicom/gdcm_process.py", "bundle/inferers/tile_size.py", "bundle/viewing/page.py"}
+    offenders = []
+    for path in [*(ROOT / "bundle").rglob("*.py"), *(ROOT / "transforms").rglob("*.py")]:
+        name = path.relative_to(ROOT).as_posix()
+        calls = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
+        for call in calls if name not in own else []:
+            words = ast.unparse(call)
+            is_read = ast.unparse(call.func).rpartition(".")[2] in ("read_text", "read_bytes")
+            is_open = ast.unparse(call.func).rpartition(".")[2] == "open" and not WRITES.search(words)
+            offenders += [f"{name}:{call.lineno} {words}"] if is_read or is_open else []
+
+    assert offenders == []
