@@ -1,5 +1,6 @@
 """Which requests and values are let in, without a server."""
 
+import asyncio
 import importlib.util
 import re
 
@@ -15,7 +16,7 @@ from starlette.datastructures import Headers
 
 from bundle.checkpoints.file import write_checkpoint
 from bundle.data.cases.patients import SharedPatientsError
-from scripts.monailabel.access import Access, AccessError
+from scripts.monailabel.access import Access, AccessError, Guard
 from scripts.monailabel.installing import result_of_round
 from scripts.monailabel.values import TRAINING, RequestError, check_values
 
@@ -45,6 +46,42 @@ def test_hosts_and_origins_are_opened_by_name():
         assert access.refusal(Headers({"host": host, "origin": "http://viewer.example"})) is not None
     assert access.refusal(Headers({"host": "label:8000", "origin": "http://label:8000"})) is None
     assert access.refusal(Headers({"host": "label:8000", "origin": "http://label:8001"})) is not None
+
+
+def answers(scope):
+    """What the guard sends to a request before an application that must not be reached."""
+    sent = []
+
+    async def reached(*asgi):
+        sent.append("reached")
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(Guard(reached, Access())(scope, None, send))
+    return sent
+
+
+def test_a_web_socket_is_closed_whoever_opens_it():
+    own = [(b"host", b"127.0.0.1:8000"), (b"origin", b"http://127.0.0.1:8000")]
+
+    for headers in (own, []):
+        assert answers({"type": "websocket", "path": "/", "headers": headers}) == [
+            {"type": "websocket.close", "code": 1008}
+        ]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST", "PATCH"])
+@pytest.mark.parametrize(
+    "host", [b"localhost.:8000", b"[::1%lo]", b"127.0.0.1:123456", b"127.0.0.1:", b"\xe9"]
+)
+def test_a_name_that_is_nearly_the_own_one_reaches_nothing_by_any_method(method, host):
+    scope = {"type": "http", "method": method, "path": "/info/", "headers": [(b"host", host)]}
+
+    start, body = answers(scope)
+
+    assert start["status"] == 403
+    assert b"`Host` must be a name of this server" in body["body"]
 
 
 def test_two_hosts_or_none_are_refused():
