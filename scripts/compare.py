@@ -13,6 +13,7 @@ import argparse
 import io
 import json
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,17 +31,34 @@ from bundle.data.volumes.formats import VolumeError
 from bundle.drawing.planes import PLANES, WINDOWS, Sheet, cut, difference_panel, grey_panel, mark, panel_size
 from bundle.drawing.planes import Row as SheetRow
 from bundle.evaluation.cases import RASVolume, read_ras
-from bundle.evaluation.comparison import PRIMARIES, Verdict, arms_differ, compare
-from bundle.evaluation.readings import kind_name
-from bundle.evaluation.report import DISCLAIMER, PAGE, html_picture, html_table, png_of, spoken
-from bundle.evaluation.tables import EMBOLI, METRICS, TableError, read_emboli_table, read_metrics
-from bundle.evaluation.volume import MODEL, PAIRS, WHOLE
-from bundle.evaluation.volume import Row as Figured
+from bundle.reports.clot_sheet import clot_sheet
+from bundle.reports.comparison import PRIMARIES, Verdict, arms_differ, compare, describe_changes
+from bundle.reports.html import DISCLAIMER, PAGE, Cell, html_picture, html_table, number, paragraph, png_of
+from bundle.reports.rows import MODEL, PAIRS, WHOLE
+from bundle.reports.rows import Row as Figured
+from bundle.reports.tables import METRICS, TableError, read_metrics
+from bundle.reports.wording import DASH, spoken, word_for
 from bundle.run.atomic import write_text
 from bundle.run.console import tell
 from bundle.run.names import printable
 from bundle.run.record import run_script
 
+ARMS = {
+    "base": "the base",
+    "control": "the base trained on without discriminators (control)",
+    "other": "The base trained on with discriminators (other)",
+}
+RULE = (
+    "Patients are the units. The tests run in a fixed order, each two-sided at 0.05, and end at the first "
+    "that fails. Better means: at least 6 patients, emboli not worse, and sharpness or texture better in all "
+    "training seeds. Detectable is the smallest difference that so many patients show four times in five."
+)
+AIMS = {"not worse": "not worse", "better": "better", "not inferior": "not 0.5 dB worse"}
+KINDS = {"passed": "passed", "better": "passed", "worse": "failed", "failed": "failed"}
+CAPTIONS = {
+    "Noise in blood": "Mean over volumes; an arm should follow the original",
+    "Rate and distortion": "Mean over volumes; up and to the left is better",
+}
 DIFFERENCE_HU = 200.0
 PANEL_PX = 300
 FIXED_SLICE_SEED = 0
@@ -57,6 +75,14 @@ class Evaluated(NamedTuple):
     rows: list[Figured]
     about: dict[str, Any]
     volumes: dict[str, dict[str, str]]
+
+    def kept(self, volume: str) -> Mapping[str, np.ndarray]:
+        """Curves and patches of a volume; none where the evaluation kept none."""
+        path = self.folder / "kept" / f"{self.volumes[volume]['stem']}.npz"
+        if not path.is_file():
+            return {}
+        with np.load(path) as arrays:
+            return dict(arrays)
 
     @property
     def judged(self) -> list[Figured]:
@@ -128,37 +154,131 @@ def _names(read: Mapping[str, Sequence[Evaluated]]) -> dict[str, list[str]]:
 
 
 def _page(read: Mapping[str, Sequence[Evaluated]], reference: str, verdict: Verdict) -> Iterator[str]:
-    yield "<h1>Comparison of ways to train</h1>"
-    yield f'<p class="notice">{DISCLAIMER}</p>'
-    yes = {True: "yes", False: "no"}
-    yield f"<h2>Other against {reference}: {verdict.verdict}</h2>"
-    yield html_table(("verdict", "reason"), [(verdict.verdict, verdict.reason)])
-    yield html_table(
-        (
-            *("figure, in the order of the tests", "aim", reference, "other", "difference (95 % interval)"),
-            *("p", "better", "worse", "patients", "seeds agree", "detectable", "in order", "outcome"),
-        ),
-        [
-            (
-                test.name, test.aim, spoken(test.reference), spoken(test.other), spoken(*test.difference),
-                spoken(test.p), test.n_better, test.n_worse, test.n_patients, yes[test.seeds_agree],
-                spoken(test.detectable), yes[test.reached], test.outcome,
-            )
-            for test in verdict.tests
-        ],
-    )  # fmt: skip
-    yield "<p>Higher scores are better: LPIPS and false emboli count negative, ratios by distance from 1.</p>"
-    yield html_picture(png_of(_paired_dots(read)), "One line per patient, mean over training seeds")
+    yield "<h1>Comparison of two ways to train</h1>"
+    yield paragraph(DISCLAIMER, "notice")
+    yield paragraph(f"{ARMS['other']}, compared with {ARMS[reference]}: {verdict.verdict}.", "verdict")
+    yield paragraph(f"Why: {verdict.reason}.")
+    yield paragraph(RULE)
+    yield "<h2>Tests, in their fixed order</h2>"
+    yield _tests(verdict, reference)
+    yield html_picture(png_of(_paired_dots(read)), "One line per patient, means over training seeds")
+    yield from _lost_emboli(read, reference)
     for title, figure in (("Noise in blood", _noise(read)), ("Rate and distortion", _rates(read))):
         if figure is not None:
-            yield html_picture(png_of(figure), title)
+            yield f"<h2>{title}</h2>"
+            yield html_picture(png_of(figure), CAPTIONS[title])
+    yield "<h2>The same slices in all arms</h2>"
     for shown in _chosen_slices(read):
         try:
             yield html_picture(
                 _slice_picture(read, shown), f"{shown.why}: {shown.volume}, slice {shown.z + 1}"
             )
         except (VolumeError, OSError) as error:
-            yield html_table(("not drawn",), [(f"{shown.volume}: {error}",)])
+            yield paragraph(f"{shown.volume} is not drawn: {printable(str(error))}", "notice")
+    yield "<h2>All other figures, which decide nothing</h2>"
+    yield _other_figures(read, reference)
+
+
+def _tests(verdict: Verdict, reference: str) -> str:
+    yes = {True: "yes", False: "no"}
+    heads = [number(name) for name in (reference, "other", "better by (95 % interval)", "p")]
+    heads += [number(name) for name in ("patients better / worse / all", "detectable")]
+    lines = []
+    for test in verdict.tests:
+        value, low, high = test.difference
+        told = spoken("", test.reference), spoken("", test.other), spoken("", value, low, high)
+        patients = f"{test.n_better} / {test.n_worse} / {test.n_patients}"
+        cells = [*told, spoken("", test.p), patients, spoken("", test.detectable)]
+        outcome = test.outcome if test.reached else f"{test.outcome}, not reached"
+        kind = KINDS.get(test.outcome, "unknown") if test.reached else "unknown"
+        lines.append(
+            (
+                test.name,
+                AIMS[test.aim],
+                *map(number, cells),
+                yes[test.seeds_agree] if test.n_patients else DASH,
+                Cell(outcome, kind=kind),
+            )
+        )
+    return html_table(("Figure", "Must be", *heads, "Seeds agree", "Outcome"), lines)
+
+
+def _other_figures(read: Mapping[str, Sequence[Evaluated]], reference: str) -> str:
+    decided = {key for primary in PRIMARIES for key in primary.keys}
+    changes = describe_changes(*([one.judged for one in read[name]] for name in (reference, "other")))
+    lines = [
+        (
+            Cell(word_for(change.metric).label, change.region if change.region != WHOLE else ""),
+            word_for(change.metric).good,
+            number(spoken(change.metric, change.reference, with_unit=False)),
+            number(spoken(change.metric, change.other, with_unit=False)),
+            number(spoken(change.metric, *change.difference)),
+            change.n_patients,
+        )
+        for change in changes
+        if (change.region, change.metric) not in decided and not change.metric.endswith("_original")
+    ]
+    heads = [number(name) for name in (reference, "other", "other less " + reference, "patients")]
+    return html_table(("Figure", "Good value", *heads), lines)
+
+
+class SharedClot(NamedTuple):
+    """An inserted embolus that all arms hold: its volume, its row in each arm's arrays, its contrast kept."""
+
+    volume: str
+    row: dict[str, int]
+    contrast: dict[str, float]
+
+
+def _lost_emboli(read: Mapping[str, Sequence[Evaluated]], reference: str) -> Iterator[str]:
+    """Magnified emboli in all arms: those that the other arm loses, a typical one, and the best."""
+    clots = sorted(_shared_clots(read), key=lambda one: one.contrast["other"])
+    if not clots:
+        return
+    picked = {
+        "other keeps least": clots[0],
+        f"largest loss against {reference}": min(
+            clots, key=lambda one: one.contrast["other"] - one.contrast[reference]
+        ),
+        "median": clots[len(clots) // 2],
+        "other keeps most": clots[-1],
+    }
+    titles = [
+        f"{why}: {one.contrast['other']:.0%}\n{reference}: {one.contrast[reference]:.0%}; {one.volume:.24}"
+        for why, one in picked.items()
+    ]
+    patches = {
+        name: np.stack([_patches(arm, one)["clot_recon"][one.row[name]] for one in picked.values()])
+        for name, arm in read.items()
+    }
+    originals = [_patches(read["other"], one)["clot_original"][one.row["other"]] for one in picked.values()]
+    yield "<h2>Emboli of 4 mm that were put into the scans</h2>"
+    yield html_picture(
+        clot_sheet(titles, np.stack(originals), patches), "The largest loss of an embolus, and others"
+    )
+
+
+def _shared_clots(read: Mapping[str, Sequence[Evaluated]]) -> Iterator[SharedClot]:
+    """Inserted emboli of the first training seed that every arm keeps."""
+    for volume in _shared_volumes(read):
+        kept = {name: arm[0].kept(volume) for name, arm in read.items()}
+        rows = {
+            name: {int(site): n for n, site in enumerate(one.get("clot_site", ()))}
+            for name, one in kept.items()
+        }
+        for site in sorted(set.intersection(*map(set, rows.values()))):
+            at = {name: of_arm[site] for name, of_arm in rows.items()}
+            contrast = {name: float(one["clot_contrast"][at[name]]) for name, one in kept.items()}
+            yield SharedClot(volume, at, contrast)
+
+
+def _patches(arm: Sequence[Evaluated], clot: SharedClot) -> Mapping[str, np.ndarray]:
+    return arm[0].kept(clot.volume)
+
+
+def _shared_volumes(read: Mapping[str, Sequence[Evaluated]]) -> list[str]:
+    arms = [arm[0].volumes for arm in read.values()]
+    return [name for name in arms[-1] if all(name in volumes for volumes in arms)]
 
 
 def _paired_dots(read: Mapping[str, Sequence[Evaluated]]) -> Figure:
@@ -170,14 +290,14 @@ def _paired_dots(read: Mapping[str, Sequence[Evaluated]]) -> Figure:
             of_arm: dict[str, list[float]] = {}
             for row in (row for one in arm for row in one.judged):
                 if (row.region, row.metric) in primary.keys and np.isfinite(row.value):
-                    of_arm.setdefault(row.patient, []).append(row.value)
+                    of_arm.setdefault(row.patient, []).append(primary.value(row.value))
             for patient, some in of_arm.items():
                 values.setdefault(patient, []).append(float(np.mean(some)))
         for some in values.values():
             if len(some) == len(read):
                 axes.plot(range(len(some)), some, "o-", color="0.4", alpha=0.6)
         axes.set_xticks(range(len(read)), list(read))
-        axes.set_title(primary.name, fontsize=8)
+        axes.set_title(textwrap.fill(primary.name, 24), fontsize=8)
     return figure
 
 
@@ -198,8 +318,8 @@ def _noise(read: Mapping[str, Sequence[Evaluated]]) -> Figure | None:
             axes.plot(grid, np.maximum(np.mean(power, axis=0), 1e-3), label=label)
         is_original_drawn = True
     axes.set(
-        xlabel="cycles per mm",
-        ylabel="noise power",
+        xlabel="spatial frequency, cycles per mm",
+        ylabel="noise power, HU\N{SUPERSCRIPT TWO} mm\N{SUPERSCRIPT TWO}",
         yscale="log",
     )
     axes.legend()
@@ -226,29 +346,19 @@ def _rates(read: Mapping[str, Sequence[Evaluated]]) -> Figure | None:
 
 
 def _chosen_slices(read: Mapping[str, Sequence[Evaluated]]) -> Iterator[Shown]:
-    """Worst and median slice of the other arm, one fixed by a seed, and the largest loss of a clot."""
+    """Worst and median slice of the other arm, and one fixed by a seed."""
     first = read["other"][0]
-    names = [name for name in first.volumes if all(name in arm[0].volumes for arm in read.values())]
     errors = []
-    for name in names:
-        path = first.folder / "kept" / f"{first.volumes[name]['stem']}.npz"
-        if path.is_file():
-            errors += [(float(rmse), name, z) for z, rmse in enumerate(np.load(path)["slice_rmse_hu"])]
+    for name in _shared_volumes(read):
+        rmse_hu = first.kept(name).get("slice_rmse_hu", ())
+        errors += [(float(rmse), name, z) for z, rmse in enumerate(rmse_hu)]
     if not errors:
         return
     fixed = errors[int(np.random.default_rng(FIXED_SLICE_SEED).integers(len(errors)))]
     ordered = sorted(errors)
-    yield Shown("worst slice of the other arm", *ordered[-1][1:])
-    yield Shown("median slice of the other arm", *ordered[len(ordered) // 2][1:])
-    yield Shown("slice fixed by a seed", *fixed[1:])
-    sites = [
-        site for site in read_emboli_table(first.folder / EMBOLI)
-        if site["volume"] in names and site["size_mm"] == 4 and site["contrast"] == 1
-    ]  # fmt: skip
-    if sites:
-        lost = min(sites, key=lambda site: site["clot_contrast"])
-        why = f"largest loss of a clot ({kind_name(4, 1.0, 'all')}), drawn without it"
-        yield Shown(why, lost["volume"], round(lost["z"]))
+    yield Shown("Worst slice of the other arm", *ordered[-1][1:])
+    yield Shown("Median slice of the other arm", *ordered[len(ordered) // 2][1:])
+    yield Shown("Slice fixed by a seed", *fixed[1:])
 
 
 def _slice_picture(read: Mapping[str, Sequence[Evaluated]], shown: Shown) -> bytes:

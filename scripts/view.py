@@ -26,8 +26,9 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bundle.evaluation.cases import read_ras
-from bundle.evaluation.tables import FALSE_EMBOLI, TableError, read_false_emboli
+from bundle.reports.tables import FALSE_EMBOLI, TableError, read_false_emboli
 from bundle.run.console import tell
+from bundle.run.files import open_regular
 from bundle.run.names import printable
 from bundle.run.record import run_script
 from bundle.viewing.page import as_json, page_text, render_index, render_page, write_page
@@ -142,7 +143,8 @@ def contents_of(evaluated: Evaluated, key: str) -> tuple[dict[str, Content], str
 
 def _boxes_page(shown: Shown, window_hu: tuple[float, float]) -> bytes:
     if shown.page is not None:
-        return shown.page.read_bytes()
+        with open_regular(shown.page) as file:
+            return file.read()
     return page_text(shown.name, _views(shown, window_hu, BOX_SIDE), *window_hu).encode()
 
 

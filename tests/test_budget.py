@@ -37,11 +37,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         f"bundle.{room}"
         for room in ("checkpoints", "drawing", "engines", "losses", "metrics", "inferers", "networks")
     ),
+    "bundle.emboli": ("bundle.data", "bundle.metrics"),
+    "bundle.reports": ("bundle.emboli", "bundle.metrics", "bundle.drawing"),
     "bundle.evaluation": tuple(
         f"bundle.{room}"
         for room in (
-            *("checkpoints", "data", "drawing", "inferers", "losses", "metrics", "networks", "run"),
-            "viewing",
+            *("checkpoints", "data", "drawing", "emboli", "inferers", "losses", "metrics", "networks"),
+            *("reports", "viewing"),
         )
     ),
     "transforms": ("bundle.data",),

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
+from bundle.emboli.chest import WALL_STEP_MM, Chest, Tissue
+from bundle.emboli.inserted import CONTRASTS, Change
+from bundle.emboli.invented import FalseEmbolus, find_false_emboli
+from bundle.emboli.readings import Reading, all_clot_figures, read_emboli
 from bundle.evaluation.cases import RASVolume
-from bundle.evaluation.chest import WALL_STEP_MM, Chest, Tissue
-from bundle.evaluation.emboli import CONTRASTS, Change, FalseEmbolus, find_false_emboli
-from bundle.evaluation.readings import Reading, all_clot_figures, read_emboli
 from bundle.metrics.grid import MIN_SIDE, grid_score
 from bundle.metrics.perceptual import LPIPS_SLICES, slice_lpips
 from bundle.metrics.reconstruction import reconstruction_figures
@@ -23,38 +23,14 @@ from bundle.metrics.seams import seam_score
 from bundle.metrics.sharpness import edge_width, gradient_ratio
 from bundle.metrics.similarity import MS_SSIM_SIDE, ms_ssim_2d, ssim_3d
 from bundle.metrics.texture import BANDS, NoiseSpectrum, noise_spectrum
+from bundle.reports.rows import REGIONS, WHOLE, Row
 
-MODEL, PAIRS = "model", "pairs"
-"""Methods that are judged; others are codecs to compare with."""
-WHOLE = "whole"
-REGIONS = {
-    "body": tuple(tissue for tissue in Tissue if tissue != Tissue.OUTSIDE),
-    "lung": (Tissue.LUNG,),
-    "soft tissue": (Tissue.SOFT,),
-    "vessel": (Tissue.VESSEL,),
-    "bone": (Tissue.BONE,),
-}
 EVEN_OFF_WALL_MM = 2.0
 NO_CONTRAST = "no contrast agent was found"
 MIN_SLICES = 7
 
 Inserted = Callable[[float, int], np.ndarray | None]
 """Contrast and parity to the reconstruction of the volume with these emboli, None where there is none."""
-
-
-class Row(NamedTuple):
-    """One figure: `value` is NaN where it could not be told, and `note` says why."""
-
-    volume: str
-    patient: str
-    method: str
-    region: str
-    metric: str
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-    n: int = 1
-    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import sys
@@ -14,7 +13,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from bundle.data.cases.find import DatasetError
@@ -22,7 +20,8 @@ from bundle.data.latents.file import EncodedVolume, Record, write_latent_file
 from bundle.data.volumes.fingerprint import voxel_fingerprint
 from bundle.data.volumes.formats import VolumeError
 from bundle.data.volumes.header_text import header_as_text
-from bundle.drawing.triptych import render_triptych
+from bundle.emboli.chest import Chest, find_chest
+from bundle.emboli.inserted import CONTRASTS, Change, find_changes, insert
 from bundle.evaluation.cases import (
     EvaluationCase,
     RASVolume,
@@ -33,37 +32,23 @@ from bundle.evaluation.cases import (
     check_pair,
     read_ras,
 )
-from bundle.evaluation.chest import Chest, Lumen, find_chest
-from bundle.evaluation.emboli import CONTRASTS, Change, find_changes, insert
+from bundle.evaluation.clots import ShownClots
 from bundle.evaluation.model import Coded, TrainedModel
-from bundle.evaluation.readings import Reading
-from bundle.evaluation.report import write_report
-from bundle.evaluation.summary import plain, summary_of
-from bundle.evaluation.tables import (
-    EMBOLI,
-    EMBOLI_COLUMNS,
-    FALSE_EMBOLI,
-    FALSE_EMBOLI_COLUMNS,
-    METRICS,
-    embolus_line,
-    write_metrics,
-    write_table,
-)
-from bundle.evaluation.volume import MODEL, PAIRS, WHOLE, Findings, Inserted, Judge, Row, judge, rows_of
+from bundle.evaluation.results import PARITIES, Results
+from bundle.evaluation.volume import Inserted, Judge, judge
 from bundle.inferers.codecs import CODECS, CodecError, compress
 from bundle.losses.perceptual import SlicePerceptualLoss, cached_backbone
 from bundle.metrics.codes import bits_per_voxel, code_use, nominal_bits_per_voxel
-from bundle.run.atomic import complete_or_absent, write_text
+from bundle.reports.rows import MODEL, PAIRS, WHOLE, Row
+from bundle.reports.summary import plain
 from bundle.run.errors import EXIT_REFUSED
 from bundle.run.names import patient_key, printable
-from bundle.viewing.page import PageError, write_page
-from bundle.viewing.views import BOX_SIDE, Place, View, box_slices, invented_places, views_of
+from bundle.viewing.views import BOX_SIDE
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_WINDOW = (-1000.0, 1000.0)
 DEFAULT_CODEC_BITS, DEFAULT_TILE = 0.22, 128
-PARITIES = {0: "even", 1: "odd"}
 VIEWER_SIDES = (BOX_SIDE, 96, 64)
 MAX_CLOT_PLACES = 20
 
@@ -115,9 +100,7 @@ class Evaluation:
         allow_seen: bool = False,
         progress: bool = True,
     ) -> None:
-        self.output_dir = Path(output_dir)
-        self.seed, self.write_volumes = seed, write_volumes
-        self.allow_seen, self.progress = allow_seen, progress
+        self.seed, self.allow_seen, self.progress = seed, allow_seen, progress
         self.model: TrainedModel | None = None
         window = DEFAULT_WINDOW
         tile_size = DEFAULT_TILE if isinstance(tile_size, str) else tile_size  # "auto" of other configs
@@ -143,28 +126,19 @@ class Evaluation:
         perceptual, note = _perceptual(perceptual_network, perceptual_weights_path, device)
         self.settings = Judge(hu_min, hu_max, tile_size, perceptual, note)
         self.perceptual_network = perceptual_network
-        self.rows: list[Row] = []
-        self.emboli: list[tuple] = []
-        self.false_emboli: list[tuple] = []
-        self.refused: list[dict[str, str]] = []
-        self.warnings: list[str] = []
-        self.seen: list[str] = []
-        self.volumes: dict[str, dict[str, str]] = {}
+        self.results = Results(Path(output_dir), (hu_min, hu_max), write_volumes)
         self.code_counts = np.zeros(0, np.int64)
 
     def run(self) -> dict[str, Any]:
         """Evaluates every volume, writes all results after each, and returns the summary's counts."""
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         for case in tqdm(self.cases, unit="volume", desc="evaluate", disable=not self.progress):
             try:
                 self._evaluate(case)
             except (VolumeError, RefusedVolumeError, DatasetError, OSError) as error:
-                reason = printable(" ".join(str(error).split())).removeprefix(f"{case.name}: ")
-                self.refused.append({"volume": case.name, "reason": reason})
-                logger.warning("%s is not evaluated: %s", case.name, reason)
-            self._write()
-        summary = self._write()
-        write_report(self.output_dir, summary, self.rows)
+                self.results.refuse(case, error)
+            self.results.write(self._about())
+        summary = self.results.write(self._about())
+        self.results.write_report(summary)
         counts: dict[str, Any] = summary["counts"]
         logger.info("%s", ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in counts.items()))
         return counts
@@ -175,7 +149,7 @@ class Evaluation:
         Raises:
             SystemExit: 3, if there was one.
         """
-        if self.refused:
+        if self.results.refused:
             sys.exit(EXIT_REFUSED)
 
     def _evaluate(self, case: EvaluationCase) -> None:
@@ -186,32 +160,33 @@ class Evaluation:
         chest = find_chest(original.voxels, original.spacing_mm)
         changes = find_changes(original.voxels, original.spacing_mm, chest.lumen, self.seed)
         if not changes:
-            self._warn(f"{case.name}: no filled vessel has room for emboli; clot figures stay empty")
+            self.results.warn(f"{case.name}: no filled vessel has room for emboli; clot figures stay empty")
         if self.model is not None:
             coded = self.model.reconstruct(original.voxels)
             recon, inserted = coded.recon, self._with_model(self.model, coded, changes)
         else:
             assert pair is not None
             recon, inserted = pair, self._from_files(case, original, changes)
-        clots = _ClotBox(original, changes)
+        clots = ShownClots(original, changes)
         found = judge(original, recon, chest, changes, clots.watch(inserted), self.settings)
-        self._keep(case, original, found, self.method)
-        self._keep_curves(case, found)
+        results = self.results
+        results.keep(case, original, found, self.method)
+        results.keep_curves(case, found, clots)
         if self.model is not None:
             self._keep_codes(case, original, coded)
         for codec in self.codecs:
             self._judge_codec(codec, case, original, chest, changes)
-        self._write_volumes(case, original, recon, changes)
-        self._draw(case, original, recon, chest.lumen)
-        if self.write_volumes:
-            self._write_viewer(case, original, recon, found, clots.view(found.readings))
+        results.keep_volumes(case, original, recon, changes)
+        results.draw(case, original, recon, chest.lumen)
+        if results.write_volumes:
+            results.write_viewer(case, original, recon, found, clots.view(found.readings))
 
     def _read_pair(self, case: EvaluationCase, original: RASVolume) -> np.ndarray | None:
         if case.reconstruction is None:
             return None
         pair = read_ras(case.reconstruction)
         for warning in check_pair(case, original, pair):
-            self._warn(warning)
+            self.results.warn(warning)
         return pair.voxels
 
     def _check_unseen(self, case: EvaluationCase, original: RASVolume) -> None:
@@ -227,8 +202,10 @@ class Evaluation:
                 f"{case.name}: the checkpoint was trained on {what}, so its figures say nothing about "
                 "others; leave it out, or score it all the same with --allow_seen true"
             )
-        self.seen.append(case.name)
-        self._warn(f"{case.name}: the checkpoint was trained on {what}; its figures say nothing about others")
+        self.results.seen.append(case.name)
+        self.results.warn(
+            f"{case.name}: the checkpoint was trained on {what}; its figures say nothing about others"
+        )
 
     def _with_model(self, model: TrainedModel, coded: Coded, changes: Sequence[Change]) -> Inserted:
         def reconstruct(contrast: float, parity: int) -> np.ndarray:
@@ -246,7 +223,7 @@ class Evaluation:
                     if np.array_equal(voxels, insert(original.voxels, changes, contrast, parity)):
                         files[contrast, parity] = inserted_recon
             if inserted_recon not in files.values():
-                self._warn(
+                self.results.warn(
                     f"{case.name}: {printable(inserted_original.name)} is not what `seed` {self.seed} makes "
                     "of the original; take the files of OUT/inserted, with the same --seed"
                 )
@@ -260,43 +237,11 @@ class Evaluation:
 
         return read
 
-    def _warn(self, message: str) -> None:
-        self.warnings.append(printable(message))
-        logger.warning("%s", printable(message))
-
-    def _keep(self, case: EvaluationCase, original: RASVolume, found: Findings, method: str) -> None:
-        patient = printable(case.patient)
-        self.rows += rows_of(found, case.name, patient, method)
-        place = lambda voxel: nib.affines.apply_affine(original.affine, voxel).tolist()  # noqa: E731
-        self.emboli += [
-            embolus_line(case.name, patient, method, reading, place(reading.site.centre))
-            for reading in found.readings
-        ]
-        self.false_emboli += [
-            (case.name, patient, method, *spot.voxel, *place(spot.voxel), spot.strength)
-            for spot in found.false_emboli
-        ]
-
-    def _keep_curves(self, case: EvaluationCase, found: Findings) -> None:
-        folder = self.output_dir / "kept"
-        folder.mkdir(exist_ok=True)
-        spectrum = found.spectrum
-        none = np.empty(0)
-        with complete_or_absent(folder / f"{case.stem}.npz") as unfinished:
-            np.savez_compressed(
-                unfinished,
-                slice_rmse_hu=found.slice_rmse_hu,
-                frequency_per_mm=spectrum.frequency_per_mm if spectrum else none,
-                noise_original=spectrum.original if spectrum else none,
-                noise_recon=spectrum.recon if spectrum else none,
-            )
-
     def _judge_codec(
         self, codec: str, case: EvaluationCase, original: RASVolume, chest: Chest, changes: Sequence[Change]
     ) -> None:
         """Judges what a codec makes of a volume; one that fails is told in its row, and the rest goes on."""
         window = self.settings.hu_min, self.settings.hu_max
-        patient = printable(case.patient)
         try:
             plain_result = compress(codec, original.voxels, *window, self.codec_bits)
 
@@ -307,12 +252,12 @@ class Evaluation:
             found = judge(original, plain_result.recon, chest, changes, inserted, self.settings)
         except CodecError as error:
             note = printable(str(error))
-            self.rows.append(Row(case.name, patient, codec, WHOLE, "psnr", math.nan, note=note))
-            self._warn(f"{case.name}: {error}")
+            row = Row(case.name, printable(case.patient), codec, WHOLE, "psnr", math.nan, note=note)
+            self.results.rows.append(row)
+            self.results.warn(f"{case.name}: {error}")
             return
-        self._keep(case, original, found, codec)
-        bits = plain_result.bits_per_voxel
-        self.rows.append(Row(case.name, patient, codec, WHOLE, "bits_per_voxel", bits))
+        self.results.keep(case, original, found, codec)
+        self.results.add_figure(case, codec, WHOLE, "bits_per_voxel", plain_result.bits_per_voxel)
 
     def _nominal_bits(self) -> float:
         if self.model is None:
@@ -332,7 +277,7 @@ class Evaluation:
             "bits_per_voxel_nominal": nominal_bits_per_voxel(n_codes, self.model.stride),
         }
         for metric, value in figures.items():
-            self.rows.append(Row(case.name, printable(case.patient), self.method, WHOLE, metric, value))
+            self.results.add_figure(case, self.method, WHOLE, metric, value)
 
     def _file_bytes(self, case: EvaluationCase, original: RASVolume, coded: Coded) -> int:
         """Size of the file of codes that configs/encode.yaml would write."""
@@ -350,84 +295,6 @@ class Evaluation:
             write_latent_file(path, EncodedVolume(record, coded.indices, None))
             return path.stat().st_size
 
-    def _write_volumes(
-        self, case: EvaluationCase, original: RASVolume, recon: np.ndarray, changes: Sequence[Change]
-    ) -> None:
-        self.volumes[case.name] = {
-            "stem": case.stem,
-            "original": str(case.original.absolute()),
-            "reconstruction": str(case.reconstruction.absolute()) if case.reconstruction else "",
-        }
-        if not self.write_volumes:
-            return
-        if case.reconstruction is None:
-            path = self.output_dir / "reconstructions" / f"{case.stem}_recon.nii.gz"
-            _save(path, recon, original.affine)
-            self.volumes[case.name]["reconstruction"] = str(path.absolute())
-        if not changes or case.inserted:
-            return
-        for contrast in CONTRASTS:
-            for parity, word in PARITIES.items():
-                name = f"{case.stem}_clots_{round(100 * contrast):03d}_{word}.nii.gz"
-                inserted = insert(original.voxels, changes, contrast, parity)
-                _save(self.output_dir / "inserted" / name, inserted, original.affine)
-
-    def _draw(
-        self, case: EvaluationCase, original: RASVolume, recon: np.ndarray, lumen: Lumen | None
-    ) -> None:
-        """A picture through the middle of the filled vessels, where a reader would look for emboli."""
-        centre = None
-        if lumen is not None:
-            centre = [
-                int(np.median(axis)) + o for axis, o in zip(np.nonzero(lumen.wall), lumen.origin, strict=True)
-            ]
-        picture = render_triptych(
-            original.voxels, recon, original.spacing_mm, hu_min=self.settings.hu_min,
-            hu_max=self.settings.hu_max, centre=centre, caption=case.name,
-        )  # fmt: skip
-        path = self.output_dir / "pictures" / f"{case.stem}.png"
-        path.parent.mkdir(exist_ok=True)
-        with complete_or_absent(path) as unfinished:
-            Image.fromarray(picture).save(unfinished)
-
-    def _write_viewer(
-        self,
-        case: EvaluationCase,
-        original: RASVolume,
-        recon: np.ndarray,
-        found: Findings,
-        clots: View | None,
-    ) -> None:
-        """A page for a browser; its boxes get smaller until it is not larger than it may be."""
-        window = self.settings.hu_min, self.settings.hu_max
-        places = invented_places(found.false_emboli)
-        notice = ""
-        if case.name in self.seen:
-            notice = (
-                "The checkpoint was trained on this volume or patient: its quality says nothing about others."
-            )
-        for side in VIEWER_SIDES:
-            views = views_of(original.voxels, recon, original.affine, window, places, side)
-            if clots is not None:
-                views.insert(1, clots)
-            try:
-                write_page(
-                    self.output_dir / "viewer" / f"{case.stem}.html", case.name, views, *window, notice
-                )
-                return
-            except PageError as error:
-                reason = str(error)
-        self._warn(f"{case.name}: {reason}")
-
-    def _write(self) -> dict[str, Any]:
-        write_metrics(self.output_dir / METRICS, self.rows)
-        write_table(self.output_dir / EMBOLI, EMBOLI_COLUMNS, self.emboli)
-        write_table(self.output_dir / FALSE_EMBOLI, FALSE_EMBOLI_COLUMNS, self.false_emboli)
-        summary = summary_of(self.rows, self.refused, self.warnings, self._about())
-        write_text(self.output_dir / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
-        write_text(self.output_dir / "volumes.json", json.dumps(self.volumes, indent=1) + "\n")
-        return summary
-
     def _about(self) -> dict[str, Any]:
         about: dict[str, Any] = {
             "method": self.method,
@@ -435,7 +302,6 @@ class Evaluation:
             "seed": self.seed,
             "tile_size": self.settings.tile_size,
             "lpips_backbone": self.perceptual_network if self.settings.perceptual is not None else None,
-            "scored_although_trained_on": self.seen,
         }
         if self.model is not None:
             use = code_use(self.code_counts)
@@ -447,55 +313,6 @@ class Evaluation:
         return about
 
 
-class _ClotBox:
-    """Keeps what a viewer shows of inserted emboli: the box with most of them."""
-
-    contrast, parity = 1.0, 0
-
-    def __init__(self, original: RASVolume, changes: Sequence[Change]) -> None:
-        self.original, self.changes = original, changes
-        self.recon: np.ndarray | None = None
-        centres = np.array([c.site.centre for c in changes if c.site.parity == self.parity]).reshape(-1, 3)
-        self.box = None
-        if len(centres):
-            near = np.abs(centres[:, None] - centres).max(axis=2) < BOX_SIDE / 2
-            self.box = box_slices(original.voxels.shape, centres[near.sum(axis=1).argmax()])
-
-    def watch(self, inserted: Inserted) -> Inserted:
-        """Gives what `inserted` gives, and keeps the box of one reconstruction."""
-
-        def watched(contrast: float, parity: int) -> np.ndarray | None:
-            recon = inserted(contrast, parity)
-            if recon is not None and self.box and (contrast, parity) == (self.contrast, self.parity):
-                self.recon = recon[self.box].copy()
-            return recon
-
-        return watched
-
-    def view(self, readings: Sequence[Reading]) -> View | None:
-        """The box with its emboli, those that lost most first; None where there is no reconstruction."""
-        if self.recon is None or self.box is None:
-            return None
-        start = np.array([part.start for part in self.box])
-        sites = sorted(
-            (one for one in readings if (one.contrast, one.site.parity) == (self.contrast, self.parity)),
-            key=lambda one: one.clot_contrast,
-        )
-        places = []
-        for one in sites:
-            x, y, z = np.rint(one.site.centre).astype(int) - start
-            if min(x, y, z) >= 0 and all(
-                at < size for at, size in zip((x, y, z), self.recon.shape, strict=True)
-            ):
-                name = f"embolus of {one.site.size_mm} mm, {one.clot_contrast:.0%} of its contrast kept"
-                places.append(Place(name, (int(x), int(y), int(z))))
-        inserted = insert(self.original.voxels, self.changes, self.contrast, self.parity)[self.box]
-        affine = self.original.affine.copy()
-        affine[:3, 3] = nib.affines.apply_affine(affine, start)
-        name = "inserted emboli (in both volumes), full resolution"
-        return View(name, inserted, self.recon, affine, tuple(places[:MAX_CLOT_PLACES]))
-
-
 def _perceptual(
     network: str, weights_path: str | Path | None, device: torch.device | str
 ) -> tuple[SlicePerceptualLoss | None, str]:
@@ -503,11 +320,3 @@ def _perceptual(
     if weights_path is None and cached_backbone(network) is None:
         return None, f"no weights of the {network} backbone; give --perceptual_weights_path FILE"
     return SlicePerceptualLoss(network, weights_path).to(device), ""
-
-
-def _save(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = nib.Nifti1Image(voxels, affine)
-    image.header.set_xyzt_units("mm")
-    with complete_or_absent(path) as unfinished:
-        nib.save(image, unfinished)

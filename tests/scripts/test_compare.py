@@ -7,9 +7,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bundle.evaluation.readings import kind_name
-from bundle.evaluation.tables import EMBOLI, EMBOLI_COLUMNS, TableError, write_metrics, write_table
-from bundle.evaluation.volume import WHOLE, Row
+from bundle.emboli.readings import kind_name
+from bundle.reports.rows import WHOLE, Row
+from bundle.reports.tables import EMBOLI, EMBOLI_COLUMNS, TableError, write_metrics, write_table
 from scripts.compare import CompareError, main
 
 ABOUT = {"hu_window": [-1000.0, 1000.0], "seed": 0, "lpips_backbone": "vgg"}
@@ -38,6 +38,8 @@ def evaluation(folder, original, lpips, n_patients=7, about=ABOUT):
             folder / "kept" / f"v{n}.npz",
             slice_rmse_hu=np.arange(8.0), frequency_per_mm=np.arange(1, 6) / 10,
             noise_original=np.full(5, 9.0), noise_recon=np.full(5, 4.0),
+            clot_site=np.arange(3, 6), clot_contrast=np.array([0.9, 0.8 - lpips, 0.95]),
+            clot_original=np.zeros((3, 48, 48), np.int16), clot_recon=np.ones((3, 48, 48), np.int16),
         )  # fmt: skip
     write_metrics(folder / "metrics.csv", rows)
     write_table(folder / EMBOLI, EMBOLI_COLUMNS, sites)
@@ -66,8 +68,12 @@ def test_a_verdict_comes_with_figures_and_pictures(tmp_path, original, capsys):
     lpips = told["tests"][2]
     assert lpips["difference"][0] == pytest.approx(0.08) and lpips["n_better"] == 7
     page = (tmp_path / "out" / "compare.html").read_text(encoding="utf-8")
+    # dots, emboli, noise, rates, three slices
     assert page.count("data:image/png") == 7 and "http" not in page.replace("http-equiv", "")
-    assert "largest loss of a clot" in page and "not drawn" not in page
+    assert "The largest loss of an embolus" in page and "not drawn" not in page
+    assert (
+        "The base trained on with discriminators (other), compared with the base trained on without" in page
+    )
 
 
 def test_few_patients_are_described_only(tmp_path, original):

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bundle.evaluation.tables import FALSE_EMBOLI, FALSE_EMBOLI_COLUMNS, TableError, write_table
+from bundle.reports.tables import FALSE_EMBOLI, FALSE_EMBOLI_COLUMNS, TableError, write_table
 from bundle.viewing import page
 from bundle.viewing.page import PageError
 from scripts.view import ViewError, contents_of, main, read_evaluated

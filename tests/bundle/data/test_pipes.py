@@ -19,8 +19,8 @@ from bundle.data.store.store import PatchStore
 from bundle.data.volumes.fingerprint import voxel_fingerprint
 from bundle.data.volumes.formats import VolumeError, read_header
 from bundle.evaluation.cases import PairsError, cases_of_pairs
-from bundle.evaluation.tables import TableError, read_emboli_table, read_metrics
 from bundle.handlers.curve_table import keep_rows_until
+from bundle.reports.tables import TableError, read_emboli_table, read_metrics
 from bundle.run.atomic import UnwritableError, open_without_links
 from bundle.run.lock import lock_folder, locked
 from scripts.inspect import main as inspect

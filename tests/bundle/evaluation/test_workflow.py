@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from bundle.data.volumes.fingerprint import voxel_fingerprint
-from bundle.evaluation.readings import kind_name
-from bundle.evaluation.tables import read_metrics
+from bundle.emboli.readings import kind_name
 from bundle.evaluation.workflow import Evaluation, EvaluationError
+from bundle.reports.tables import read_metrics
+from bundle.reports.wording import WORDS
 
 FOUND = ("metrics.csv", "emboli.csv", "false_emboli.csv", "summary.json", "report.html", "volumes.json")
 
@@ -65,7 +66,9 @@ def test_all_files_are_there_and_nothing_unfinished(twice):
 
 def test_a_mirrored_file_has_the_same_figures(twice):
     _, evaluation = twice
-    halves = [[row[3:] for row in evaluation.rows if row.patient == patient] for patient in ("ras", "las")]
+    halves = [
+        [row[3:] for row in evaluation.results.rows if row.patient == patient] for patient in ("ras", "las")
+    ]
     assert len(halves[0]) > 100
     assert [str(row) for row in halves[0]] == [str(row) for row in halves[1]]
 
@@ -73,7 +76,7 @@ def test_a_mirrored_file_has_the_same_figures(twice):
 def test_tables_say_what_was_found(twice):
     folder, evaluation = twice
     rows = read_metrics(folder / "out" / "metrics.csv")
-    assert len(rows) == len(evaluation.rows)
+    assert len(rows) == len(evaluation.results.rows)
     assert all(row.note for row in rows if math.isnan(row.value))
     summary = json.loads((folder / "out" / "summary.json").read_text(encoding="utf-8"))
     assert summary["counts"] == {
@@ -84,9 +87,24 @@ def test_tables_say_what_was_found(twice):
     assert psnr["n_patients"] == 2 and psnr["mean"] == pytest.approx(rows[0].value, rel=1e-6)
 
 
+def test_every_figure_has_words_for_people(twice):
+    _, evaluation = twice
+    assert {row.metric for row in evaluation.results.rows} - WORDS.keys() == set()
+
+
+def test_a_report_tells_the_verdict_first_and_every_limit(twice):
+    folder, _ = twice
+    page = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert "2 volumes of 2 patients evaluated" in page and "limits passed" in page
+    assert (
+        page.count("not measured</small>") == 4
+    )  # the limits on inserted emboli, which no file was given for
+    assert "Invented emboli, worst volume" in page and "Noise power in blood, fine grain" in page
+
+
 def test_clot_figures_are_empty_and_not_zero_without_inserted_volumes(twice):
     _, evaluation = twice
-    clots = [row for row in evaluation.rows if row.metric == "clot_contrast"]
+    clots = [row for row in evaluation.results.rows if row.metric == "clot_contrast"]
     assert clots and all(math.isnan(row.value) for row in clots)
     assert "4 of 4 reconstructions with emboli are not given" in {row.note for row in clots}
 
@@ -99,13 +117,21 @@ def test_inserted_volumes_come_back_with_their_clot_figures(twice, phantom, blur
         made = save(folder / "made" / path.name, blur(np.asanyarray(nib.load(path).dataobj), 0.7))
         rows.append(f"ras/original.nii.gz,ras/recon.nii.gz,p,out/inserted/{path.name},made/{made.name}")
     evaluation = evaluate(folder / "again", rows, write_volumes=False)
-    assert len(rows) == 4 and evaluation.warnings == []
+    assert len(rows) == 4 and evaluation.results.warnings == []
     (clot,) = [
         row
-        for row in evaluation.rows
+        for row in evaluation.results.rows
         if row.metric == "clot_contrast" and row.region == kind_name(4, 1.0, "all")
     ]
     assert 0.7 < clot.value < 0.9 and clot.n >= 12
+    with np.load(folder / "again" / "kept" / "original.npz") as kept:
+        assert kept["clot_recon"].shape == kept["clot_original"].shape == (clot.n, 48, 48)
+        assert kept["clot_contrast"].mean() == pytest.approx(clot.value, rel=1e-4)
+        middle = kept["clot_original"][:, 23:26, 23:26].mean(axis=(1, 2))
+        assert np.all(middle < 200)  # of 350 HU of blood
+    assert "inserted emboli of 4 mm in the original" in (folder / "again" / "report.html").read_text(
+        encoding="utf-8"
+    )
     with (folder / "again" / "emboli.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 2 * len(phantom.changes)
@@ -140,7 +166,7 @@ def test_a_foreign_inserted_volume_is_named(twice):
     folder, _ = twice
     row = "ras/original.nii.gz,ras/recon.nii.gz,p,ras/recon.nii.gz,ras/recon.nii.gz"
     evaluation = evaluate(folder / "foreign", [row], write_volumes=False)
-    (warning,) = evaluation.warnings
+    (warning,) = evaluation.results.warnings
     assert "recon.nii.gz is not what `seed` 0 makes of the original" in warning
 
 
@@ -169,12 +195,12 @@ def test_bad_volumes_are_named_and_counted_and_the_rest_is_evaluated(tmp_path):
     rows = [f"good.nii.gz,{name}.nii.gz,{name},," for name in names]
     evaluation = evaluate(tmp_path / "out", [*rows, "thin.nii.gz,thin.nii.gz,thin,,"])
 
-    reasons = [one["reason"] for one in evaluation.refused]
+    reasons = [one["reason"] for one in evaluation.results.refused]
     assert [reason.split(";")[0][:60] for reason in reasons] and len(reasons) == 4
     for said, reason in zip(("one shape", "must be in HU", "NaN", "nothing.nii.gz"), reasons, strict=True):
         assert said in reason and "\n" not in reason
-    assert sum("looks shifted by (0, 1, 0)" in warning for warning in evaluation.warnings) == 1
-    notes = {(row.patient, row.metric): row.note for row in evaluation.rows if math.isnan(row.value)}
+    assert sum("looks shifted by (0, 1, 0)" in warning for warning in evaluation.results.warnings) == 1
+    notes = {(row.patient, row.metric): row.note for row in evaluation.results.rows if math.isnan(row.value)}
     assert notes["good", "false_emboli"] == "no contrast agent was found"
     assert notes["good", "clot_contrast"] == "no contrast agent was found"
     assert notes["thin", "ssim_3d"] == "5 slices, at least 7 are needed"
@@ -215,7 +241,7 @@ def test_a_checkpoint_is_evaluated_with_its_codes(tmp_path, checkpoint):
     save(tmp_path / "data" / "p1" / "ct.nii.gz", block())
     evaluation = Evaluation(tmp_path / "out", tmp_path / "data", checkpoint(), tile_size=32, progress=False)
     evaluation.run()
-    figures = {row.metric: row.value for row in evaluation.rows}
+    figures = {row.metric: row.value for row in evaluation.results.rows}
     assert figures["bits_per_voxel_nominal"] == pytest.approx(6 / 64)
     assert 0 < figures["code_usage"] <= 1 <= figures["code_perplexity"] <= 64
     assert figures["bits_per_voxel"] > 0 and figures["psnr"] > 0
@@ -229,10 +255,10 @@ def test_a_volume_that_was_trained_on_is_refused_unless_that_is_wanted(tmp_path,
     arguments = (tmp_path / "data", path)
     refusing = Evaluation(tmp_path / "no", *arguments, tile_size=32, progress=False)
     refusing.run()
-    assert "was trained on this volume" in refusing.refused[0]["reason"] and not refusing.rows
+    assert "was trained on this volume" in refusing.results.refused[0]["reason"] and not refusing.results.rows
     allowing = Evaluation(tmp_path / "yes", *arguments, tile_size=32, progress=False, allow_seen=True)
     allowing.run()
-    assert allowing.rows and allowing.seen == ["p1/ct"]
+    assert allowing.results.rows and allowing.results.seen == ["p1/ct"]
     assert "was trained on these volumes" in (tmp_path / "yes" / "report.html").read_text(encoding="utf-8")
 
 
@@ -241,11 +267,11 @@ def test_a_codec_is_judged_beside_the_rest_and_one_that_is_missing_says_so(tmp_p
     evaluation = evaluate(
         tmp_path / "out", ["a.nii.gz,a.nii.gz,a,,"], codecs=["hevc"], codec_bits_per_voxel=4.0
     )
-    figures = {row.metric: row.value for row in evaluation.rows if row.method == "hevc"}
+    figures = {row.metric: row.value for row in evaluation.results.rows if row.method == "hevc"}
     assert figures["bits_per_voxel"] == pytest.approx(4, rel=0.03) and 25 < figures["psnr"] < 80
     monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", lambda: str(tmp_path / "none"))
     evaluation = evaluate(tmp_path / "none", ["a.nii.gz,a.nii.gz,a,,"], codecs=["hevc"])
-    (row,) = [row for row in evaluation.rows if row.method == "hevc"]
+    (row,) = [row for row in evaluation.results.rows if row.method == "hevc"]
     assert math.isnan(row.value) and "ffmpeg cannot be run" in row.note
     with pytest.raises(EvaluationError, match="`codecs` must be some of"):
         evaluate(tmp_path / "odd", ["a.nii.gz,a.nii.gz,a,,"], codecs=["webp"])

@@ -31,3 +31,14 @@ def test_what_lies_outside_of_the_window_is_no_error():
     image, recon = np.full((4, 4, 4), -1000, np.int16), np.full((4, 4, 4), -2048, np.int16)
     found = region_errors(image, recon, np.zeros(image.shape, np.uint8), {"all": (0,)}, *WINDOW)
     assert found["all"].mae_hu == 0
+
+
+def test_slice_by_slice_gives_the_errors_of_the_whole_volume():
+    generator = np.random.default_rng(0)
+    image, recon = generator.integers(-1200, 1200, (2, 13, 11, 9), np.int16)
+    tissue = generator.integers(0, 6, image.shape).astype(np.uint8)
+    found = region_errors(image, recon, tissue, {"two": (2, 5)}, *WINDOW)["two"]
+    inside = np.isin(tissue, (2, 5))
+    error = (recon.clip(*WINDOW).astype(float) - image.clip(*WINDOW))[inside]
+    expected = np.abs(error).mean(), error.mean(), math.sqrt(np.square(error).mean()), inside.sum()
+    assert found == pytest.approx(expected, rel=1e-6)

@@ -56,3 +56,16 @@ def test_slopes_outside_of_the_region_or_the_window_do_not_count():
     recon[13:] = 0
     assert gradient_ratio(image, recon, inside, SPACING_MM, *WINDOW) == 1
     assert math.isnan(gradient_ratio(image + 3000, recon, inside, SPACING_MM, *WINDOW))
+
+
+def test_slice_by_slice_gives_the_slope_of_the_whole_volume():
+    generator = np.random.default_rng(0)
+    image, recon = generator.normal(0, 100, (2, 12, 11, 9))
+    inside = generator.random(image.shape) < 0.5
+    inner = (slice(1, -1),) * 3
+    steep = [
+        np.sqrt(sum(np.square(part) for part in np.gradient(one.clip(*WINDOW), *SPACING_MM)))[inner]
+        for one in (image, recon)
+    ]
+    expected = steep[1][inside[inner]].mean() / steep[0][inside[inner]].mean()
+    assert gradient_ratio(image, recon, inside, SPACING_MM, *WINDOW) == pytest.approx(expected, rel=1e-6)

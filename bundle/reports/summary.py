@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bundle.evaluation.readings import kind_name
-from bundle.evaluation.volume import WHOLE, Row
+from bundle.emboli.readings import kind_name
 from bundle.metrics.observers import bootstrap_mean
+from bundle.reports.rows import WHOLE, Row
 
 
 class Bar(NamedTuple):
@@ -35,12 +35,12 @@ class Bar(NamedTuple):
 
 CLOT_4_MM, FAINT_CLOT_4_MM = kind_name(4, 1.0, "all"), kind_name(4, 0.15, "all")
 BARS = (
-    Bar("Contrast kept of clots of 4 mm", CLOT_4_MM, "clot_contrast", True, 0.85),
-    Bar("The same, lowest tenth of the sites", CLOT_4_MM, "clot_contrast_lowest_tenth", True, 0.7),
-    Bar("Change of the observer's AUC, clots of 4 mm", CLOT_4_MM, "clot_auc_npw_change", True, -0.02),
-    Bar("The same at 15 % contrast", FAINT_CLOT_4_MM, "clot_auc_npw_change", True, -0.03),
+    Bar("Contrast kept of emboli of 4 mm", CLOT_4_MM, "clot_contrast", True, 0.85),
+    Bar("Contrast kept, weakest tenth of emboli of 4 mm", CLOT_4_MM, "clot_contrast_lowest_tenth", True, 0.7),
+    Bar("Visibility of emboli of 4 mm, change", CLOT_4_MM, "clot_auc_npw_change", True, -0.02),
+    Bar("Visibility of faint emboli of 4 mm, change", FAINT_CLOT_4_MM, "clot_auc_npw_change", True, -0.03),
     Bar("Invented emboli, worst volume", "vessel", "false_emboli", False, 0.0, worst=True),
-    Bar("Grid of the code map, worst volume", WHOLE, "grid", False, 1.5, worst=True),
+    Bar("Grid pattern, worst volume", WHOLE, "grid", False, 1.5, worst=True),
     Bar("Seams between tiles, worst volume", WHOLE, "seam_score", False, 1.01, worst=True),
 )
 
@@ -118,8 +118,13 @@ def summary_of(
     """The content of `summary.json`."""
     methods = list(dict.fromkeys(row.method for row in rows))
     figures: dict[str, dict[str, dict[str, Any]]] = {method: {} for method in methods}
+    counted: dict[tuple[str, str, str], int] = {}
+    for row in rows:
+        key = row.method, row.region, row.metric
+        counted[key] = counted.get(key, 0) + row.n * (not math.isnan(row.value))
     for (method, region, metric), mean in means(rows).items():
         entry = {name: plain(value) for name, value in mean._asdict().items()}
+        entry["n"] = counted[method, region, metric]
         figures[method].setdefault(region, {})[metric] = entry
     volumes = {row.volume for row in rows}
     return {

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bundle.evaluation.readings import kind_name
-from bundle.evaluation.summary import plain
-from bundle.evaluation.volume import WHOLE, Row
+from bundle.emboli.readings import kind_name
 from bundle.metrics.observers import Interval, bootstrap_mean
 from bundle.metrics.texture import BANDS
+from bundle.reports.rows import WHOLE, Row
+from bundle.reports.summary import plain
 
 MIN_PATIENTS = 6
 SIGNIFICANT = 0.05
@@ -30,46 +30,46 @@ class Primary(NamedTuple):
 
     Attributes:
         name: in words.
-        keys: regions and metrics, whose scores are averaged.
+        keys: regions and metrics, whose values are averaged.
         aim: `not worse`, `better` or `not inferior`.
-        score: a figure as a score that is better the higher it is.
+        value: what is compared, made of a figure.
+        is_high_good: whether a higher value is better.
     """
 
     name: str
     keys: tuple[tuple[str, str], ...]
     aim: str
-    score: Callable[[float], float]
+    value: Callable[[float], float]
+    is_high_good: bool
 
 
 def _as_it_is(value: float) -> float:
     return value
 
 
-def _lower(value: float) -> float:
-    return -value
-
-
-def _near_one(value: float) -> float:
-    return -abs(value - 1)
+def _from_one(value: float) -> float:
+    return abs(value - 1)
 
 
 PRIMARIES = (
     Primary(
-        "clot contrast, 4 mm",
+        "contrast kept, emboli of 4 mm",
         ((kind_name(4, 1.0, "all"), "clot_contrast"),),
         "not worse",
-        lambda value: value,
+        _as_it_is,
+        True,
     ),
-    Primary("false emboli", (("vessel", "false_emboli"),), "not worse", _lower),
-    Primary("LPIPS", ((WHOLE, "lpips"),), "better", _lower),
-    Primary("gradient ratio, closeness to 1", ((WHOLE, "gradient_ratio"),), "better", _near_one),
+    Primary("invented emboli per volume", (("vessel", "false_emboli"),), "not worse", _as_it_is, False),
+    Primary("LPIPS", ((WHOLE, "lpips"),), "better", _as_it_is, False),
+    Primary("sharpness, distance from 1", ((WHOLE, "gradient_ratio"),), "better", _from_one, False),
     Primary(
-        "noise power ratio, closeness to 1",
+        "noise power, distance from 1, mean of three bands",
         tuple((WHOLE, f"nps_ratio_{band}") for band in BANDS),
         "better",
-        _near_one,
+        _from_one,
+        False,
     ),
-    Primary("PSNR, dB", ((WHOLE, "psnr"),), "not inferior", _as_it_is),
+    Primary("PSNR in dB", ((WHOLE, "psnr"),), "not inferior", _as_it_is, True),
 )
 """In the order in which they are tested."""
 
@@ -80,12 +80,12 @@ class Test(NamedTuple):
     Attributes:
         name: of the primary.
         aim: what it had to show.
-        reference: mean score of the arm that is compared with.
-        other: mean score of the arm in question.
-        difference: of the scores, other less reference, mean over patients with its interval.
+        reference: mean value of the arm that is compared with.
+        other: mean value of the arm in question.
+        difference: by how much the other is better, mean over patients with its interval.
         p: two-sided, of a sign-flip test over patients.
-        n_better: patients with a higher score.
-        n_worse: patients with a lower one.
+        n_better: patients for whom the other is better.
+        n_worse: patients for whom it is worse.
         n_patients: with both.
         seeds_agree: whether the mean difference has one sign in all training seeds.
         detectable: smallest difference that this many patients would show four times in five.
@@ -170,28 +170,28 @@ def sign_flip_p(differences: np.ndarray) -> float:
 def _differences(
     primary: Primary, reference: Sequence[Sequence[Row]], other: Sequence[Sequence[Row]]
 ) -> tuple[np.ndarray, tuple[float, float]]:
-    """(S, P) differences of scores by seed and patient, and both arms' mean scores."""
-    arms = [[_scores(primary, rows) for rows in arm] for arm in (reference, other)]
-    known = [set(scores) for arm in arms for scores in arm]
+    """(S, P): by how much the other is better, by seed and patient; and both arms' mean values."""
+    arms = [[_values(primary, rows) for rows in arm] for arm in (reference, other)]
+    known = [set(of_patient) for arm in arms for of_patient in arm]
     patients = sorted(set.intersection(*known)) if known else []
-    values = np.array([[[scores[p] for p in patients] for scores in arm] for arm in arms]).reshape(
+    values = np.array([[[one[p] for p in patients] for one in arm] for arm in arms]).reshape(
         2, len(reference), len(patients)
     )
     if not patients:
         return values[1] - values[0], (math.nan, math.nan)
     with np.errstate(invalid="ignore"):
-        differences = values[1] - values[0]
+        differences = (values[1] - values[0]) * (1 if primary.is_high_good else -1)
     differences[np.isnan(differences)] = 0  # both infinite, as PSNR of equal volumes
     return differences, (float(values[0].mean()), float(values[1].mean()))
 
 
-def _scores(primary: Primary, rows: Sequence[Row]) -> dict[str, float]:
-    """Score of each patient: mean over its volumes and the primary's figures."""
+def _values(primary: Primary, rows: Sequence[Row]) -> dict[str, float]:
+    """Value of each patient: mean over its volumes and the primary's figures."""
     found: dict[str, list[float]] = {}
     for row in rows:
         if (row.region, row.metric) in primary.keys and not math.isnan(row.value):
-            found.setdefault(row.patient, []).append(primary.score(row.value))
-    return {patient: float(np.mean(scores)) for patient, scores in found.items()}
+            found.setdefault(row.patient, []).append(primary.value(row.value))
+    return {patient: float(np.mean(values)) for patient, values in found.items()}
 
 
 def _test(primary: Primary, differences: np.ndarray, means: tuple[float, float], reached: bool) -> Test:
@@ -242,7 +242,7 @@ def _verdict(tests: tuple[Test, ...], n_patients: int) -> Verdict:
             f"{test.name} {test.detectable:.3g}" for test in tests if math.isfinite(test.detectable)
         )
         reason = f"n = {n_patients}, at least {MIN_PATIENTS} patients are needed" + (
-            f"; differences that so many would show: {effects}" if effects else ""
+            f"; smallest differences that so many would show four times in five: {effects}" if effects else ""
         )
         return Verdict(DESCRIPTIVE, reason, tests)
     guards = [test for test in tests if test.aim == "not worse"]
@@ -252,12 +252,42 @@ def _verdict(tests: tuple[Test, ...], n_patients: int) -> Verdict:
     if worse:
         return Verdict(WORSE, f"{', '.join(worse)}: significantly worse", tests)
     if missing:
-        return Verdict(NOT_SHOWN, f"{', '.join(missing)}: not measured, so no harm cannot be told", tests)
+        return Verdict(NOT_SHOWN, f"{', '.join(missing)}: not measured, so harm cannot be ruled out", tests)
     if better:
         failed = [test.name for test in tests if test.aim == "not inferior" and test.outcome == "failed"]
         note = f"; {', '.join(failed)}: non-inferiority is not shown" if failed else ""
         return Verdict(BETTER, f"{', '.join(better)}: better, emboli not worse{note}", tests)
-    return Verdict(NOT_SHOWN, "no figure of sharpness or texture is better in the order of the tests", tests)
+    reason = "no figure of sharpness or texture is better before the first test that fails"
+    return Verdict(NOT_SHOWN, reason, tests)
+
+
+class Change(NamedTuple):
+    """A figure that decides nothing: mean of both arms, and other less reference over patients."""
+
+    region: str
+    metric: str
+    reference: float
+    other: float
+    difference: Interval
+    n_patients: int
+
+
+def describe_changes(reference: Sequence[Sequence[Row]], other: Sequence[Sequence[Row]]) -> list[Change]:
+    """Every figure that both arms have, in the order of the tables.
+
+    Args:
+        reference: rows of `metrics.csv`, one list per training seed.
+        other: of the arm in question, the same number of seeds in the same order.
+    """
+    keys = dict.fromkeys((row.region, row.metric) for rows in reference for row in rows)
+    changes = []
+    for key in keys:
+        figure = Primary("", (key,), "", _as_it_is, True)
+        differences, means = _differences(figure, reference, other)
+        if differences.shape[1] and np.isfinite(differences).all():
+            interval = bootstrap_mean(differences.mean(axis=0))
+            changes.append(Change(*key, *means, interval, differences.shape[1]))
+    return changes
 
 
 def arms_differ(about: Mapping[str, Mapping[str, Any]]) -> str | None:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from bundle.evaluation.emboli import GAP_MM, SIZES_MM, find_changes, insert, sphere_occupancy
+from bundle.emboli.inserted import GAP_MM, SIZES_MM, find_changes, insert, sphere_occupancy
 
 SPACING_MM = (1.2, 1.2, 1.2)
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from bundle.evaluation import chest as chest_module
-from bundle.evaluation.chest import WALL_STEP_MM, Tissue, find_chest
+from bundle.emboli import chest as chest_module
+from bundle.emboli.chest import WALL_STEP_MM, Tissue, find_chest
 
 SPACING_MM = (1.2, 1.2, 1.2)
 

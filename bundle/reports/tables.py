@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bundle.evaluation.readings import Reading
-from bundle.evaluation.volume import Row
+from bundle.emboli.readings import Reading
+from bundle.reports.rows import Row
 from bundle.run.atomic import write_text
 from bundle.run.console import csv_cells
 from bundle.run.files import open_regular_text

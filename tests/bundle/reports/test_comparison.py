@@ -5,17 +5,18 @@ import math
 import numpy as np
 import pytest
 
-from bundle.evaluation.comparison import (
+from bundle.emboli.readings import kind_name
+from bundle.reports.comparison import (
     BETTER,
     DESCRIPTIVE,
     NOT_SHOWN,
     WORSE,
     arms_differ,
     compare,
+    describe_changes,
     sign_flip_p,
 )
-from bundle.evaluation.readings import kind_name
-from bundle.evaluation.volume import WHOLE, Row
+from bundle.reports.rows import WHOLE, Row
 
 CLOT = kind_name(4, 1.0, "all")
 NEUTRAL = {
@@ -84,7 +85,7 @@ def test_without_clot_figures_nothing_is_called_better():
     arms = [arm(8, n, lpips=-0.1 * n) for n in (0, 1)]
     base, other = ([row for row in rows if row.region != CLOT] for rows in arms)
     found = compare([base], [other])
-    assert found.verdict == NOT_SHOWN and "clot contrast" in found.reason
+    assert found.verdict == NOT_SHOWN and "contrast kept, emboli of 4 mm: not measured" in found.reason
 
 
 @pytest.mark.parametrize("n_patients", [1, 3, 5])
@@ -142,3 +143,21 @@ def test_evaluations_with_other_settings_do_not_compare():
     assert "`seed` must be the same in all folders, got 0 in a, 1 in b" in arms_differ(
         {"a": one, "b": one | {"seed": 1}}
     )
+
+
+def test_arms_are_told_in_their_own_values_and_differences_by_how_much_the_other_is_better():
+    lpips, sharpness = verdict(lpips=-0.05, gradient_ratio=0.1).tests[2:4]
+    assert (lpips.reference, lpips.other) == (pytest.approx(0.235, abs=1e-3), pytest.approx(0.185, abs=1e-3))
+    assert lpips.difference.value == pytest.approx(0.05, abs=1e-3)
+    # a ratio of 0.8 is 0.2 away from 1
+    assert (sharpness.reference, sharpness.difference.value) == (
+        pytest.approx(0.165, abs=2e-3),
+        pytest.approx(0.1, abs=0.02),
+    )
+
+
+def test_every_figure_is_described_with_its_change():
+    changes = {(one.region, one.metric): one for one in describe_changes([arm(4)], [arm(4, seed=1, psnr=-2)])}
+    assert changes.keys() == NEUTRAL.keys()
+    psnr = changes[WHOLE, "psnr"]
+    assert psnr.n_patients == 4 and psnr.difference.value == pytest.approx(-2, abs=1e-3)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import signal
 
-from bundle.evaluation.emboli import CONTRASTS, RIM_MM, SEARCH_MM, SIZES_MM, Change, Site
+from bundle.emboli.inserted import CONTRASTS, RIM_MM, SEARCH_MM, SIZES_MM, Change, Site, insert
 from bundle.metrics.observers import (
     Interval,
     auc_change,
@@ -82,12 +82,14 @@ def read_emboli(
         parity: see there.
         spacing_mm: edges of a voxel.
     """
+    original_with = insert(original, changes, contrast, parity)
     for change in changes:
         inserted = change.at(contrast)
         if change.site.parity != parity or not inserted.any():
             continue
         without = [_patch(volume, change) for volume in (original, recon)]
-        with_clot = [without[0] + inserted, _patch(recon_with, change)]
+        # Out of the volume, so that both hold the same neighbours.
+        with_clot = [_patch(volume, change) for volume in (original_with, recon_with)]
         patches = with_clot[0], without[0], with_clot[1], without[1]
         kept = with_clot[1] - without[1]
         d = inserted.astype(np.float64)

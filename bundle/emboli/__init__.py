@@ -1,0 +1,1 @@
+"""Inserts emboli into filled vessels, finds invented ones, and reads what observers see."""
