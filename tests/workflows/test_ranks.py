@@ -132,6 +132,18 @@ def test_a_run_of_two_ranks_goes_on_bit_by_bit_on_two_and_as_closely_as_ever_on_
         assert differences(found[part], expected[part], 0 if ranks == 2 else tolerance, part) == []
 
 
+def test_processes_that_would_each_do_the_whole_work_are_refused_in_one_line(python, datalist, out):
+    launcher = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
+    words = ["run", "--config_file", "configs/train.yaml", "--dataset_dir", str(datalist(1))]
+    ended = python("monai.bundle", *words, "--output_dir", str(out), **launcher)
+    ended.expect_refusal("list configs/multi_gpu_train.yaml too, or start one process", output_dir=out)
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused_before_they_meet(start_on_ranks, datalist, out):
+    for ended in start_on_ranks("base", 2, out, dataset_dir=datalist(1), batch_size=5):
+        ended.expect_refusal("`batch_size` must be a multiple of the 2 processes", output_dir=out)
+
+
 @pytest.mark.ranks
 def test_so_is_a_run_with_r1_lecam_and_spectral_norm(train, datalist):
     runs = [train("adversarial", ranks, datalist(1), **(ADVERSARIAL | STABILISERS)) for ranks in (1, 2)]
