@@ -168,7 +168,8 @@ def test_ten_restarts_in_a_row_meet_again(tmp_path):
 def test_a_signal_to_torchrun_stops_the_run_and_auto_goes_on(dataset, out):
     files = ["configs/train.yaml", "configs/smoke.yaml", "configs/multi_gpu_train.yaml"]
     settings = {"dataset_dir": dataset, "output_dir": out, "num_embeddings": 64, "log_interval": 1}
-    settings |= {"patch_size": [16, 16, 16], "max_epochs": 1, "resume_from_checkpoint": "auto"}
+    settings |= {"patch_size": [16, 16, 16], "max_epochs": 1, "epoch_length": 300}
+    settings |= {"resume_from_checkpoint": "auto"}
     words = ["-m", "monai.bundle", "run", "--config_file", str(files)]
     for name, value in settings.items():
         words += [f"--{name}", str(value)]
@@ -180,9 +181,7 @@ def test_a_signal_to_torchrun_stops_the_run_and_auto_goes_on(dataset, out):
     assert record_of(out)["status"] == "stopped"
     stopped = iteration_of(out)
     assert stopped >= 1
-    done = subprocess.run(
-        torchrun(*words, "--epoch_length", 300, "--max_iterations", stopped + 2), cwd=ROOT, env=ENVIRONMENT
-    )
+    done = subprocess.run(torchrun(*words, "--max_iterations", stopped + 2), cwd=ROOT, env=ENVIRONMENT)
     assert done.returncode == 0 and iteration_of(out) == stopped + 2
 
 
