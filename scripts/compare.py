@@ -367,7 +367,8 @@ def _slice_picture(read: Mapping[str, Sequence[Evaluated]], shown: Shown) -> byt
     original = read_ras(Path(next(iter(paths.values()))["original"]))
     shape, spacing = original.voxels.shape, original.spacing_mm
     size = panel_size(shape, spacing, plane, PANEL_PX / max(shape[0] * spacing[0], shape[1] * spacing[1]))
-    titles = [str(window) for window in WINDOWS.values()] + ["Difference to original"]
+    titles = [str(window).replace(": ", "\n") for window in WINDOWS.values()]
+    titles.append("Difference\nreconstruction \N{MINUS SIGN} original")
     labels = ["original", *paths]
     rows = [SheetRow(label, size[1], () if n else titles) for n, label in enumerate(labels)]
     sheet = Sheet(rows, n_columns=len(titles), column_width=size[0])
