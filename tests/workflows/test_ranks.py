@@ -44,8 +44,8 @@ def train(start_on_ranks, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def base(train, datalist):
-    """The base run with three validation volumes on 1, 2 and 4 ranks."""
-    return {ranks: train("base", ranks, datalist(3), **BASE) for ranks in (1, 2, 4)}
+    """The base run with three validation volumes on 1 and 2 ranks."""
+    return {ranks: train("base", ranks, datalist(3), **BASE) for ranks in (1, 2)}
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +85,11 @@ def assert_close_curves(folder, expected, relative, only=""):
         assert found[name] == pytest.approx(wanted[name], rel=relative, abs=1e-6, nan_ok=True), name
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_a_base_run_on_ranks_is_that_of_one_process_with_the_whole_batch(base, ranks):
-    assert_close_curves(base[ranks], base[1], 1e-5)
-    found, expected = (content_of(base[number] / "checkpoints" / "last.pt")["model"] for number in (ranks, 1))
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.ranks)])
+def test_a_base_run_on_ranks_is_that_of_one_process_with_the_whole_batch(base, train, datalist, ranks):
+    folder = base[2] if ranks == 2 else train("base", ranks, datalist(3), **BASE)
+    assert_close_curves(folder, base[1], 1e-5)
+    found, expected = (content_of(run / "checkpoints" / "last.pt")["model"] for run in (folder, base[1]))
     assert differences(found, expected, 1e-5) == []
 
 
