@@ -152,9 +152,11 @@ class Clone:
     def in_fork(self, module: str, words: list[str]) -> None:
         output = self.folder / "output.txt"
         command = {"module": module, "words": words, "environment": {}, "folder": str(self.folder)}
+        command |= {"output": str(output), "ranks": 1, "port": 0}
         assert self.warm.stdin is not None and self.warm.stdout is not None
-        print(json.dumps({**command, "output": str(output)}), file=self.warm.stdin, flush=True)
-        assert self.warm.stdout.readline().strip() == "0", output.read_text(encoding="utf-8")[-3000:]
+        print(json.dumps(command), file=self.warm.stdin, flush=True)
+        codes = json.loads(self.warm.stdout.readline())
+        assert codes == [0], Path(f"{output}.0").read_text(encoding="utf-8")[-3000:]
 
 
 @pytest.fixture(scope="module")
