@@ -1,5 +1,6 @@
 """The viewer of an evaluation's folder as a user starts it."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -127,9 +128,17 @@ def test_a_folder_without_an_evaluation_or_without_a_volume_is_refused(folder, t
 def test_the_server_tells_its_address_and_ends_with_ctrl_c(folder):
     command = [sys.executable, "-m", "scripts.view", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    # what a shell starts in the background ignores Ctrl-C, and its children with it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with contextlib.ExitStack() as ended:
+        ended.enter_context(process)
+        ended.callback(process.kill)
         said = process.stdout.readline().decode()
         port, start = re.search(r"http://127\.0\.0\.1:(\d+)(/[\w-]{20,}/) in a browser", said).groups()
         for address, status in ((start, 200), ("/", 404)):
