@@ -88,6 +88,7 @@ class Clone:
             shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "metadata.json", folder)
         self.take_models()
+        (folder / "my.yaml").write_text("log_interval: 1\n", encoding="utf-8")
         for n in range(3):
             path = folder / "DIR" / f"p{n}" / "ct.nii.gz"
             write_phantom(path, (32, 28, 24), np.diag([1.0, 1.0, 2.0, 1.0]), seed=n)
