@@ -11,6 +11,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
+
+from tests.guide import ROOT
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("monailabel") is None, reason="needs MONAI Label: make test-label"
@@ -36,7 +39,8 @@ def test_info_tells_an_image_to_image_model_and_a_trainer(server):
     assert (model["type"], model["dimension"], model["labels"]) == ("others", 3, {"image": 0})
     assert model["version"] == info["version"]
     assert model["config"]["model_filename"] == ["model.pt"]
-    assert info["trainers"]["ctpa_vqgan"]["config"]["epoch_length"] == 300  # of smoke.yaml
+    smoke = yaml.safe_load((ROOT / "configs" / "smoke.yaml").read_text(encoding="utf-8"))
+    assert info["trainers"]["ctpa_vqgan"]["config"]["epoch_length"] == smoke["epoch_length"]
 
 
 @pytest.mark.parametrize("case", CASES)
