@@ -79,7 +79,7 @@ def train(step: str, data: Path, output_dir: Path, seed: int, perceptual_weights
     configs = ["configs/train.yaml"]
     settings = COMMON | {"max_epochs": ITERATIONS[step] // EPOCH_LENGTH}
     if step != "base":
-        settings |= {"init_from": _checkpoint(output_dir, "base"), "seed": seed}
+        settings |= {"val_interval": 1, "init_from": _checkpoint(output_dir, "base"), "seed": seed}
     if step == "adversarial":
         configs.append("configs/train_with_discriminator.yaml")
         settings |= ADVERSARIAL | {"perceptual_weights_path": perceptual_weights}
