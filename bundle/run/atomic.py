@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bundle.run.files import require_regular
+from bundle.run.files import open_without_waiting
 
 UNFINISHED, REPLACED = ".unfinished_", ".replaced_"
 LEFTOVER = re.compile(rf"({re.escape(UNFINISHED)}|{re.escape(REPLACED)})[0-9a-f]{{8}}_(.+)", re.DOTALL)
@@ -157,13 +157,7 @@ def open_without_links(path: Path, flags: int) -> int:
         UnwritableError: if it is a link, a pipe or a device, or cannot be written.
     """
     try:
-        file = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-        try:
-            require_regular(os.fstat(file).st_mode, path)
-        except OSError:
-            os.close(file)
-            raise
-        return file
+        return open_without_waiting(path, flags | os.O_CREAT | os.O_NOFOLLOW)
     except OSError as error:
         if error.errno == errno.ELOOP:
             error = OSError(errno.ELOOP, "it is a link to another file")

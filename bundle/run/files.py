@@ -31,9 +31,9 @@ def open_regular(path: PathLike, buffering: int = -1) -> BinaryIO:
     Raises:
         OSError: if it is missing or cannot be opened; if it is a folder, pipe, device or socket.
     """
-    require_regular(os.stat(path).st_mode, path)
+    _require_regular(os.stat(path).st_mode, path)
     # the path may have become a pipe since then
-    return open(path, "rb", buffering=buffering, opener=_open_without_waiting)  # noqa: SIM115
+    return open(path, "rb", buffering=buffering, opener=open_without_waiting)  # noqa: SIM115
 
 
 def open_regular_text(
@@ -52,17 +52,26 @@ def open_regular_text(
     return io.TextIOWrapper(open_regular(path), encoding, newline=newline)
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
-    file = os.open(path, flags | os.O_NONBLOCK)
+def open_without_waiting(path: PathLike, flags: int) -> int:
+    """Opens a regular file and returns its descriptor; waits for no reader or writer of a pipe.
+
+    Args:
+        path: the file.
+        flags: see `os.open`.
+
+    Raises:
+        OSError: if it cannot be opened, or is a folder, pipe, device or socket.
+    """
+    file = os.open(path, flags | os.O_NONBLOCK, 0o666)
     try:
-        require_regular(os.fstat(file).st_mode, path)
+        _require_regular(os.fstat(file).st_mode, path)
     except OSError:
         os.close(file)
         raise
     return file
 
 
-def require_regular(mode: int, path: PathLike) -> None:
+def _require_regular(mode: int, path: PathLike) -> None:
     """Raises OSError if `st_mode` of an open or a named file is of anything but a regular file."""
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))

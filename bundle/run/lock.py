@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bundle.run.files import require_regular
+from bundle.run.files import open_without_waiting
 from bundle.run.names import printable
 
 logger = logging.getLogger(__name__)
@@ -99,9 +99,8 @@ def locked(path: Path) -> Iterator[None]:
 def _locked_file(path: Path, wait: bool) -> int | None:
     """Returns an open, locked file; None if another process holds it."""
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        file = open_without_waiting(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
         try:
-            require_regular(os.fstat(file).st_mode, path)
             fcntl.lockf(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in _UNKNOWN:
