@@ -13,8 +13,7 @@ import argparse
 import io
 import json
 import sys
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,19 +23,27 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 
 from bundle.data.volumes.formats import VolumeError
-from bundle.drawing.planes import PLANES, WINDOWS, Sheet, cut, difference_panel, grey_panel, mark, panel_size
-from bundle.drawing.planes import Row as SheetRow
+from bundle.drawing.planes import (
+    PLANES,
+    WINDOWS,
+    Row,
+    Sheet,
+    cut,
+    difference_panel,
+    grey_panel,
+    mark,
+    panel_size,
+)
 from bundle.evaluation.cases import RASVolume, read_ras
+from bundle.reports.arm_figures import noise_spectra, paired_dots, rates
+from bundle.reports.arms import Arms, read_evaluation, shared_clots, shared_volumes
 from bundle.reports.clot_sheet import clot_sheet
 from bundle.reports.comparison import PRIMARIES, Verdict, arms_differ, compare, describe_changes
 from bundle.reports.html import DISCLAIMER, PAGE, Cell, html_picture, html_table, number, paragraph, png_of
-from bundle.reports.rows import MODEL, PAIRS, WHOLE
-from bundle.reports.rows import Row as Figured
-from bundle.reports.tables import METRICS, TableError, read_metrics
+from bundle.reports.rows import WHOLE
 from bundle.reports.wording import DASH, spoken, word_for
 from bundle.run.atomic import write_text
 from bundle.run.console import tell
@@ -68,28 +75,6 @@ class CompareError(ValueError):
     """Folders that cannot be compared; the message names them."""
 
 
-class Evaluated(NamedTuple):
-    """One folder of configs/evaluate.yaml."""
-
-    folder: Path
-    rows: list[Figured]
-    about: dict[str, Any]
-    volumes: dict[str, dict[str, str]]
-
-    def kept(self, volume: str) -> Mapping[str, np.ndarray]:
-        """Curves and patches of a volume; none where the evaluation kept none."""
-        path = self.folder / "kept" / f"{self.volumes[volume]['stem']}.npz"
-        if not path.is_file():
-            return {}
-        with np.load(path) as arrays:
-            return dict(arrays)
-
-    @property
-    def judged(self) -> list[Figured]:
-        """The rows without those of codecs."""
-        return [row for row in self.rows if row.method in (MODEL, PAIRS)]
-
-
 class Shown(NamedTuple):
     """An axial slice that is drawn for all arms, and why."""
 
@@ -99,7 +84,7 @@ class Shown(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> Verdict:
-    """Command line of this module; returns the verdict.
+    """Runs the command line of this module; returns the verdict.
 
     Raises:
         CompareError: if folders do not belong together.
@@ -107,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> Verdict:
     """
     given = _parse(arguments)
     arms = {name: getattr(given, name) for name in ("base", "control", "other") if getattr(given, name)}
-    read = {name: [_read(folder) for folder in folders] for name, folders in arms.items()}
+    read = {name: [read_evaluation(folder) for folder in folders] for name, folders in arms.items()}
     _check(read)
     reference = "control" if "control" in read else "base"
     verdict = compare(*([one.judged for one in read[name]] for name in (reference, "other")))
@@ -121,19 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> Verdict:
     return verdict
 
 
-def _read(folder: Path) -> Evaluated:
-    rows = read_metrics(folder / METRICS)
-    try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        volumes = json.loads((folder / "volumes.json").read_text(encoding="utf-8"))
-        return Evaluated(folder, rows, dict(summary["about"]), dict(volumes))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TableError(
-            f"{folder}: its summary.json or volumes.json cannot be read ({error!r:.200}); evaluate again"
-        ) from error
-
-
-def _check(read: Mapping[str, Sequence[Evaluated]]) -> None:
+def _check(read: Arms) -> None:
     numbers = {name: len(arm) for name, arm in read.items()}
     if len(set(numbers.values())) > 1:
         told = ", ".join(f"{number} for --{name}" for name, number in numbers.items())
@@ -149,11 +122,11 @@ def _check(read: Mapping[str, Sequence[Evaluated]]) -> None:
         raise CompareError("the folders must share patients, got none; evaluate one data set in all of them")
 
 
-def _names(read: Mapping[str, Sequence[Evaluated]]) -> dict[str, list[str]]:
+def _names(read: Arms) -> dict[str, list[str]]:
     return {name: [printable(one.folder.name) for one in arm] for name, arm in read.items()}
 
 
-def _page(read: Mapping[str, Sequence[Evaluated]], reference: str, verdict: Verdict) -> Iterator[str]:
+def _page(read: Arms, reference: str, verdict: Verdict) -> Iterator[str]:
     yield "<h1>Comparison of two ways to train</h1>"
     yield paragraph(DISCLAIMER, "notice")
     yield paragraph(f"{ARMS['other']}, compared with {ARMS[reference]}: {verdict.verdict}.", "verdict")
@@ -161,9 +134,9 @@ def _page(read: Mapping[str, Sequence[Evaluated]], reference: str, verdict: Verd
     yield paragraph(RULE)
     yield "<h2>Tests, in their fixed order</h2>"
     yield _tests(verdict, reference)
-    yield html_picture(png_of(_paired_dots(read)), "One line per patient, means over training seeds")
+    yield html_picture(png_of(paired_dots(read)), "One line per patient, means over training seeds")
     yield from _lost_emboli(read, reference)
-    for title, figure in (("Noise in blood", _noise(read)), ("Rate and distortion", _rates(read))):
+    for title, figure in (("Noise in blood", noise_spectra(read)), ("Rate and distortion", rates(read))):
         if figure is not None:
             yield f"<h2>{title}</h2>"
             yield html_picture(png_of(figure), CAPTIONS[title])
@@ -203,7 +176,7 @@ def _tests(verdict: Verdict, reference: str) -> str:
     return html_table(("Figure", "Must be", *heads, "Seeds agree", "Outcome"), lines)
 
 
-def _other_figures(read: Mapping[str, Sequence[Evaluated]], reference: str) -> str:
+def _other_figures(read: Arms, reference: str) -> str:
     decided = {key for primary in PRIMARIES for key in primary.keys}
     changes = describe_changes(*([one.judged for one in read[name]] for name in (reference, "other")))
     lines = [
@@ -222,17 +195,9 @@ def _other_figures(read: Mapping[str, Sequence[Evaluated]], reference: str) -> s
     return html_table(("Figure", "Good value", *heads), lines)
 
 
-class SharedClot(NamedTuple):
-    """An inserted embolus that all arms hold: its volume, its row in each arm's arrays, its contrast kept."""
-
-    volume: str
-    row: dict[str, int]
-    contrast: dict[str, float]
-
-
-def _lost_emboli(read: Mapping[str, Sequence[Evaluated]], reference: str) -> Iterator[str]:
+def _lost_emboli(read: Arms, reference: str) -> Iterator[str]:
     """Magnified emboli in all arms: those that the other arm loses, a typical one, and the best."""
-    clots = sorted(_shared_clots(read), key=lambda one: one.contrast["other"])
+    clots = sorted(shared_clots(read), key=lambda one: one.contrast["other"])
     if not clots:
         return
     picked = {
@@ -248,108 +213,23 @@ def _lost_emboli(read: Mapping[str, Sequence[Evaluated]], reference: str) -> Ite
         for why, one in picked.items()
     ]
     patches = {
-        name: np.stack([_patches(arm, one)["clot_recon"][one.row[name]] for one in picked.values()])
+        name: np.stack([arm[0].kept(one.volume)["clot_recon"][one.row[name]] for one in picked.values()])
         for name, arm in read.items()
     }
-    originals = [_patches(read["other"], one)["clot_original"][one.row["other"]] for one in picked.values()]
+    originals = [
+        read["other"][0].kept(one.volume)["clot_original"][one.row["other"]] for one in picked.values()
+    ]
     yield "<h2>Emboli of 4 mm that were put into the scans</h2>"
     yield html_picture(
         clot_sheet(titles, np.stack(originals), patches), "The largest loss of an embolus, and others"
     )
 
 
-def _shared_clots(read: Mapping[str, Sequence[Evaluated]]) -> Iterator[SharedClot]:
-    """Inserted emboli of the first training seed that every arm keeps."""
-    for volume in _shared_volumes(read):
-        kept = {name: arm[0].kept(volume) for name, arm in read.items()}
-        rows = {
-            name: {int(site): n for n, site in enumerate(one.get("clot_site", ()))}
-            for name, one in kept.items()
-        }
-        for site in sorted(set.intersection(*map(set, rows.values()))):
-            at = {name: of_arm[site] for name, of_arm in rows.items()}
-            contrast = {name: float(one["clot_contrast"][at[name]]) for name, one in kept.items()}
-            yield SharedClot(volume, at, contrast)
-
-
-def _patches(arm: Sequence[Evaluated], clot: SharedClot) -> Mapping[str, np.ndarray]:
-    return arm[0].kept(clot.volume)
-
-
-def _shared_volumes(read: Mapping[str, Sequence[Evaluated]]) -> list[str]:
-    arms = [arm[0].volumes for arm in read.values()]
-    return [name for name in arms[-1] if all(name in volumes for volumes in arms)]
-
-
-def _paired_dots(read: Mapping[str, Sequence[Evaluated]]) -> Figure:
-    figure = Figure(figsize=(13, 3.2), layout="constrained")
-    for n, primary in enumerate(PRIMARIES):
-        axes = figure.add_subplot(1, len(PRIMARIES), n + 1)
-        values: dict[str, list[float]] = {}
-        for arm in read.values():
-            of_arm: dict[str, list[float]] = {}
-            for row in (row for one in arm for row in one.judged):
-                if (row.region, row.metric) in primary.keys and np.isfinite(row.value):
-                    of_arm.setdefault(row.patient, []).append(primary.value(row.value))
-            for patient, some in of_arm.items():
-                values.setdefault(patient, []).append(float(np.mean(some)))
-        for some in values.values():
-            if len(some) == len(read):
-                axes.plot(range(len(some)), some, "o-", color="0.4", alpha=0.6)
-        axes.set_xticks(range(len(read)), list(read))
-        axes.set_title(textwrap.fill(primary.name, 24), fontsize=8)
-    return figure
-
-
-def _noise(read: Mapping[str, Sequence[Evaluated]]) -> Figure | None:
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
-    is_original_drawn = False
-    for name, arm in read.items():
-        curves = [np.load(path) for one in arm for path in sorted((one.folder / "kept").glob("*.npz"))]
-        curves = [kept for kept in curves if len(kept["frequency_per_mm"])]
-        if not curves:
-            continue
-        grid = np.linspace(0, min(kept["frequency_per_mm"][-1] for kept in curves), 40)
-        for part, label in (("noise_original", "original"), ("noise_recon", name)):
-            if part == "noise_original" and is_original_drawn:
-                continue
-            power = [np.interp(grid, kept["frequency_per_mm"], kept[part]) for kept in curves]
-            axes.plot(grid, np.maximum(np.mean(power, axis=0), 1e-3), label=label)
-        is_original_drawn = True
-    axes.set(
-        xlabel="spatial frequency, cycles per mm",
-        ylabel="noise power, HU\N{SUPERSCRIPT TWO} mm\N{SUPERSCRIPT TWO}",
-        yscale="log",
-    )
-    axes.legend()
-    return figure if is_original_drawn else None
-
-
-def _rates(read: Mapping[str, Sequence[Evaluated]]) -> Figure | None:
-    points: dict[str, dict[str, list[float]]] = {}
-    for name, arm in read.items():
-        for row in (row for one in arm for row in one.rows if row.region == WHOLE):
-            label = name if row.method in (MODEL, PAIRS) else row.method
-            if row.metric in ("psnr", "bits_per_voxel") and np.isfinite(row.value):
-                points.setdefault(label, {}).setdefault(row.metric, []).append(row.value)
-    points = {label: found for label, found in points.items() if len(found) == 2}
-    if not points:
-        return None
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot()
-    for label, found in points.items():
-        axes.plot(np.mean(found["bits_per_voxel"]), np.mean(found["psnr"]), "o", label=label)
-    axes.set(xlabel="bits per voxel", ylabel="PSNR, dB")
-    axes.legend()
-    return figure
-
-
-def _chosen_slices(read: Mapping[str, Sequence[Evaluated]]) -> Iterator[Shown]:
+def _chosen_slices(read: Arms) -> Iterator[Shown]:
     """Worst and median slice of the other arm, and one fixed by a seed."""
     first = read["other"][0]
     errors = []
-    for name in _shared_volumes(read):
+    for name in shared_volumes(read):
         rmse_hu = first.kept(name).get("slice_rmse_hu", ())
         errors += [(float(rmse), name, z) for z, rmse in enumerate(rmse_hu)]
     if not errors:
@@ -361,7 +241,7 @@ def _chosen_slices(read: Mapping[str, Sequence[Evaluated]]) -> Iterator[Shown]:
     yield Shown("Slice fixed by a seed", *fixed[1:])
 
 
-def _slice_picture(read: Mapping[str, Sequence[Evaluated]], shown: Shown) -> bytes:
+def _slice_picture(read: Arms, shown: Shown) -> bytes:
     plane = PLANES["axial"]
     paths = {name: arm[0].volumes[shown.volume] for name, arm in read.items()}
     original = read_ras(Path(next(iter(paths.values()))["original"]))
@@ -370,7 +250,7 @@ def _slice_picture(read: Mapping[str, Sequence[Evaluated]], shown: Shown) -> byt
     titles = [str(window).replace(": ", "\n") for window in WINDOWS.values()]
     titles.append("Difference\nreconstruction \N{MINUS SIGN} original")
     labels = ["original", *paths]
-    rows = [SheetRow(label, size[1], () if n else titles) for n, label in enumerate(labels)]
+    rows = [Row(label, size[1], () if n else titles) for n, label in enumerate(labels)]
     sheet = Sheet(rows, n_columns=len(titles), column_width=size[0])
     real = _axial(original, shown.z)
     for n, label in enumerate(labels):
