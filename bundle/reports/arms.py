@@ -14,6 +14,7 @@ import numpy as np
 
 from bundle.reports.rows import MODEL, PAIRS, Row
 from bundle.reports.tables import METRICS, TableError, read_metrics
+from bundle.run.files import open_regular, open_regular_text
 
 
 class Evaluated(NamedTuple):
@@ -29,7 +30,7 @@ class Evaluated(NamedTuple):
         path = self.folder / "kept" / f"{self.volumes[volume]['stem']}.npz"
         if not path.is_file():
             return {}
-        with np.load(path) as arrays:
+        with open_regular(path) as file, np.load(file) as arrays:
             return dict(arrays)
 
     @property
@@ -50,9 +51,11 @@ def read_evaluation(folder: Path) -> Evaluated:
     """
     rows = read_metrics(folder / METRICS)
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        volumes = json.loads((folder / "volumes.json").read_text(encoding="utf-8"))
-        return Evaluated(folder, rows, dict(summary["about"]), dict(volumes))
+        with open_regular_text(folder / "summary.json") as file:
+            about = json.load(file)["about"]
+        with open_regular_text(folder / "volumes.json") as file:
+            volumes = json.load(file)
+        return Evaluated(folder, rows, dict(about), dict(volumes))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TableError(
             f"{folder}: its summary.json or volumes.json cannot be read ({error!r:.200}); evaluate again"
