@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from bundle.run.atomic import write_text
-from scripts.developer.data_benchmark import measure_data
-from scripts.developer.measuring import describe_machine
-from scripts.developer.network_benchmark import measure_halo, measure_presets, measure_volume
-from scripts.developer.peers_benchmark import measure_peers
-from scripts.developer.quantizer_benchmark import measure_codebook, measure_quantizer
-from scripts.developer.training_benchmark import measure_training
+from scripts.developer.benchmarks.data import measure_data
+from scripts.developer.benchmarks.measuring import describe_machine
+from scripts.developer.benchmarks.network import measure_halo, measure_presets, measure_volume
+from scripts.developer.benchmarks.peers import measure_peers
+from scripts.developer.benchmarks.quantizer import measure_codebook, measure_quantizer
+from scripts.developer.benchmarks.training import measure_training
 
 BUNDLE_ROOT = Path(__file__).resolve().parents[2]
 

@@ -31,7 +31,7 @@ from bundle.losses.perceptual import SlicePerceptualLoss
 from bundle.losses.views import draw_positions, take_slices
 from bundle.networks.discriminators import build_discriminators
 from bundle.networks.vqgan import PRESETS, build_vqgan
-from scripts.developer.measuring import DEVICE, timed
+from scripts.developer.benchmarks.measuring import DEVICE, timed
 
 EMBEDDING_DIM = 8
 RATE = 1e-4

@@ -15,9 +15,9 @@ from bundle.checkpoints.file import network_settings, write_checkpoint
 from bundle.data.volumes.phantom import make_phantom, write_phantom
 from bundle.inferers.halo import HaloInferer
 from bundle.networks.vqgan import PRESETS, VQGAN, build_vqgan
-from scripts.developer.measuring import DEVICE, timed, watch_resident
+from scripts.developer.benchmarks.measuring import DEVICE, timed, watch_resident
 
-BUNDLE_ROOT = Path(__file__).resolve().parents[2]
+BUNDLE_ROOT = Path(__file__).resolve().parents[3]
 VOLUME = (512, 512, 604)
 
 

@@ -11,7 +11,7 @@ from monai.networks.layers.vector_quantizer import EMAQuantizer
 
 from bundle.networks.nearest_codes import nearest_codes
 from bundle.networks.quantizer import EMACodebook
-from scripts.developer.measuring import DEVICE, timed
+from scripts.developer.benchmarks.measuring import DEVICE, timed
 
 LATENTS_OF_A_VOLUME = 512 * 512 * 604 // 64
 

@@ -3,7 +3,7 @@ import torch
 from monai.networks.nets import VQVAE, PatchDiscriminator
 
 from bundle.networks.vqgan import VQGAN
-from scripts.developer import peers_benchmark as peers
+from scripts.developer.benchmarks import peers
 
 TINY = peers.Setting(side=32, batch=1, num_embeddings=16, rounds=1)
 BELOW = peers.ALL._replace(is_gate_open=False)

@@ -1,6 +1,6 @@
 """Patches from disk: the store against MONAI's own loading, the first patch, size, memory of a reader.
 
-    python -m scripts.developer.data_benchmark VOLUME.nii.gz
+    python -m scripts.developer.benchmarks.data VOLUME.nii.gz
 
 measures with that volume; the section `data` of `scripts.developer.benchmark` with a phantom of
 512 x 512 x 604 voxels, which packs better than a real scan.

@@ -1,0 +1,1 @@
+"""Measures one thing each; `python -m scripts.developer.benchmark` (`make bench`) runs them all."""
