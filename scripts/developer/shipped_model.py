@@ -3,8 +3,12 @@
     python -m scripts.developer.shipped_model STEP --data DIR --output_dir OUT
 
 Steps, in their order: `base`, then `control` and `adversarial` (both go on from the base, with the same
-patches), `evaluate`, `compare`. A step that was stopped goes on where it was. DIR holds the volumes that are
+patches), `evaluate`, `compare`. `codes` goes on from the base as `control` does, with another number of
+codes (`--num_embeddings`). A step that was stopped goes on where it was. DIR holds the volumes that are
 listed below; docs/results.md says where they come from. LIDC-IDRI-0001 is the test: no step trains on it.
+
+Recipes are compared by arms of their own, for example
+`adversarial --arm less_matching --epochs 1 --set gan_feat_weight=1.0`.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bundle.checkpoints.file import read_checkpoint, write_checkpoint
+from bundle.networks.vqgan import build_vqgan
 from bundle.run.atomic import write_text
 from bundle.run.console import tell
 from bundle.run.record import run_script
@@ -26,7 +32,8 @@ TRAINING = ("lidc_idri_0314", "lung_dx_a0001_B", "nsclc_rg_r01_001", "qin_lsc_00
 DEVELOPMENT = ("qin_lsc_0028", "lungfcp_01_0001")
 """Patients that choose recipes; no weights see them."""
 TEST = ("lidc_idri_0001",)
-ITERATIONS = {"base": 6000, "control": 1000, "adversarial": 1000}
+ARMS = ("base", "control", "adversarial")
+ITERATIONS = {"base": 6000, "control": 1000, "adversarial": 1000, "codes": 1000}
 EPOCH_LENGTH = 500
 COMMON = {
     "preset": "lite",
@@ -56,6 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the NIfTI volumes")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=1234, help="of the arms; the base has the default")
+    parser.add_argument("--num_embeddings", type=int, default=1024, help="number of codes, for `codes`")
+    parser.add_argument("--arm", help="folder of this training in OUT; the step's name if not given")
+    parser.add_argument("--epochs", type=int, help=f"of {EPOCH_LENGTH} iterations, if not the step's own")
+    parser.add_argument("--set", nargs="+", default=[], metavar="ID=VALUE", help="settings of this arm")
     parser.add_argument(
         "--perceptual_weights_path", type=Path, help="file of the LPIPS backbone SqueezeNet 1.1"
     )
@@ -64,27 +75,53 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.step == "compare":
         compare(output_dir)
     elif given.step == "evaluate":
-        for arm in ITERATIONS:
+        for arm in ARMS:
             evaluate(arm, data, output_dir, given.perceptual_weights_path)
     else:
-        train(given.step, data, output_dir, given.seed, given.perceptual_weights_path)
+        train(given, data, output_dir)
 
 
-def train(step: str, data: Path, output_dir: Path, seed: int, perceptual_weights: Path | None) -> None:
+def train(given: argparse.Namespace, data: Path, output_dir: Path) -> None:
     """Trains the base, or an arm that goes on from it."""
     datalist = output_dir / "datalist.json"
     write_text(
         datalist, json.dumps({"training": _cases(data, TRAINING), "validation": _cases(data, DEVELOPMENT)})
     )
     configs = ["configs/train.yaml"]
-    settings = COMMON | {"max_epochs": ITERATIONS[step] // EPOCH_LENGTH}
-    if step != "base":
-        settings |= {"val_interval": 1, "init_from": _checkpoint(output_dir, "base"), "seed": seed}
-    if step == "adversarial":
+    settings: dict[str, object] = dict(COMMON)
+    arm = given.step
+    base = _checkpoint(output_dir, "base")
+    if given.step != "base":
+        settings |= {"val_interval": 1, "init_from": base, "seed": given.seed}
+    if given.step == "adversarial":
         configs.append("configs/train_with_discriminator.yaml")
-        settings |= ADVERSARIAL | {"perceptual_weights_path": perceptual_weights}
-    settings |= {"dataset_dir": datalist, "cache_dir": output_dir / "cache", "output_dir": output_dir / step}
+        settings |= ADVERSARIAL | {"perceptual_weights_path": given.perceptual_weights_path}
+    elif given.step == "codes":
+        codes = given.num_embeddings
+        arm = f"codes_{codes}"
+        start = start_with_other_codes(base, codes, output_dir / f"start_{codes}.pt")
+        settings |= {"init_from": start, "num_embeddings": codes}
+    settings |= {
+        "max_epochs": given.epochs or ITERATIONS[given.step] // EPOCH_LENGTH,
+        "dataset_dir": datalist,
+        "cache_dir": output_dir / "cache",
+        "output_dir": output_dir / (given.arm or arm),
+    }
+    settings |= dict(one.split("=", 1) for one in given.set)
     run("monai.bundle", "run", "--config_file", str(configs), **settings)
+
+
+def start_with_other_codes(base: Path, num_embeddings: int, path: Path) -> Path:
+    """Writes a checkpoint of the base's encoder and decoder; the first batch will fill its codebook."""
+    content = read_checkpoint(base)
+    settings = content["network"] | {"num_embeddings": num_embeddings}
+    fresh = build_vqgan(settings["preset"], settings["quantizer"], num_embeddings).state_dict()
+    model = {
+        name: value if name.startswith("quantizer.") else content["model"][name]
+        for name, value in fresh.items()
+    }
+    write_checkpoint(path, {"model": model, "network": settings, "trained_on": content["trained_on"]})
+    return path
 
 
 def evaluate(arm: str, data: Path, output_dir: Path, perceptual_weights: Path | None) -> None:
@@ -101,7 +138,7 @@ def evaluate(arm: str, data: Path, output_dir: Path, perceptual_weights: Path | 
 
 def compare(output_dir: Path) -> None:
     """Gives the verdict on the discriminators."""
-    folders = {name: output_dir / f"evaluation_{name}" for name in ITERATIONS}
+    folders = {name: output_dir / f"evaluation_{name}" for name in ARMS}
     run(
         "scripts.compare", base=folders["base"], other=folders["adversarial"], control=folders["control"],
         output_dir=output_dir / "comparison",
