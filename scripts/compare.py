@@ -89,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> Verdict:
     Raises:
         CompareError: if folders do not belong together.
         TableError: if a folder holds no evaluation.
+        KeptError: if curves or pictures of one are damaged.
     """
     given = _parse(arguments)
     arms = {name: getattr(given, name) for name in ("base", "control", "other") if getattr(given, name)}
@@ -97,9 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> Verdict:
     reference = "control" if "control" in read else "base"
     verdict = compare(*([one.judged for one in read[name]] for name in (reference, "other")))
     content = {"compared": f"other with {reference}", "folders": _names(read)} | verdict.as_dict()
+    body = "\n".join(_page(read, reference, verdict))
     given.output_dir.mkdir(parents=True, exist_ok=True)
     write_text(given.output_dir / "compare.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
-    body = "\n".join(_page(read, reference, verdict))
     write_text(given.output_dir / "compare.html", PAGE.substitute(title="Comparison", body=body))
     tell(f"other against {reference}: {verdict.verdict} ({verdict.reason})")
     tell(f"figures and pictures: {given.output_dir / 'compare.html'}")
@@ -146,7 +147,7 @@ def _page(read: Arms, reference: str, verdict: Verdict) -> Iterator[str]:
             yield html_picture(
                 _slice_picture(read, shown), f"{shown.why}: {shown.volume}, slice {shown.z + 1}"
             )
-        except (VolumeError, OSError) as error:
+        except (VolumeError, CompareError, OSError) as error:
             yield paragraph(f"{shown.volume} is not drawn: {printable(str(error))}", "notice")
     yield "<h2>All other figures, which decide nothing</h2>"
     yield _other_figures(read, reference)
@@ -244,8 +245,15 @@ def _chosen_slices(read: Arms) -> Iterator[Shown]:
 def _slice_picture(read: Arms, shown: Shown) -> bytes:
     plane = PLANES["axial"]
     paths = {name: arm[0].volumes[shown.volume] for name, arm in read.items()}
+    without = [name for name, files in paths.items() if not files["reconstruction"]]
+    if without:
+        raise CompareError(
+            f"no reconstruction was kept for {', '.join(without)}; evaluate with --write_volumes true"
+        )
     original = read_ras(Path(next(iter(paths.values()))["original"]))
     shape, spacing = original.voxels.shape, original.spacing_mm
+    if shown.z >= shape[2]:
+        raise CompareError(f"it has {shape[2]} slices now, not slice {shown.z + 1}; evaluate again")
     size = panel_size(shape, spacing, plane, PANEL_PX / max(shape[0] * spacing[0], shape[1] * spacing[1]))
     titles = [str(window).replace(": ", "\n") for window in WINDOWS.values()]
     titles.append("Difference\nreconstruction \N{MINUS SIGN} original")
@@ -254,7 +262,12 @@ def _slice_picture(read: Arms, shown: Shown) -> bytes:
     sheet = Sheet(rows, n_columns=len(titles), column_width=size[0])
     real = _axial(original, shown.z)
     for n, label in enumerate(labels):
-        fake = real if n == 0 else _axial(read_ras(Path(paths[label]["reconstruction"])), shown.z)
+        fake = real
+        if n:
+            recon = read_ras(Path(paths[label]["reconstruction"]))
+            if recon.voxels.shape != shape:
+                raise CompareError(f"its reconstruction of {label} has another shape now; evaluate again")
+            fake = _axial(recon, shown.z)
         for column, window in enumerate(WINDOWS.values()):
             sheet.place(mark(grey_panel(fake, size, window), plane), n, column)
         sheet.place(mark(difference_panel(fake - real, size, DIFFERENCE_HU), plane), n, len(WINDOWS))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import re
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bundle.evaluation.cases import read_ras
+from bundle.reports.kept import IS_STEM
 from bundle.reports.tables import FALSE_EMBOLI, TableError, read_false_emboli
 from bundle.run.console import tell
 from bundle.run.files import open_regular
@@ -34,8 +34,6 @@ from bundle.run.record import run_script
 from bundle.viewing.page import as_json, page_text, render_index, render_page, write_page
 from bundle.viewing.server import Content, ViewerServer
 from bundle.viewing.views import BOX_SIDE, Place, View, invented_places, nifti_bytes, views_of
-
-IS_STEM = re.compile("[A-Za-z0-9_-]+")
 
 
 class ViewError(ValueError):

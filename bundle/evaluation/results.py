@@ -18,6 +18,7 @@ from bundle.emboli.inserted import CONTRASTS, Change, insert
 from bundle.evaluation.cases import EvaluationCase, RASVolume
 from bundle.evaluation.clots import ShownClots
 from bundle.evaluation.volume import Findings, rows_of
+from bundle.reports.kept import FOLDER as KEPT
 from bundle.reports.report import write_report
 from bundle.reports.rows import Row
 from bundle.reports.summary import summary_of
@@ -109,7 +110,7 @@ class Results:
             "noise_original": spectrum.original if spectrum else none,
             "noise_recon": spectrum.recon if spectrum else none,
         }
-        with complete_or_absent(self.output_dir / "kept" / f"{case.stem}.npz") as unfinished:
+        with complete_or_absent(self.output_dir / KEPT / f"{case.stem}.npz") as unfinished:
             np.savez_compressed(unfinished, **arrays)
 
     def keep_volumes(
@@ -189,7 +190,8 @@ class Results:
 
     def write_report(self, summary: dict[str, Any]) -> None:
         """Writes `report.html` from the summary and what was kept."""
-        write_report(self.output_dir, summary, self.rows)
+        stems = {name: files["stem"] for name, files in self.volumes.items()}
+        write_report(self.output_dir, summary, self.rows, stems)
 
 
 def _save(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:

@@ -43,14 +43,11 @@ from bundle.reports.rows import MODEL, PAIRS, WHOLE, Row
 from bundle.reports.summary import plain
 from bundle.run.errors import EXIT_REFUSED
 from bundle.run.names import patient_key, printable
-from bundle.viewing.views import BOX_SIDE
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_WINDOW = (-1000.0, 1000.0)
 DEFAULT_CODEC_BITS, DEFAULT_TILE = 0.22, 128
-VIEWER_SIDES = (BOX_SIDE, 96, 64)
-MAX_CLOT_PLACES = 20
 
 
 class EvaluationError(ValueError):

@@ -39,8 +39,8 @@ def noise_spectra(read: Arms) -> Figure | None:
     axes = figure.add_subplot()
     is_original_drawn = False
     for name, arm in read.items():
-        curves = [np.load(path) for one in arm for path in sorted((one.folder / "kept").glob("*.npz"))]
-        curves = [kept for kept in curves if len(kept["frequency_per_mm"])]
+        curves = [one.kept(volume) for one in arm for volume in one.volumes]
+        curves = [kept for kept in curves if len(kept.get("frequency_per_mm", ()))]
         if not curves:
             continue
         grid = np.linspace(0, min(kept["frequency_per_mm"][-1] for kept in curves), 40)

@@ -12,9 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bundle.reports.kept import read_kept
 from bundle.reports.rows import MODEL, PAIRS, Row
 from bundle.reports.tables import METRICS, TableError, read_metrics
-from bundle.run.files import open_regular, open_regular_text
+from bundle.run.files import open_regular_text
+
+FILES = ("stem", "original", "reconstruction")
+"""What volumes.json says of each volume."""
 
 
 class Evaluated(NamedTuple):
@@ -26,12 +30,12 @@ class Evaluated(NamedTuple):
     volumes: dict[str, dict[str, str]]
 
     def kept(self, volume: str) -> Mapping[str, np.ndarray]:
-        """Curves and patches of a volume; none where the evaluation kept none."""
-        path = self.folder / "kept" / f"{self.volumes[volume]['stem']}.npz"
-        if not path.is_file():
-            return {}
-        with open_regular(path) as file, np.load(file) as arrays:
-            return dict(arrays)
+        """Curves and patches of a volume; none where the evaluation kept none.
+
+        Raises:
+            KeptError: if they cannot be used.
+        """
+        return read_kept(self.folder, self.volumes[volume]["stem"])
 
     @property
     def judged(self) -> list[Row]:
@@ -55,8 +59,10 @@ def read_evaluation(folder: Path) -> Evaluated:
             about = json.load(file)["about"]
         with open_regular_text(folder / "volumes.json") as file:
             volumes = json.load(file)
+        if not all(isinstance(files[part], str) for files in volumes.values() for part in FILES):
+            raise ValueError("volumes.json must name files")
         return Evaluated(folder, rows, dict(about), dict(volumes))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TableError(
             f"{folder}: its summary.json or volumes.json cannot be read ({error!r:.200}); evaluate again"
         ) from error

@@ -23,6 +23,7 @@ from bundle.reports.html import (
     paragraph,
     png_of,
 )
+from bundle.reports.kept import read_kept
 from bundle.reports.rows import REGIONS, WHOLE, Row
 from bundle.reports.wording import DASH, MINUS, spoken, word_for
 from bundle.run.atomic import write_text
@@ -46,18 +47,37 @@ CLOT_COLUMNS = (
     *("clot_contrast", "clot_contrast_lowest_tenth", "clot_loc_mm"),
     *("clot_auc_npw_original", "clot_auc_npw", "clot_auc_npw_change"),
 )
+Kept = Mapping[str, Mapping[str, np.ndarray]]
+"""What was kept of each volume, by the volume's name."""
 VOLUME_COLUMNS = ("psnr", "ssim_2d", "lpips", "gradient_ratio", "noise_sd_ratio", "false_emboli")
 
 
-def write_report(output_dir: Path, summary: Mapping[str, Any], rows: Sequence[Row]) -> None:
-    """Writes `report.html` from the summary, the rows and the pictures in the output folder."""
-    page = PAGE.substitute(
-        title="Evaluation of CT reconstructions", body="\n".join(_body(output_dir, summary, rows))
+def write_report(
+    output_dir: Path, summary: Mapping[str, Any], rows: Sequence[Row], stems: Mapping[str, str]
+) -> None:
+    """Writes `report.html`.
+
+    Args:
+        output_dir: folder of the evaluation, which holds pictures and what was kept.
+        summary: see `summary_of`.
+        rows: of `metrics.csv`.
+        stems: by the name of each volume, how the names of its files begin. Files of an earlier run in the
+            same folder are not shown.
+
+    Raises:
+        KeptError: if what was kept cannot be read.
+    """
+    kept = {name: read_kept(output_dir, stem) for name, stem in list(stems.items())[:MAX_PICTURES]}
+    pictures = {name: output_dir / "pictures" / f"{stems[name]}.png" for name in kept}
+    body = "\n".join(_body(summary, rows, kept, pictures))
+    write_text(
+        output_dir / "report.html", PAGE.substitute(title="Evaluation of CT reconstructions", body=body)
     )
-    write_text(output_dir / "report.html", page)
 
 
-def _body(output_dir: Path, summary: Mapping[str, Any], rows: Sequence[Row]) -> Iterable[str]:
+def _body(
+    summary: Mapping[str, Any], rows: Sequence[Row], kept: Kept, pictures: Mapping[str, Path]
+) -> Iterable[str]:
     about = summary["about"]
     yield "<h1>Evaluation of CT reconstructions</h1>"
     yield paragraph(DISCLAIMER, "notice")
@@ -69,11 +89,12 @@ def _body(output_dir: Path, summary: Mapping[str, Any], rows: Sequence[Row]) -> 
     yield bullets("Warnings", summary["warnings"])
     yield from _limits(summary["bars"])
     yield from _emboli(summary["figures"])
-    yield from _clot_sheets(output_dir)
+    yield from _clot_sheets(kept)
     yield from _whole(summary)
     yield from _tissues(summary["figures"])
     yield from _volumes(rows)
-    yield from _pictures(output_dir)
+    yield from _noise(kept)
+    yield from _pictures(pictures)
 
 
 def _in_short(summary: Mapping[str, Any]) -> str:
@@ -172,19 +193,18 @@ def _clot_lines(figures: Mapping[str, Any]) -> Iterator[tuple]:
                 yield f"{size_mm} mm", f"{contrast:.0%}".replace("%", " %"), places[place], n_sites, *told
 
 
-def _clot_sheets(output_dir: Path) -> Iterator[str]:
+def _clot_sheets(every: Kept) -> Iterator[str]:
     """The weakest, a typical and the best embolus of a volume, magnified."""
-    for stem, kept in _kept(output_dir):
-        order = np.argsort(kept.get("clot_contrast", np.empty(0)))
-        if not len(order):
-            continue
+    with_emboli = [(name, kept) for name, kept in every.items() if len(kept.get("clot_contrast", ()))]
+    for name, kept in with_emboli[:MAX_CLOT_SHEETS]:
+        order = np.argsort(kept["clot_contrast"])
         picked = {"weakest": order[0], "tenth": order[len(order) // 10], "median": order[len(order) // 2]}
         picked["strongest"] = order[-1]
-        titles = [f"{name}: {kept['clot_contrast'][n]:.0%} kept" for name, n in picked.items()]
+        titles = [f"{which}: {kept['clot_contrast'][n]:.0%} kept" for which, n in picked.items()]
         chosen = list(picked.values())
         yield html_picture(
             clot_sheet(titles, kept["clot_original"][chosen], {"reconstruction": kept["clot_recon"][chosen]}),
-            f"{stem}: inserted emboli of {SHOWN_SIZE_MM} mm in the original and in the reconstruction",
+            f"{name}: inserted emboli of {SHOWN_SIZE_MM} mm in the original and in the reconstruction",
         )
 
 
@@ -253,27 +273,24 @@ def _volumes(rows: Sequence[Row]) -> Iterator[str]:
     yield html_table(("Volume", "Patient", "Method", *heads), lines)
 
 
-def _kept(output_dir: Path) -> list[tuple[str, Mapping[str, np.ndarray]]]:
-    paths = sorted((output_dir / "kept").glob("*.npz"))[:MAX_CLOT_SHEETS]
-    return [(path.stem, np.load(path)) for path in paths]
-
-
-def _pictures(output_dir: Path) -> Iterable[str]:
-    curves = [(path.stem, np.load(path)) for path in sorted((output_dir / "kept").glob("*.npz"))]
-    curves = [(stem, kept) for stem, kept in curves if len(kept["frequency_per_mm"])]
+def _noise(every: Kept) -> Iterator[str]:
+    curves = [(name, kept) for name, kept in every.items() if len(kept.get("frequency_per_mm", ()))]
     if curves:
         yield "<h2>Noise</h2>"
         caption = "Noise power in blood: coarse grain left, fine grain right; dashed should follow solid"
-        yield html_picture(png_of(noise_figure(curves[:MAX_PICTURES])), caption)
-    pictures = sorted((output_dir / "pictures").glob("*.png"))[:MAX_PICTURES]
-    if pictures:
+        yield html_picture(png_of(noise_figure(curves)), caption)
+
+
+def _pictures(pictures: Mapping[str, Path]) -> Iterator[str]:
+    there = {name: path for name, path in pictures.items() if path.is_file()}
+    if there:
         yield "<h2>Pictures</h2>"
         yield paragraph(
             "Planes through the middle of the filled vessels. The folder viewer holds a page with all slices."
         )
-    for path in pictures:
+    for name, path in there.items():
         with open_regular(path) as file:
-            yield html_picture(file.read(), path.stem)
+            yield html_picture(file.read(), name)
 
 
 def noise_figure(curves: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Figure:

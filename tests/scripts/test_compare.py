@@ -2,12 +2,14 @@
 
 import csv
 import json
+import os
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from bundle.emboli.readings import kind_name
+from bundle.reports.kept import KeptError, read_kept
 from bundle.reports.rows import WHOLE, Row
 from bundle.reports.tables import EMBOLI, EMBOLI_COLUMNS, TableError, write_metrics, write_table
 from scripts.compare import CompareError, main
@@ -107,3 +109,46 @@ def test_a_table_reads_back_what_was_written(tmp_path, original):
     folder = evaluation(tmp_path / "one", original, 0.3)
     with (folder / EMBOLI).open() as file:
         assert tuple(next(csv.reader(file))) == EMBOLI_COLUMNS
+
+
+def _pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _other_lengths(path):
+    with np.load(path) as arrays:
+        np.savez(path, **dict(arrays) | {"noise_recon": np.ones(9)})
+
+
+def _objects(path):
+    with np.load(path) as arrays:
+        np.savez(path, **dict(arrays) | {"clot_site": np.array([{}, {}, {}])})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [_pipe, _other_lengths, _objects, lambda path: path.write_bytes(path.read_bytes()[:-200])],
+    ids=["pipe", "other lengths", "pickled objects", "truncated"],
+)
+def test_damaged_curves_are_named_and_nothing_is_written(tmp_path, original, damage, time_limit):
+    folders = [str(evaluation(tmp_path / name, original, 0.3)) for name in ("a", "b")]
+    damage(tmp_path / "b" / "kept" / "v2.npz")
+    with pytest.raises(KeptError, match=r"b.kept.v2\.npz: cannot be read .*evaluate again"):
+        main(["--base", folders[0], "--other", folders[1], "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stem_that_is_a_path_is_refused(tmp_path, original):
+    folder = evaluation(tmp_path / "a", original, 0.3)
+    with pytest.raises(KeptError, match="`stem` must be letters"):
+        read_kept(folder, "../a/kept/v0")
+
+
+def test_arms_without_volumes_leave_the_figures(tmp_path, original):
+    folders = [evaluation(tmp_path / name, original, 0.3, n_patients=1) for name in ("a", "b")]
+    volumes = {"v0": {"stem": "v0", "original": str(original), "reconstruction": ""}}
+    (folders[1] / "volumes.json").write_text(json.dumps(volumes), encoding="utf-8")
+    main(["--base", str(folders[0]), "--other", str(folders[1]), "--output_dir", str(tmp_path / "out")])
+    page = (tmp_path / "out" / "compare.html").read_text(encoding="utf-8")
+    assert "no reconstruction was kept for other; evaluate with --write_volumes true" in page
