@@ -176,9 +176,8 @@ def _add_texture(
         found.add("lung", metric, value, "no wall of a lung was found", edges.n_edges if edges else 0)
     seams, note = math.nan, "`tile_size` is not given"
     if settings.tile_size is not None:
-        old, new = (seam_score(volume, settings.tile_size) for volume in _tensors(original, recon))
-        seams = new / old if 0 < old < math.inf else math.nan
-        note = "the original is flat where tiles meet"
+        seams = seam_score(*_tensors(original, recon), settings.tile_size, *window)
+        note = "no plane between tiles lies far enough inside the volume, or the original is flat there"
     found.add(WHOLE, "seam_score", seams, note)
     short = f"every axis is shorter than {MIN_SIDE} voxels"
     found.add(WHOLE, "grid", grid_score(torch.from_numpy(recon)), short)

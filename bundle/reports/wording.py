@@ -70,7 +70,9 @@ WORDS = {
         "Width of the lung's edge, original", ".2f", "mm", "", "The same edge in the original."
     ),
     "seam_score": Word(
-        "Seams between tiles", ".3f", "", "near 1", "Jumps where tiles meet over jumps nearby; 1 is no seam."
+        "Seams between tiles", ".3f", "", "1",
+        "Jumps where tiles meet, compared with other planes as far apart. 1 means that they cannot be told "
+        "apart; a step of 1 HU from tile to tile gave 1.02, of 3 HU 1.14.",
     ),
     "grid": Word(
         "Grid pattern", ".2f", "", "at most 1.5",
