@@ -46,7 +46,7 @@ from bundle.reports.html import DISCLAIMER, PAGE, Cell, html_picture, html_table
 from bundle.reports.rows import WHOLE
 from bundle.reports.wording import DASH, spoken, word_for
 from bundle.run.atomic import write_text
-from bundle.run.console import tell
+from bundle.run.console import CommandParser, tell
 from bundle.run.names import printable
 from bundle.run.record import run_script
 
@@ -282,9 +282,7 @@ def _axial(volume: RASVolume, z: int) -> np.ndarray:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.compare", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = CommandParser(prog="python -m scripts.compare", description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
     several: dict[str, Any] = {"type": Path, "nargs": "+", "metavar": "DIR"}
     add("--base", required=True, help="evaluations of the base checkpoints, one per training seed", **several)

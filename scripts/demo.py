@@ -23,7 +23,7 @@ from bundle.checkpoints.file import INSTALLED_MODEL
 from bundle.drawing.planes import EMBOLISM, PLANES
 from bundle.drawing.triptych import DIFFERENCE_HU
 from bundle.drawing.video import Display
-from bundle.run.console import tell
+from bundle.run.console import CommandParser, tell
 from bundle.run.record import run_script
 from scripts.case_report import figures_table, report_case
 from scripts.reconstruct import output_name
@@ -41,9 +41,7 @@ class DemoError(RuntimeError):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line of this module."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=BUNDLE_ROOT / "outputs" / "demo")
     output_dir = parser.parse_args(arguments).output_dir.resolve()
     start = time.monotonic()

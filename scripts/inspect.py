@@ -31,7 +31,7 @@ from bundle.data.dicom.screening import SKIPPED
 from bundle.data.volumes.formats import described_formats
 from bundle.data.volumes.geometry import tilt_note
 from bundle.run.atomic import write_text
-from bundle.run.console import csv_cells, tell
+from bundle.run.console import CommandParser, csv_cells, tell
 from bundle.run.names import printable
 from bundle.run.record import run_script
 
@@ -148,7 +148,7 @@ def _note(summary: VolumeSummary) -> str:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m scripts.inspect",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -28,7 +28,7 @@ from bundle.checkpoints.file import (
 )
 from bundle.checkpoints.trained_on import without_patients
 from bundle.networks.vqgan import VQGAN, build_vqgan
-from bundle.run.console import tell
+from bundle.run.console import CommandParser, tell
 from bundle.run.record import run_script
 
 WRITE_ADVICE = "make room or give another --output"
@@ -76,9 +76,7 @@ def _halved(model: Mapping[str, Tensor], generator: VQGAN) -> dict[str, Tensor]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line of this module; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.install", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = CommandParser(prog="python -m scripts.install", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("checkpoint", type=Path, help="file that training wrote, e.g. .../best_1.pt")
     parser.add_argument(
         "--output", type=Path, default=INSTALLED_MODEL, help="default: the bundle's models/model.pt"

@@ -38,7 +38,7 @@ from bundle.data.store.store import PatchStore, StoredVolume, StoreError, is_pre
 from bundle.data.volumes.formats import VolumeError, read_header
 from bundle.data.volumes.geometry import tilt_degrees, tilt_note
 from bundle.run.atomic import remove_leftovers, write_text
-from bundle.run.console import csv_cells, tell
+from bundle.run.console import CommandParser, csv_cells, tell
 from bundle.run.lock import locked
 from bundle.run.names import patient_key, printable
 from bundle.run.processes import StoppedError, run_tasks
@@ -242,8 +242,8 @@ def _unwritable(path: Path, error: OSError) -> StoreError:
     return StoreError(f"{path}: cannot be written ({error.strerror or error}); give another --output")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="python -m scripts.prepare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

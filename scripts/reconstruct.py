@@ -33,7 +33,7 @@ from bundle.drawing.triptych import DIFFERENCE_HU
 from bundle.drawing.video import Display
 from bundle.run import names
 from bundle.run.command import plain_path_for_monai
-from bundle.run.console import tell
+from bundle.run.console import CommandParser, tell
 from bundle.run.record import run_script
 from scripts.case_report import CaseFigures, figures_table, report_case
 
@@ -150,10 +150,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return given
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.reconstruct", description=(__doc__ or "").split("\n")[0]
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="python -m scripts.reconstruct", description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
     add("--ckpt_path", type=Path, required=True, help="checkpoint of a training run, or an installed model")
     add(

@@ -18,8 +18,12 @@ caller=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
 
+tell() { # control characters of a name would steer the terminal
+    printf '%s\n' "${*//[[:cntrl:]]/?}"
+}
+
 fail() {
-    echo "error: $*" >&2
+    tell "error: $*" >&2
     exit 1
 }
 
@@ -154,7 +158,7 @@ fi
 nohup "${command[@]}" </dev/null >"$console" 2>&1 &
 pid=$!
 echo "$pid" >"$pid_file"
-echo "starting: PID $pid, console output in $console"
+tell "starting: PID $pid, console output in $console"
 
 # Started means that an iteration was done: the progress bar or a log line says so. Reading a large dataset for
 # the first time can take minutes before that.
@@ -165,12 +169,12 @@ until grep -qsE 'epoch [0-9]+ iteration [0-9]+|training[^|]*\[[0-9]+/[0-9]+\]' "
         rm -f "$pid_file"
         [ "$code" -ne 0 ] || fail "the run ended without an iteration; see $console"
         {
-            echo "error: the start FAILED with exit code $code; last lines of $console:"
+            tell "error: the start FAILED with exit code $code; last lines of $console:"
             tail -n 15 "$console"
         } >&2
         exit "$code"
     fi
     sleep 1
 done
-echo "training has started; follow it with: tail -f $output/training.log"
-echo "stop it with: kill $pid"
+tell "training has started; follow it with: tail -f $output/training.log"
+tell "stop it with: kill $pid"

@@ -27,7 +27,7 @@ if not __package__:
 from bundle.evaluation.cases import read_ras
 from bundle.reports.kept import IS_STEM
 from bundle.reports.tables import FALSE_EMBOLI, TableError, read_false_emboli
-from bundle.run.console import tell
+from bundle.run.console import CommandParser, tell
 from bundle.run.files import open_regular
 from bundle.run.names import printable
 from bundle.run.record import run_script
@@ -198,9 +198,7 @@ def _find(evaluated: Evaluated, name: str | None) -> Shown:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.view", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = CommandParser(prog="python -m scripts.view", description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
     add("folder", type=Path, metavar="OUT", help="output folder of configs/evaluate.yaml")
     add("--port", type=_port, default=0, help="of the server; 0 takes any that is free")

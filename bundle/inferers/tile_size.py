@@ -3,9 +3,10 @@
 import itertools
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
+
+from bundle.data.volumes.formats import free_memory_bytes
 
 # On a CPU larger windows are no faster, and other programs need memory too.
 CPU_BUDGET_BYTES = 2**30
@@ -27,11 +28,8 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.is_file():
-        return CPU_BUDGET_BYTES
-    fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
-    return int(fields["MemAvailable"].split()[0]) * 1024
+    free = free_memory_bytes()
+    return CPU_BUDGET_BYTES if free is None else free
 
 
 def budget_bytes(device: torch.device) -> int:

@@ -3,8 +3,10 @@
 Paper: Zhang et al. 2018, arXiv:1801.03924.
 """
 
+import hashlib
 import http.client
 import logging
+import re
 import socket
 import urllib.request
 import warnings
@@ -17,6 +19,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from bundle.run.files import open_regular
+from bundle.run.names import shown
 from bundle.run.rules import check
 
 logger = logging.getLogger(__name__)
@@ -29,6 +33,7 @@ BACKBONES = {
 }
 DOWNLOAD_TIMEOUT_S = 20  # without a byte
 REACH_TIMEOUT_S = 5
+_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,})\.pth$")
 _NOT_REACHED = (OSError, http.client.HTTPException)  # urllib's own errors are OSErrors
 
 
@@ -128,13 +133,33 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
 def cached_backbone(network: str, weights_path: str | Path | None = None) -> Path | None:
     """Returns the backbone's file, `weights_path` or else that in torch's hub cache; None if it is not there.
 
+    A file that has torchvision's name is compared with the hash in it: a download may have been cut short.
+
     Raises:
-        BackboneError: if `weights_path` is given and there is no such file.
+        BackboneError: if `weights_path` is given and there is no such file; if the hash differs.
     """
     if weights_path is not None and not Path(weights_path).is_file():
         raise BackboneError(f"{weights_path}: no such file with LPIPS backbone weights; {_advice(network)}")
     path = _cache_path(network) if weights_path is None else Path(weights_path)
-    return path if path.is_file() else None
+    if not path.is_file():
+        return None
+    if path.name == _cache_path(network).name:
+        _check_hash(path, network)
+    return path
+
+
+def _check_hash(path: Path, network: str) -> None:
+    named = _HASH_IN_NAME.search(path.name)
+    try:
+        with open_regular(path) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    except OSError as error:
+        raise BackboneError(f"{path}: cannot be read ({error.strerror}); {_advice(network)}") from error
+    if named and not digest.startswith(named[1]):
+        raise BackboneError(
+            f"{path}: damaged or foreign LPIPS backbone weights (SHA-256 {digest[:8]}, its name says "
+            f"{named[1]}); delete the file, then {_advice(network)}"
+        )
 
 
 def _cache_path(network: str) -> Path:
@@ -157,7 +182,8 @@ def _missing(network: str, error: Exception) -> BackboneError:
 def _foreign(path: str | Path | None, network: str, error: Exception) -> BackboneError:
     return BackboneError(
         f"{path or _cache_path(network)}: not torchvision's weights of the {network} backbone "
-        f"({type(error).__name__}: {error}); give {_cache_path(network).name} or set --perceptual_network"
+        f"({type(error).__name__}: {shown(str(error))}); give {_cache_path(network).name} or set "
+        "--perceptual_network"
     )
 
 

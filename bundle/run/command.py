@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import functools
 import inspect
+import io
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,6 +20,7 @@ import yaml
 from fire import decorators
 from monai.bundle import DEFAULT_EXP_MGMT_SETTINGS, ConfigParser, ConfigWorkflow, ReferenceResolver
 
+from bundle.run.names import printable
 from bundle.run.rules import PATHS, RULES
 
 BUNDLE_ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +39,10 @@ class ConfigFileError(FileNotFoundError):
     """A command line that lists no config file, or one that does not exist or cannot be read."""
 
 
+class CommandLineError(ValueError):
+    """A command line with a word that is neither an option nor its value."""
+
+
 class Command:
     """A command line of `monai.bundle run`, read the way MONAI reads it, but for paths.
 
@@ -51,6 +58,7 @@ class Command:
         nothing: ids that were given as `None`, which MONAI drops.
 
     Raises:
+        CommandLineError: if a word is neither an option nor its value.
         ConfigFileError: if `args_file` cannot be read.
     """
 
@@ -63,7 +71,14 @@ class Command:
 
         # fire itself reads the words, with the signature of the real `run`: quoting, flags, `-` for `_`.
         decorators.SetParseFns(**dict.fromkeys(PATHS, _path_as_typed))(capture)
-        fire.Fire({"run": capture}, command=["run", *arguments])
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):
+                fire.Fire({"run": capture}, command=["run", *arguments])
+        except fire.core.FireExit as end:
+            reason = printable(str(end.trace.elements[-1].ErrorAsStr()))
+            raise CommandLineError(
+                f"the command line cannot be read ({reason}); write each setting as --id value"
+            ) from end
         overrides = given.pop("override", {})
         self.nothing = [name for name, value in overrides.items() if value is None]
         args_file = given.pop("args_file", None)

@@ -4,11 +4,12 @@ File names, headers and checkpoints can hold anything: escape sequences that ren
 forge a line of the log, formulas that a spreadsheet runs.
 """
 
+import argparse
 import logging
 import sys
 from collections.abc import Iterable
 from pathlib import PurePath
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from tqdm import tqdm
 
@@ -41,6 +42,14 @@ def as_message(text: str) -> str:
     first, *later = text.split("\n")
     indented = [line if not line or line[0] == " " else f"  {line}" for line in map(printable, later)]
     return "\n".join([printable(first), *indented])
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Reads a command line; an error line repeats words of it as printable text."""
+
+    def error(self, message: str) -> NoReturn:
+        """See `argparse.ArgumentParser`."""
+        super().error(printable(message))
 
 
 def csv_cells(row: Iterable[Any]) -> list[Any]:

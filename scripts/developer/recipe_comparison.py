@@ -30,6 +30,7 @@ from bundle.metrics.grid import grid_score
 from bundle.metrics.reconstruction import reconstruction_figures
 from bundle.networks.discriminators import build_discriminators
 from bundle.networks.vqgan import VQGAN, build_vqgan
+from bundle.run.console import CommandParser, tell
 from bundle.run.rules import STRIDE
 
 HU = 1000
@@ -68,9 +69,7 @@ RECIPES = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of this module."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=Path, nargs="+", required=True, help="NIfTI files")
     parser.add_argument("--held_out", type=Path, nargs="+", required=True, help="NIfTI files")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["base"])
@@ -231,7 +230,7 @@ def append(row: dict[str, Any], path: Path) -> None:
             table.writeheader()
         told = {name: round(value, 5) if isinstance(value, float) else value for name, value in row.items()}
         table.writerow(told)
-    print(*(f"{name} {told[name]}" for name in COLUMNS), flush=True)
+    tell(" ".join(f"{name} {told[name]}" for name in COLUMNS), flush=True)
 
 
 def _middle(volume: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from pathlib import Path
 from bundle.checkpoints.file import read_checkpoint, write_checkpoint
 from bundle.networks.vqgan import build_vqgan
 from bundle.run.atomic import write_text
-from bundle.run.console import tell
+from bundle.run.console import CommandParser, tell
 from bundle.run.record import run_script
 
 BUNDLE_ROOT = Path(__file__).resolve().parent.parent.parent
@@ -56,9 +56,7 @@ ADVERSARIAL = {"discriminator_iter_start": 0, "perceptual_network": "squeeze"}
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line of this module."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=(*ITERATIONS, "evaluate", "compare"))
     parser.add_argument("--data", type=Path, required=True, help="folder with the NIfTI volumes")
     parser.add_argument("--output_dir", type=Path, required=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from fastapi import HTTPException  # noqa: E402
 from monailabel.interfaces.app import MONAILabelApp  # noqa: E402
 
 from bundle.checkpoints.file import CheckpointError  # noqa: E402
+from bundle.data.volumes.formats import read_header  # noqa: E402
 from bundle.run.errors import own_message, short_message  # noqa: E402
 from bundle.run.names import printable, shown  # noqa: E402
 from scripts.monailabel.access import Access  # noqa: E402
@@ -32,7 +34,13 @@ from scripts.monailabel.infer import FOLDER, ReconstructionTask  # noqa: E402
 from scripts.monailabel.log_lines import make_logs_printable  # noqa: E402
 from scripts.monailabel.service import FULL, build_service  # noqa: E402
 from scripts.monailabel.train import PatchTrainingTask  # noqa: E402
-from scripts.monailabel.values import INFERENCE, TRAINING, RequestError, check_values  # noqa: E402
+from scripts.monailabel.values import (  # noqa: E402
+    INFERENCE,
+    TRAINING,
+    RequestError,
+    check_values,
+    largest_volume,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +65,7 @@ class CTPAReconstructionApp(MONAILabelApp):
 
     Raises:
         AccessError: if `conf` opens nothing or too much.
+        RequestError: if `max_voxels` is no whole number.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
@@ -65,6 +74,7 @@ class CTPAReconstructionApp(MONAILabelApp):
             logging.getLogger(name).setLevel(logging.WARNING)
         metadata = json.loads((BUNDLE_ROOT / "metadata.json").read_text(encoding="utf-8"))
         self.access = Access.from_conf(conf or {})
+        self.max_voxels = largest_volume(conf or {})
         self._model_path = BUNDLE_ROOT / "models" / "model.pt"
         self._model_stamp: tuple[int, int] | None = None
         self._refusal = ""
@@ -150,6 +160,7 @@ class CTPAReconstructionApp(MONAILabelApp):
                 )
             path = upload or self._path_of(image)
             names[str(path)] = "the file" if upload else "the image"
+            self._check_size(path)
             with self._lock:
                 self._follow_model()
                 if MODEL not in self._infers:
@@ -169,7 +180,9 @@ class CTPAReconstructionApp(MONAILabelApp):
         with _http_errors({}):
             if model != MODEL:
                 raise HTTPException(404, f"`model` must be {MODEL}, got {shown(model)}; see GET /info/")
-            return check_values(given, TRAINING)
+            settings = check_values(given, TRAINING)
+            self._trainers[MODEL].check(settings)
+            return settings
 
     def train(self, request: dict[str, Any]) -> dict[str, Any]:
         """Runs one training round and installs its result.
@@ -211,6 +224,15 @@ class CTPAReconstructionApp(MONAILabelApp):
                 f"`image`: {shown(image)} must be a file, it is a pipe, a device or a socket; replace it"
             )
         return path
+
+    def _check_size(self, path: Path) -> None:
+        """Refuses a volume that declares more voxels than the operator allows; none has been unpacked."""
+        shape = read_header(path).shape
+        if math.prod(map(int, shape)) > self.max_voxels:
+            raise RequestError(
+                f"`image` must hold at most {self.max_voxels:,} voxels, got {' x '.join(map(str, shape))}; "
+                "the operator allows more with --conf max_voxels N"
+            )
 
     def _follow_model(self) -> None:
         if self._stamp() != self._model_stamp:

@@ -28,7 +28,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message
 
 from bundle.run.names import printable, shown
 from scripts.monailabel.access import Access, Guard
@@ -38,6 +38,7 @@ OUTPUTS = ("image", "json", "all")
 UPLOADS = {".nii.gz": ".nii.gz", ".nii": ".nii", ".dcm": ".dcm", ".dicom": ".dcm", ".ima": ".dcm"}
 MAX_JSON_BYTES = 64 * 1024
 CHUNK_BYTES = 1024 * 1024
+BYTES_OF_VOXEL = 8  # of the widest voxels that a file may have
 POLL_S = 0.2
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -45,7 +46,13 @@ _FAILED = re.compile(r"HTTPException: (\d{3}): (.*)", re.DOTALL)
 
 
 class LabelApp(Protocol):
-    """What the endpoints need of the app."""
+    """What the endpoints need of the app.
+
+    Attributes:
+        max_voxels: of a volume that a request may bring.
+    """
+
+    max_voxels: int
 
     def info(self) -> dict[str, Any]:
         """See `MONAILabelApp`."""
@@ -103,7 +110,7 @@ def _inference(app: LabelApp) -> Callable[..., Any]:
 
     async def infer(request: Request, model: str) -> Response:
         output = _check_query(request.query_params)
-        async with _form_of(request) as form, _own_folder() as folder:
+        async with _form_of(request, app.max_voxels * BYTES_OF_VOXEL) as form, _own_folder() as folder:
             asked = _merged(model, request.query_params.get("image", ""), form)
             upload = await run_in_threadpool(_save_upload, form, folder)
             if upload and asked["image"]:
@@ -157,9 +164,9 @@ def _check_query(query: Mapping[str, str]) -> str:
 
 
 @asynccontextmanager
-async def _form_of(request: Request) -> AsyncIterator[FormData]:
+async def _form_of(request: Request, max_bytes: int) -> AsyncIterator[FormData]:
     try:
-        form = await request.form(max_files=1, max_fields=1)
+        form = await _bounded(request, max_bytes + MAX_JSON_BYTES).form(max_files=1, max_fields=1)
     except OSError as error:
         raise _full(error) from error
     try:
@@ -171,6 +178,25 @@ async def _form_of(request: Request) -> AsyncIterator[FormData]:
         yield form
     finally:
         await form.close()
+
+
+def _bounded(request: Request, max_bytes: int) -> Request:
+    """Returns a request whose body ends with 413 behind so many bytes: the whole body lands on the disk."""
+    n_bytes = 0
+
+    async def receive() -> Message:
+        nonlocal n_bytes
+        message = await request.receive()
+        n_bytes += len(message.get("body", b""))
+        if n_bytes > max_bytes:
+            raise HTTPException(
+                413,
+                f"`file` must have at most {max_bytes:,} bytes, got more; the operator allows more with "
+                "--conf max_voxels N",
+            )
+        return message
+
+    return Request(request.scope, receive)
 
 
 @asynccontextmanager

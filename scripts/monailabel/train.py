@@ -14,9 +14,12 @@ from typing import Any
 import monai.bundle
 from monailabel.tasks.train.bundle import BundleTrainTask
 
-from bundle.checkpoints.file import NETWORK_SETTINGS, read_checkpoint
-from bundle.data.cases.patients import check_independence
+from bundle.checkpoints.file import NETWORK_SETTINGS, check_network, read_settings
+from bundle.data.cases.patients import check_independence, patient_of_file
+from bundle.data.cases.split import find_cases
+from bundle.engines.settings import check_training_settings, settings_of
 from bundle.run.command import merge_configs, plain_path_for_monai
+from bundle.run.names import shown
 from scripts.monailabel.installing import install_round
 
 logger = logging.getLogger(__name__)
@@ -35,16 +38,17 @@ class TrainingDataError(ValueError):
 class PatchTrainingTask(BundleTrainTask):
     """One round of `configs/train.yaml` over all images of the datastore.
 
-    Label lists the files directly in `--studies`, so each image counts as a patient. The round starts from
-    `models/model.pt` (its weights, strictly; `pretrained` false: from scratch), writes a folder of its own
-    below `outputs/monailabel`, and at its end installs what it was for (see `installing`) as
+    Label lists the files directly in `--studies`, so the name of an image tells its patient. The round starts
+    from `models/model.pt` (its weights, strictly; `pretrained` false: from scratch), writes a folder of its
+    own below `outputs/monailabel`, and at its end installs what it was for (see `installing`) as
     `models/model.pt`; the model before it stays as `models/model_before_training.pt`. One GPU; for several
     use torchrun.
 
     Args:
         root: the bundle.
         conf: of the app; `train_configs`: names of configs to merge on train.yaml, e.g.
-            `train_with_discriminator`, separated by commas.
+            `train_with_discriminator`, separated by commas; `patients`: datalist .json that names the
+            patient of every image.
     """
 
     def __init__(self, root: Path, conf: dict[str, str]) -> None:
@@ -54,6 +58,7 @@ class PatchTrainingTask(BundleTrainTask):
         names = [name.strip() for name in conf.get("train_configs", "").split(",") if name.strip()]
         self.config_files = [str(root / "configs" / f"{name}.yaml") for name in ("train", *names)]
         self.settings = _settings(self.config_files)
+        self.patients = conf.get("patients", "").strip()
         self.output_dir = Path()
 
     def config(self) -> dict[str, Any]:
@@ -91,30 +96,70 @@ class PatchTrainingTask(BundleTrainTask):
         overrides = {
             name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()
         }
-        given = {name: value for name, value in request.items() if name in self.settings}
-        if request.get("pretrained", True) and self.model.is_file():
-            network = read_checkpoint(self.model)["network"]
-            given = {name: network[name] for name in NETWORK_SETTINGS if name in network} | given
-            given["init_from"] = plain_path_for_monai(str(self.model))
-        overrides["bundle_root"] = plain_path_for_monai(str(self.root))
         monai.bundle.run(
             run_id="run",
             meta_file=self.bundle_metadata_path,
             config_file=self.config_files,
             logging_file=False,  # type: ignore[arg-type]  # leaves Label's own logging alone
-            output_dir=plain_path_for_monai(str(self.output_dir)),
-            **overrides,
-            **given,
+            **(overrides | self._settings_of_round(request, self.output_dir)),
         )
+
+    def check(self, request: Mapping[str, Any]) -> None:
+        """Refuses values that do not go together, by the rules of the round itself, before one begins.
+
+        Args:
+            request: settings that `check_values` let pass.
+
+        Raises:
+            SettingsError: naming the settings, their values, the rule and what to do.
+            CheckpointError: if they describe another network than that of the model to start from.
+        """
+        settings = self._settings_of_round(request, self.root / "outputs" / "monailabel")
+        parser = merge_configs(self.config_files)
+        for name, value in settings.items():
+            # a tuple is one value to the config parser, see `run_single_gpu`
+            parser[name] = tuple(value) if isinstance(value, list) else value
+        found = settings_of(parser)
+        check_training_settings(found)
+        if "init_from" in settings:
+            check_network(self.model, {"network": read_settings(self.model)}, found)
+
+    def _settings_of_round(self, request: Mapping[str, Any], output_dir: Path) -> dict[str, Any]:
+        """Returns what a round sets in the config: values of the request, and its own paths."""
+        given = {name: value for name, value in request.items() if name in self.settings}
+        if request.get("pretrained", True) and self.model.is_file():
+            network = read_settings(self.model)
+            given = {name: network[name] for name in NETWORK_SETTINGS if name in network} | given
+            given["init_from"] = plain_path_for_monai(str(self.model))
+        paths = {"bundle_root": self.root, "output_dir": output_dir}
+        return given | {name: plain_path_for_monai(str(path)) for name, path in paths.items()}
 
     def _fetch_datalist(self, request: Mapping[str, Any], datastore: Any) -> list[Case]:
         found = {name: datastore.get_image_uri(name) for name in sorted(datastore.list_images())}
-        cases = [{"image": path, "patient": name} for name, path in found.items() if os.path.isfile(path)]
-        for name in found.keys() - {case["patient"] for case in cases}:
+        images = {name: path for name, path in found.items() if os.path.isfile(path)}
+        for name in found.keys() - images.keys():
             logger.warning("%s: is no file any more, or a pipe; it is left out", name)
-        if not cases:
+        if not images:
             raise TrainingDataError(f"{datastore.name()}: holds no image; put volumes into `--studies`")
-        return cases
+        patients = self._patients_of(images)
+        return [{"image": path, "patient": patients[name]} for name, path in images.items()]
+
+    def _patients_of(self, images: Mapping[str, str]) -> dict[str, str]:
+        """Names the patient of each image: by the operator's list, else by the name of its file.
+
+        Raises:
+            TrainingDataError: if there is a list, and an image is not on it.
+        """
+        if not self.patients:
+            return {name: patient_of_file(Path(path)) for name, path in images.items()}
+        listed = {os.path.realpath(case["image"]): case["patient"] for case in find_cases(self.patients)}
+        nameless = [name for name, path in images.items() if os.path.realpath(path) not in listed]
+        if nameless:
+            raise TrainingDataError(
+                f"`patients`: {Path(self.patients).name} must name the patient of every image, got none for "
+                f"{shown(nameless[0])} and {len(nameless) - 1} more; add them to the operator's list"
+            )
+        return {name: listed[os.path.realpath(path)] for name, path in images.items()}
 
     def _partition_datalist(
         self, datalist: list[Case], request: Mapping[str, Any], shuffle: bool = False
@@ -122,7 +167,7 @@ class PatchTrainingTask(BundleTrainTask):
         """Splits by patient; the same patients always give the same split.
 
         Raises:
-            SharedPatientsError: if there is one image only, unless `allow_shared_patients` is set.
+            SharedPatientsError: if there is one patient only, unless `allow_shared_patients` is set.
         """
         patients = sorted({case["patient"] for case in datalist}, key=_hash)
         n_validation = max(1, min(round(request.get("val_split", 0.2) * len(patients)), len(patients) - 1))

@@ -22,6 +22,8 @@ class RequestError(ValueError):
 
 # A larger batch, or more processes, would take the whole machine.
 LARGEST_SIDE, LARGEST_BATCH, MOST_WORKERS = 512, 1024, 64
+# 512 x 512 x 2048: three times a long CT pulmonary angiogram. A small packed file may declare far more.
+MAX_VOXELS = 512 * 512 * 2048
 DEVICE = Rule(
     "cpu, cuda, cuda:N of a GPU of the server, or a device that GET /info/ lists",
     lambda value: isinstance(value, str) and value in _devices(),
@@ -83,6 +85,18 @@ def check_values(given: Any, rules: Mapping[str, Rule]) -> dict[str, Any]:
             advice = "expressions are never evaluated" if _has_config_sign(value) else "correct it"
             raise RequestError(f"`{name}` must be {rule.told}, got {shown(value)}; {advice}")
     return dict(given)
+
+
+def largest_volume(conf: Mapping[str, str]) -> int:
+    """Returns the voxels that a volume of a request may have, by the operator's `max_voxels`.
+
+    Raises:
+        RequestError: if it is no whole number from 1.
+    """
+    given = conf.get("max_voxels", str(MAX_VOXELS))
+    if not (given.isascii() and given.isdigit() and 0 < int(given) < 1 << 40):
+        raise RequestError(f"`max_voxels` must be a whole number from 1, got {shown(given)}; correct --conf")
+    return int(given)
 
 
 def _has_config_sign(value: Any) -> bool:

@@ -192,3 +192,11 @@ def test_a_refused_override_reaches_the_caller_through_the_launcher(workplace):
     assert done.returncode == 1
     assert done.stderr.endswith("got `maxepochs` (did you mean `max_epochs`?)\n")
     assert not (workplace / "out").exists()
+
+
+def test_a_word_that_steers_a_terminal_is_repeated_without_its_control_characters(workplace):
+    done = launch(workplace, "gone\x1b]0;owned\x07\nerror: none.pt", "--dataset_dir", "data")
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {workplace}/gone?]0;owned??error: none.pt: no such checkpoint")
+    assert len(done.stderr.splitlines()) == 1

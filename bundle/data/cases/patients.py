@@ -6,6 +6,7 @@ Because the hash of a name decides, volumes that are added later move no patient
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ SHOWN = 5  # patients that a message names
 # Folders of the Medical Segmentation Decathlon and of nnU-Net that hold one file, or channel, per patient.
 IMAGE_FOLDERS = ("imagesTr", "imagesTs")
 CHANNEL = "_0000"
+SUBJECT = re.compile(r"(sub-[A-Za-z0-9]+)_")  # how names begin in the Brain Imaging Data Structure
 
 Case = dict[str, str]
 
@@ -33,8 +35,8 @@ class SharedPatientsError(ValueError):
 def patients_by_folder(root: Path, images: Sequence[Path]) -> list[str]:
     """Names the patient of each volume: the folder at the first level where the volumes differ.
 
-    A file in imagesTr or imagesTs is a patient of its own, and so is a file in `root` itself. Volumes that
-    all lie in one folder are one patient's.
+    A file in imagesTr or imagesTs, or in `root` itself, is named by `patient_of_file`. Volumes that all lie
+    in one folder are one patient's.
 
     Args:
         root: folder of the data set.
@@ -50,7 +52,7 @@ def patients_by_folder(root: Path, images: Sequence[Path]) -> list[str]:
     names = []
     for image, parts in zip(images, folders, strict=True):
         if not parts or parts[-1] in IMAGE_FOLDERS:
-            names.append(volume_name(image).removesuffix(CHANNEL))
+            names.append(patient_of_file(image))
         else:
             names.append(parts[min(len(shared), len(parts) - 1)])
     if shared and shared[-1] not in IMAGE_FOLDERS and len(set(names)) > 1:
@@ -60,6 +62,16 @@ def patients_by_folder(root: Path, images: Sequence[Path]) -> list[str]:
             *(root, len(images), "/".join(shared), len(set(names))),
         )
     return names
+
+
+def patient_of_file(image: Path) -> str:
+    """Returns the patient that the name of a file tells: all of it, or the subject of a BIDS name.
+
+    `sub-01_ses-1_ct.nii.gz` and `sub-01_ses-2_ct.nii.gz` are scans of one patient.
+    """
+    name = volume_name(image).removesuffix(CHANNEL)
+    subject = SUBJECT.match(name)
+    return subject[1] if subject else name
 
 
 def _folders_of(root: Path, image: Path) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from bundle.data.dicom.geometry import Geometry
 from bundle.data.dicom.header import DicomError
 from bundle.data.dicom.pixels import read_slices_hu
 from bundle.data.dicom.series import Series, find_one_series
-from bundle.data.volumes.nifti import VolumeHeader, header_of_affine
+from bundle.data.volumes.formats import VolumeHeader, require_memory
+from bundle.data.volumes.nifti import header_of_affine
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ def read_series(path: PathLike) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Heade
     """
     series, geometry = usable_series(path)
     header = _header(series, geometry)
+    require_memory(path, geometry.shape, np.int16)
     voxels = np.empty(geometry.shape, np.int16, order="F")
     # closed at once in any case, since a process decodes compressed slices
     with closing(read_slices_hu(series.headers)) as slices:

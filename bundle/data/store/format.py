@@ -6,7 +6,7 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from bundle.data.store.file import NUMBERED, SUFFIX, UNREADABLE, StoreError, read_box, read_layout
-from bundle.data.volumes.formats import Format, OnSlices, Volume, VolumeHeader
+from bundle.data.volumes.formats import Format, OnSlices, Volume, VolumeHeader, require_memory
 from bundle.data.volumes.nifti import header_of_affine
 
 
@@ -32,6 +32,7 @@ class StoreFormat(Format):
     def read(self, path: Path, on_slices: OnSlices) -> Volume:
         """Reads all cubes of a file; StoreError if one is damaged."""
         shape, affine, header, _ = self.read_header(path)
+        require_memory(path, shape, np.int16)
         return Volume(
             read_box(path, read_layout(path), (0, 0, 0), shape, "given to `prepare`"), affine, header
         )

@@ -4,9 +4,10 @@ A new format is a subclass of `Format` in a module of its own and a line in `FOR
 The modules are imported when they are first needed, so that every room may import this one.
 """
 
+import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +16,9 @@ from typing import BinaryIO, NamedTuple
 import nibabel as nib
 import numpy as np
 from monai.config import PathLike
+from numpy.typing import DTypeLike
+
+from bundle.run.files import open_regular_text
 
 # The first that matches a path reads it, so what looks into files comes last.
 FORMATS = [
@@ -22,6 +26,9 @@ FORMATS = [
     "bundle.data.store.format.StoreFormat",
     "bundle.data.dicom.format.DicomFormat",
 ]
+
+MEMINFO = Path("/proc/meminfo")
+CONTAINER = Path("/sys/fs/cgroup")  # may take less than the machine has
 
 OnSlices = Callable[[np.ndarray, int], object]
 
@@ -216,6 +223,49 @@ def required_format(path: PathLike) -> Format:
     if found is None:
         raise VolumeError(f"{path}: is no volume; give {described_formats()}")
     return found
+
+
+def free_memory_bytes() -> int | None:
+    """Returns the memory that this process may take now; None where the machine does not say."""
+    try:
+        free = int(_fields(MEMINFO)["MemAvailable:"]) * 1024
+    except (OSError, ValueError, LookupError):
+        return None
+    try:
+        limit, used = (int(*_fields(CONTAINER / name)) for name in ("memory.max", "memory.current"))
+        used -= int(_fields(CONTAINER / "memory.stat")["inactive_file"])  # given back when it is needed
+    except (OSError, ValueError, LookupError):  # no container, or one without a limit
+        return free
+    return min(free, max(0, limit - used))
+
+
+def _fields(path: Path) -> dict[str, str]:
+    with open_regular_text(path, "ascii") as file:
+        words = [line.split() for line in file]
+    return {name: next(iter(values), "") for name, *values in words}
+
+
+def require_memory(path: PathLike, shape: Sequence[int], dtype: DTypeLike) -> None:
+    """Refuses a volume that cannot be held, before it is unpacked: the system would kill this process.
+
+    A packed file of a few MB may declare a thousand times as much.
+
+    Args:
+        path: of the volume.
+        shape: of what is about to be allocated.
+        dtype: of its voxels.
+
+    Raises:
+        VolumeError: if it is larger than all memory that is free.
+    """
+    needed, free = math.prod(map(int, shape)) * np.dtype(dtype).itemsize, free_memory_bytes()
+    if free is not None and needed > free:
+        raise VolumeError(
+            f"{path}: {' x '.join(map(str, shape))} voxels take {needed / 1e9:,.1f} GB of memory, and only "
+            f"{free / 1e9:,.1f} GB are free; end other programs, read fewer volumes at a time "
+            "(--num_workers) or take a machine with more",
+            "out_of_memory",
+        )
 
 
 def described_formats() -> str:

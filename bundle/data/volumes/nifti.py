@@ -23,7 +23,14 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from zlib_ng import zlib_ng
 
-from bundle.data.volumes.formats import Format, OnSlices, Volume, VolumeError, VolumeHeader
+from bundle.data.volumes.formats import (
+    Format,
+    OnSlices,
+    Volume,
+    VolumeError,
+    VolumeHeader,
+    require_memory,
+)
 from bundle.data.volumes.geometry import header_notes
 from bundle.data.volumes.unpacking import open_unpacked
 from bundle.run.files import open_regular
@@ -77,6 +84,7 @@ class NiftiFormat(Format):
     def read(self, path: Path, on_slices: OnSlices) -> Volume:
         """Reads voxels in slabs of a few MB: a float64 or scaled file never needs a float64 copy."""
         file = open_nifti(path)
+        require_memory(path, file.shape, np.int16 if _is_exact(file) else np.float32)
         try:
             voxels, n_not_finite = _read_voxels(file, on_slices)
         except UNREADABLE as error:
@@ -194,6 +202,7 @@ def open_nifti(path: PathLike) -> NiftiFile:
     try:
         header, pixdim, n_layers = _read_header(path)
         affine = header.get_best_affine()
+        header.get_slope_inter()  # raises for an intercept that is no number
     except DAMAGED as error:
         raise VolumeError(f"{path}: is truncated or damaged ({error}); copy or convert it again") from error
     except UNREADABLE as error:

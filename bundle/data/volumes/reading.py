@@ -9,7 +9,15 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
-from bundle.data.volumes.formats import OnSlices, Volume, VolumeError, format_of, read_header, required_format
+from bundle.data.volumes.formats import (
+    OnSlices,
+    Volume,
+    VolumeError,
+    format_of,
+    read_header,
+    require_memory,
+    required_format,
+)
 
 __all__ = ["CTReader", "Volume", "VolumeError", "read_volume"]
 
@@ -58,7 +66,9 @@ class CTReader(ImageReader):
             raise VolumeError(
                 f"{paths[0]}: is one of {len(paths)} files given as one image; give one file per image"
             )
-        return read_volume(paths[0])
+        volume = read_volume(paths[0])
+        require_memory(paths[0], volume.voxels.shape, volume.voxels.dtype)  # of the copy in C order
+        return volume
 
     def get_data(self, img: Volume) -> tuple[np.ndarray, dict]:
         """Returns voxels (X, Y, Z), in C order as MONAI wants them, and MONAI's metadata."""

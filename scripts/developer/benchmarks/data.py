@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bundle.data.patches.dataset import PatchDataset, ResumableSampler
 from bundle.data.volumes.phantom import write_phantom
+from bundle.run.console import tell
 
 PATCH = 128
 BATCH = 4
@@ -123,4 +124,4 @@ def _private_mib() -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure_with(Path(sys.argv[1])), indent=2))
+    tell(json.dumps(measure_with(Path(sys.argv[1])), indent=2))

@@ -7,7 +7,14 @@ import pytest
 import torch
 import torchvision
 
-from bundle.losses.perceptual import BackboneError, SlicePerceptualLoss, build_perceptual, reach_backbone
+from bundle.losses import perceptual
+from bundle.losses.perceptual import (
+    BackboneError,
+    SlicePerceptualLoss,
+    build_perceptual,
+    cached_backbone,
+    reach_backbone,
+)
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +161,22 @@ def test_a_publisher_that_does_not_answer_cannot_be_reached(publisher):
         reach_backbone("squeeze")
 
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4 cut short", b"another file"])
+@pytest.mark.parametrize("is_given", [False, True], ids=["in the cache", "given"])
+def test_a_file_that_is_not_what_its_name_says_is_refused_before_it_is_loaded(
+    publisher, tmp_path, content, is_given
+):
+    publisher()
+    path = tmp_path / "hub" / "checkpoints" / perceptual.BACKBONES["squeeze"].url.rsplit("/", 1)[1]
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+
+    for refuse in (cached_backbone, SlicePerceptualLoss):
+        with pytest.raises(BackboneError, match=r"delete the file, then get torchvision's") as raised:
+            refuse("squeeze", path if is_given else None)
+        assert str(raised.value).startswith(f"{path}: damaged or foreign LPIPS backbone weights (SHA-256 ")
 
 
 def test_another_network_s_file_is_refused_by_name(squeeze_file):

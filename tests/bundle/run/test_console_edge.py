@@ -2,12 +2,14 @@
 
 import ast
 import csv
+import importlib
 import io
 import logging
 from pathlib import Path
 
 import pytest
 
+from bundle.run.command import Command, CommandLineError
 from bundle.run.console import MessageFormatter, as_message, csv_cells, tell, tidy_console
 from bundle.run.record import report_error
 from bundle.run.rules import SettingsError
@@ -79,16 +81,48 @@ def test_a_cell_of_a_table_is_no_formula_and_a_number_stays_one(cell, written):
     assert next(csv.reader(io.StringIO(text.getvalue(), newline=""))) == [written, "x"]
 
 
+COMMANDS = [
+    f"scripts.{path.relative_to(ROOT / 'scripts').with_suffix('').as_posix().replace('/', '.')}"
+    for path in sorted((ROOT / "scripts").rglob("*.py"))
+    if "parse_args(" in path.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_repeats_the_words_of_its_user_as_text(name, capsys, monkeypatch):
+    command = importlib.import_module(name)
+    words = [f"--{HOSTILE}\nerror: none", "evaluate", HOSTILE]
+    monkeypatch.setattr("sys.argv", [name, *words])
+
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert "\x1b" not in told and "\u202e" not in told and "\r" not in told
+    assert told.splitlines()[-1].partition(" error: ")[2]  # the last line is the first of the message
+
+
+def test_a_word_too_many_for_the_front_door_is_told_in_one_line():
+    with pytest.raises(CommandLineError) as raised:
+        Command([*"abcdefgh", f"{HOSTILE}\nerror: none"])
+
+    assert str(raised.value) == (
+        f"the command line cannot be read (Could not consume arg: {SHOWN}\\nerror: none); "
+        "write each setting as --id value"
+    )
+
+
 def test_the_product_prints_through_the_edge_alone():
     own = {"bundle/run/console.py", "scripts/run.py"}  # the second prints its help before it imports anything
     paths = [*(ROOT / "bundle").rglob("*.py"), *(ROOT / "transforms").rglob("*.py")]
-    paths += (ROOT / "scripts").glob("*.py")
+    paths += (ROOT / "scripts").rglob("*.py")
     offenders = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in paths
         if path.relative_to(ROOT).as_posix() not in own
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "argparse.ArgumentParser")
     ]
 
     assert offenders == []

@@ -20,6 +20,7 @@ from bundle.networks.vqgan import VQGAN, build_vqgan
 
 ROOT = Path(__file__).resolve().parents[3]
 CODES = 64
+MAX_VOXELS = 2_000_000  # of a volume that `server` takes
 OPENED_ORIGIN = "http://viewer.example:3000"
 # Id of a volume; in the folder that the server works in a run of it would leave a trace.
 CODE = "$__import__('os').system('touch trace_of_code')"
@@ -53,6 +54,7 @@ class Server:
 
     code_name = CODE
     opened_origin = OPENED_ORIGIN
+    max_voxels = MAX_VOXELS
 
     def __init__(self, folder: Path, app: Path, studies: Path, *conf: str) -> None:
         import requests
@@ -240,5 +242,6 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(clone: Path, studies: Path, opened: Path, reference: Path, start_server: Callable) -> Server:
     """One server for the tests of several files; the last test of test_server.py stops it."""
     conf = ("train_configs", "smoke"), ("allow_folders", str(opened)), ("allow_origins", OPENED_ORIGIN)
+    conf += (("max_voxels", str(MAX_VOXELS)),)
     words = [word for pair in conf for word in ("--conf", *pair)]
     return start_server(clone, clone / "scripts" / "monailabel", studies, *words)

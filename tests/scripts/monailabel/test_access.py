@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import json
 import re
 
 import pytest
@@ -18,7 +19,7 @@ from bundle.checkpoints.file import write_checkpoint
 from bundle.data.cases.patients import SharedPatientsError
 from scripts.monailabel.access import Access, AccessError, Guard
 from scripts.monailabel.installing import result_of_round
-from scripts.monailabel.values import TRAINING, RequestError, check_values
+from scripts.monailabel.values import TRAINING, RequestError, check_values, largest_volume
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -142,6 +143,43 @@ def test_no_name_opens_a_folder_and_none_is_an_error(tmp_path, name):
 
     assert not access.allows_path(Path(f"{tmp_path}x{name}"))
     assert not Access().allows_path(Path(name))
+
+
+@pytest.mark.parametrize("given", ["", "0", "-1", "1e9", "²", "1" * 30, "\x1b"])
+def test_a_limit_of_voxels_is_a_whole_number_or_the_default(given):
+    assert largest_volume({}) == 512 * 512 * 2048
+    assert largest_volume({"max_voxels": "7"}) == 7
+    with pytest.raises(RequestError, match="`max_voxels` must be a whole number from 1, got '"):
+        largest_volume({"max_voxels": given})
+
+
+@pytest.mark.filterwarnings("ignore")  # of MONAI Label's own imports
+def test_scans_of_one_patient_are_never_on_both_sides(tmp_path):
+    from scripts.monailabel.train import PatchTrainingTask, TrainingDataError
+
+    task = object.__new__(PatchTrainingTask)
+    names = [f"sub-{patient}_ses-{scan}_ct" for patient in "abcd" for scan in "12"] + ["x_0000", "y"]
+    images = {name: str(tmp_path / f"{name}.nii.gz") for name in names}
+    for path in images.values():
+        Path(path).touch()
+    task.patients = ""
+    by_name = task._patients_of(images)
+    task.patients = str(tmp_path / "patients.json")
+    items = [{"image": f"{name}.nii.gz", "patient": f"p{number // 3}"} for number, name in enumerate(names)]
+    Path(task.patients).write_text(json.dumps({"training": items}), encoding="utf-8")
+    by_list = task._patients_of(images)
+
+    assert sorted(set(by_name.values())) == ["sub-a", "sub-b", "sub-c", "sub-d", "x", "y"]
+    assert list(by_list.values()) == ["p0"] * 3 + ["p1"] * 3 + ["p2"] * 3 + ["p3"]
+    for patients in (by_name, by_list):
+        cases = [{"image": path, "patient": patients[name]} for name, path in images.items()]
+        for share in (0.01, 0.2, 0.5, 0.99):
+            sides = task._partition_datalist(cases, {"val_split": share})
+            training, validation = ({case["patient"] for case in side} for side in sides)
+            assert training and validation and not training & validation
+    Path(task.patients).write_text(json.dumps({"training": items[1:]}), encoding="utf-8")
+    with pytest.raises(TrainingDataError, match="must name the patient of every image, got none for"):
+        task._patients_of(images)
 
 
 @pytest.mark.filterwarnings("ignore")  # of MONAI Label's own imports

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -277,6 +278,41 @@ def test_an_upload_is_never_called_by_its_own_name(server, tmp_path):
     assert "the file: is not a readable NIfTI file" in answers[0].json()["detail"]
     assert "ERIKA" not in "".join(answer.text for answer in answers)
     assert "ERIKA" not in server.log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii"])
+def test_a_volume_that_declares_more_voxels_than_allowed_is_refused_before_it_is_unpacked(
+    server, studies, opened, suffix
+):
+    path = opened / f"vast{suffix}"  # 2 kB, of 2 MB
+    nib.save(nib.Nifti1Image(np.zeros((128, 128, 128), np.uint8), np.eye(4)), path)
+
+    answers = [server.infer(upload=path), server.infer(str(path))]
+
+    assert [answer.status_code for answer in answers] == [422, 422]
+    for answer in answers:
+        assert answer.json()["detail"] == (
+            "`image` must hold at most 2,000,000 voxels, got 128 x 128 x 128; the operator allows more with "
+            "--conf max_voxels N"
+        )
+    assert server.left_over == []
+
+
+def test_a_body_larger_than_any_volume_that_is_allowed_is_not_written_to_the_disk(server):
+    part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.nii"\r\n\r\n'
+
+    def body():  # of unknown length
+        yield part
+        yield from [bytes(1_000_000)] * 20
+        yield b"\r\n--x--\r\n"
+
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    answer = server.ask("POST", "/infer/ctpa_vqgan", data=body(), headers=headers)
+
+    assert answer.status_code == 413
+    assert answer.json()["detail"].startswith("`file` must have at most 16,065,536 bytes, got more;")
+    assert server.left_over == []
+    assert server.get("/info/").status_code == 200
 
 
 def test_a_full_temporary_folder_leaves_nothing_and_is_told(server, tmp_path):

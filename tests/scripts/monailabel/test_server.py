@@ -145,7 +145,13 @@ def test_a_request_that_cannot_be_served_is_told_why(server, request_words, code
         ({"epoch_lenth": 3}, "did you mean `epoch_length`?"),
         ({"val_split": 0}, "`val_split` must be a number from 0.01 to 0.99, got 0"),
         (TINY | {"patch_size": [25, 24, 24]}, "`patch_size` must be three multiples of 4"),
-        (TINY | {"hu_min": -500}, "--hu_min -1000"),  # found by the round itself
+        (TINY | {"hu_min": -500}, "--hu_min -1000"),
+        (TINY | {"pretrained": False, "hu_min": 40, "hu_max": 40}, "`hu_min` must be below `hu_max`"),
+        (TINY | {"hu_max": -1000}, "`hu_min` must be below `hu_max`, got -1000.0 and -1000"),
+        (TINY | {"foreground_ratio": 0.7, "vessel_ratio": 0.7}, "must be at most 1, got 1.4; lower one"),
+        (TINY | {"turn_probability": 1, "patch_size": [24, 28, 24]}, "two equal first sides"),
+        (TINY | {"image_gan_weight": 1, "discriminator_iter_start": 9}, "must be below the run's 2 iter"),
+        (TINY | {"video_gan_weight": 1, "patch_size": [20, 20, 20]}, "on each side for discriminators"),
     ],
 )
 def test_a_training_round_that_cannot_run_is_told_why(server, clone, settings, message):
@@ -155,6 +161,7 @@ def test_a_training_round_that_cannot_run_is_told_why(server, clone, settings, m
 
     assert answer.status_code == 422
     assert message in detail(answer)
+    assert server.get("/train/").status_code == 404  # no round was started
     assert (clone / "models" / "model.pt").read_bytes() == before
 
 

@@ -166,6 +166,15 @@ def test_an_affine_that_is_not_finite_is_refused(save_nifti, number):
         read_header(path)
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_an_intercept_that_is_not_finite_is_refused_with_the_header(save_nifti, number):
+    scaling = struct.pack("<2f", 1, number)  # slope and intercept lie at byte 112 of the header
+    path = repack(save_nifti(VOXELS), lambda raw: raw[:112] + scaling + raw[120:])
+
+    with pytest.raises(VolumeError, match="is not a readable NIfTI file .Valid slope but invalid intercept"):
+        read_header(path)
+
+
 @pytest.mark.parametrize("axes", [np.diag([0.7, 0.0, 1.5]), np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]])])
 def test_a_singular_affine_is_refused(save_nifti, axes):
     rows = struct.pack("<12f", *np.hstack([axes, np.zeros((3, 1))]).ravel())

@@ -6,7 +6,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bundle.data.volumes import reading
+from bundle.data.store.store import PatchStore
+from bundle.data.volumes import formats, reading
 from bundle.data.volumes.reading import CTReader, VolumeError, read_volume
 
 # more than one slab of 4 MB, and not a whole number of slabs
@@ -169,6 +170,47 @@ def test_the_reader_takes_one_file_per_image(save_nifti):
 
     with pytest.raises(VolumeError, match="is one of 2 files given as one image; give one file per image"):
         CTReader().read([path, path])
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".ctpa", "DICOM"])
+def test_a_volume_larger_than_all_free_memory_is_refused_before_it_is_allocated(
+    save_nifti, write_dicom, tmp_path, monkeypatch, suffix
+):
+    hu = hu_voxels((20, 18, 16))
+    path = save_nifti(hu, name="ct.nii" if suffix == ".nii" else "ct.nii.gz")
+    if suffix == "DICOM":
+        path = write_dicom(tmp_path / "ct", np.transpose(hu, (2, 1, 0)))
+    elif suffix == ".ctpa":
+        (stored,) = PatchStore(tmp_path / "cache").prepare([{"image": str(path), "patient": "a"}])
+        path = stored.path
+    (tmp_path / "meminfo").write_text("MemTotal: 99 kB\nMemAvailable: 11 kB\n", encoding="ascii")
+    monkeypatch.setattr(formats, "MEMINFO", tmp_path / "meminfo")
+
+    with pytest.raises(VolumeError) as refused:
+        read_volume(path)
+
+    assert str(refused.value).startswith(f"{path}: 20 x 18 x 16 voxels take 0.0 GB of memory, and only")
+    assert refused.value.code == "out_of_memory"
+    (tmp_path / "meminfo").write_text("MemAvailable: 12 kB\n", encoding="ascii")
+    assert read_volume(path).voxels.shape == (20, 18, 16)
+
+
+def test_a_container_may_have_less_memory_than_its_machine(tmp_path, monkeypatch):
+    for name, text in {
+        "meminfo": "MemAvailable: 100 kB",
+        "memory.max": "50000",
+        "memory.current": "30000",
+        "memory.stat": "anon 1\ninactive_file 10000\n",
+    }.items():
+        (tmp_path / name).write_text(text, encoding="ascii")
+    monkeypatch.setattr(formats, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(formats, "CONTAINER", tmp_path)
+
+    assert formats.free_memory_bytes() == 30_000
+    (tmp_path / "memory.max").write_text("max", encoding="ascii")
+    assert formats.free_memory_bytes() == 102_400
+    (tmp_path / "meminfo").unlink()
+    assert formats.free_memory_bytes() is None
 
 
 def test_a_volume_that_does_not_fit_into_memory_is_one_line_with_its_name_and_size(save_nifti, monkeypatch):
