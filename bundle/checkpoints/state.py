@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from bundle.checkpoints.trained_on import TrainedOn, joined
+from bundle.engines.optimizers import ScheduledAdam
 from bundle.engines.trainer import AdversarialTrainer
 
 logger = logging.getLogger(__name__)
@@ -27,8 +27,7 @@ class TrainingState:
         network: the generator.
         settings: `network_settings` of this run.
         discriminators: may be empty.
-        optimizers: by name; entries of None are networks that do not exist in this run.
-        schedules: by name, likewise.
+        optimizers: by name; None stands for a network that this run does not have.
         trained_on: tells which patients and volumes the networks see in this run, asked when the first
             checkpoint is written; see `TrainedOn`. None: nothing is recorded.
 
@@ -42,15 +41,13 @@ class TrainingState:
         network: nn.Module,
         settings: dict[str, Any],
         discriminators: nn.ModuleDict,
-        optimizers: dict[str, torch.optim.Optimizer | None],
-        schedules: dict[str, LambdaLR | None],
+        optimizers: dict[str, ScheduledAdam | None],
         trained_on: Callable[[], TrainedOn] | None = None,
     ) -> None:
         self.network = network
         self.settings = settings
         self.discriminators = discriminators
         self.optimizers = {name: part for name, part in optimizers.items() if part is not None}
-        self.schedules = {name: part for name, part in schedules.items() if part is not None}
         self._trained_on = trained_on
         self._trained_on_here: TrainedOn | None = None
         self.trained_on_before: TrainedOn = {}
@@ -69,11 +66,9 @@ class TrainingState:
     def scale_learning_rate(self, share: float) -> None:
         """Sets the share of the config's rate at which the generator learns, for the whole run."""
         factor, self.learning_rate_share = share / self.learning_rate_share, share
-        for group in self.optimizers["generator"].param_groups if "generator" in self.optimizers else []:
-            group["lr"] *= factor
-        if "generator" in self.schedules:
-            schedule = self.schedules["generator"]
-            schedule.base_lrs = [rate * factor for rate in schedule.base_lrs]
+        optimizer = self.optimizers.get("generator")
+        if optimizer is not None:
+            optimizer.set_base_rates([rate * factor for rate in optimizer.schedule.base_lrs])
 
     def take_moments(self, content: dict[str, Any]) -> bool:
         """Takes over the generator's Adam moments from a checkpoint that has them, and nothing else."""
@@ -106,7 +101,9 @@ class TrainingState:
             "trained_on": self.trained_on(),
             "discriminators": self.discriminators.state_dict(),
             "optimizers": {name: part.state_dict() for name, part in self.optimizers.items()},
-            "schedules": {name: {"last_epoch": part.last_epoch} for name, part in self.schedules.items()},
+            "schedules": {
+                name: {"last_epoch": part.schedule.last_epoch} for name, part in self.optimizers.items()
+            },
             "trainer": {
                 "iteration": engine.state.iteration,
                 "epoch_length": engine.state.epoch_length,
@@ -127,8 +124,7 @@ class TrainingState:
         self.discriminators.load_state_dict(content["discriminators"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(content["optimizers"][name])
-        for name, schedule in self.schedules.items():
-            _set_step(schedule, content["schedules"][name]["last_epoch"])
+            optimizer.set_base_rates(optimizer.schedule.base_lrs, content["schedules"][name]["last_epoch"])
         engine.state.iteration = content["trainer"]["iteration"]
         engine.state.epoch = engine.state.iteration // engine.state.epoch_length
         set_random_state(content["random"], self._device)
@@ -170,10 +166,3 @@ def set_random_state(state: dict[str, Any], device: torch.device = CPU) -> None:
         torch.cuda.set_rng_state(state["cuda"][min(device.index or 0, len(state["cuda"]) - 1)], device)
     elif device.type == "cuda":
         logger.warning("The checkpoint was written on a CPU: the random numbers of %s begin again", device)
-
-
-def _set_step(schedule: LambdaLR, step: int) -> None:
-    schedule.last_epoch = step
-    factors = [factor(step) for factor in schedule.lr_lambdas]
-    for group, base, factor in zip(schedule.optimizer.param_groups, schedule.base_lrs, factors, strict=True):
-        group["lr"] = base * factor

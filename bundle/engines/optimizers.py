@@ -1,7 +1,7 @@
-"""Builds optimizers and learning-rate schedules of generator and discriminators."""
+"""Builds the optimizers of generator and discriminators, each with its learning-rate schedule."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import nn
@@ -14,16 +14,6 @@ from bundle.run.rules import check
 ADAM_MOMENTS = 2  # values that Adam keeps of each weight
 
 
-def build_optimizer(network: nn.Module, learning_rate: float) -> Optimizer | None:
-    """Builds Adam with the betas (0.5, 0.9) usual in adversarial training; None for an empty network."""
-    check(learning_rate=learning_rate)
-    parameters = list(network.parameters())
-    if not parameters:
-        return None
-    fused = all(parameter.is_cuda for parameter in parameters)
-    return Adam(parameters, lr=learning_rate, betas=(0.5, 0.9), fused=fused)
-
-
 class WarmupCosine(LambdaLR):
     """Raises the learning rate linearly from 0, then lowers it by a cosine to a share of it.
 
@@ -33,11 +23,10 @@ class WarmupCosine(LambdaLR):
         final_ratio: the share that is left at the end; 1.0 keeps the rate constant.
 
     Attributes:
-        iterations: steps until the end. The update that owns the schedule takes them from its trainer.
+        iterations: steps until the end; the update that owns the optimizer sets them from its trainer.
     """
 
     def __init__(self, optimizer: Optimizer, warmup_iterations: int, final_ratio: float) -> None:
-        check(learning_rate_warmup=warmup_iterations, learning_rate_final_ratio=final_ratio)
         self.iterations = 1
         self.warmup_iterations, self.final_ratio = warmup_iterations, final_ratio
         super().__init__(optimizer, self.factor)
@@ -49,11 +38,59 @@ class WarmupCosine(LambdaLR):
         return warmup * (self.final_ratio + (1 - self.final_ratio) * cosine)
 
 
-def build_schedule(
-    optimizer: Optimizer | None, warmup_iterations: int, final_ratio: float
-) -> WarmupCosine | None:
-    """Builds the `WarmupCosine` of an optimizer; None where there is no optimizer."""
-    return None if optimizer is None else WarmupCosine(optimizer, warmup_iterations, final_ratio)
+class ScheduledAdam(Adam):
+    """Adam with the betas (0.5, 0.9) usual in adversarial training, and with its learning-rate schedule.
+
+    Args:
+        parameters: to optimize.
+        learning_rate: the highest one.
+        warmup_iterations: see `WarmupCosine`.
+        final_ratio: see `WarmupCosine`.
+
+    Attributes:
+        schedule: its `WarmupCosine`; a checkpoint keeps only its step.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        learning_rate: float,
+        warmup_iterations: int = 0,
+        final_ratio: float = 1.0,
+    ) -> None:
+        parameters = list(parameters)
+        fused = all(parameter.is_cuda for parameter in parameters)
+        super().__init__(parameters, lr=learning_rate, betas=(0.5, 0.9), fused=fused)
+        self.schedule = WarmupCosine(self, warmup_iterations, final_ratio)
+
+    def set_base_rates(self, rates: Sequence[float], step: int | None = None) -> None:
+        """Sets the highest learning rate of each group, and the present ones that follow from it.
+
+        Args:
+            rates: one for each group of parameters.
+            step: of the schedule from now on; None = the present one.
+        """
+        schedule = self.schedule
+        schedule.base_lrs = list(rates)
+        schedule.last_epoch = schedule.last_epoch if step is None else step
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate * schedule.factor(schedule.last_epoch)
+
+
+def build_optimizer(
+    network: nn.Module, learning_rate: float, warmup_iterations: int = 0, final_ratio: float = 1.0
+) -> ScheduledAdam | None:
+    """Builds the optimizer of a network; None for an empty network, such as no discriminators.
+
+    Without `warmup_iterations` and `final_ratio` the learning rate is constant.
+    """
+    check(
+        learning_rate=learning_rate,
+        learning_rate_warmup=warmup_iterations,
+        learning_rate_final_ratio=final_ratio,
+    )
+    parameters = list(network.parameters())
+    return ScheduledAdam(parameters, learning_rate, warmup_iterations, final_ratio) if parameters else None
 
 
 class PendingStep:
@@ -63,8 +100,7 @@ class PendingStep:
 
     Args:
         name: of the network, for messages.
-        optimizer: whose step it is.
-        schedule: stepped with it.
+        optimizer: whose step it is; its schedule is stepped with it.
         max_norm: the gradients are clipped to it (2-norm over all parameters; None = not).
         then: called after the step.
 
@@ -75,12 +111,11 @@ class PendingStep:
     def __init__(
         self,
         name: str,
-        optimizer: Optimizer,
-        schedule: LambdaLR | None = None,
+        optimizer: ScheduledAdam,
         max_norm: float | None = None,
         then: Callable[[], None] | None = None,
     ) -> None:
-        self.name, self.optimizer, self.schedule, self.then = name, optimizer, schedule, then
+        self.name, self.optimizer, self.then = name, optimizer, then
         self.max_norm = math.inf if max_norm is None else max_norm
         self.norm = torch.full((), math.nan)
 
@@ -99,7 +134,6 @@ class PendingStep:
     def take(self) -> None:
         """Moves the weights."""
         self.optimizer.step()
-        if self.schedule is not None:
-            self.schedule.step()
+        self.optimizer.schedule.step()
         if self.then is not None:
             self.then()

@@ -72,7 +72,9 @@ class HealthGuard:
     def attach(self, engine: AdversarialTrainer) -> None:
         """Joins the engine where all gradients are complete and nothing has moved yet."""
         engine.keep("health_guard", self)
-        self._rates = {name: _base_rates(self.state, name) for name in self.state.optimizers}
+        self._rates = {
+            name: list(optimizer.schedule.base_lrs) for name, optimizer in self.state.optimizers.items()
+        }
         engine.add_event_handler(Events.STARTED, lambda: self._set_learning_rates())
         engine.add_event_handler(AdversarialEvents.GRADIENTS_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self.require_progress)
@@ -149,14 +151,7 @@ class HealthGuard:
         if self.rollbacks == 0:
             return
         for name, optimizer in self.state.optimizers.items():
-            rates = [rate * self.learning_rate_factor for rate in self._rates[name]]
-            schedule = self.state.schedules.get(name)
-            if schedule is not None:
-                schedule.base_lrs = list(rates)
-                factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
-                rates = [rate * factor for rate, factor in zip(rates, factors, strict=True)]
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
+            optimizer.set_base_rates([rate * self.learning_rate_factor for rate in self._rates[name]])
 
     def _note(self, engine: AdversarialTrainer, kind: str, **details: Any) -> None:
         self.note_event(
@@ -197,13 +192,6 @@ def _names_of_ill(engine: AdversarialTrainer, values: dict[str, Tensor]) -> str:
     looked_at = {batch: engine.state.batch["image"], **values}
     names = gather([name for name, value in looked_at.items() if not bool(value.isfinite().all())])
     return ", ".join(dict.fromkeys(name for of_rank in names for name in of_rank))
-
-
-def _base_rates(state: TrainingState, name: str) -> list[float]:
-    schedule = state.schedules.get(name)
-    groups = state.optimizers[name].param_groups
-    rates = schedule.base_lrs if schedule is not None else [group["lr"] for group in groups]
-    return [float(rate) for rate in rates]
 
 
 def _after(rollbacks: int) -> str:

@@ -1,9 +1,7 @@
 """Updates generator and discriminators, as two separate handlers; the gate opens the second."""
 
-from torch.optim import Optimizer
-
 from bundle.engines.events import AdversarialEvents
-from bundle.engines.optimizers import PendingStep, WarmupCosine
+from bundle.engines.optimizers import PendingStep, ScheduledAdam
 from bundle.engines.trainer import AdversarialTrainer
 from bundle.handlers.gate import IterationGate
 from bundle.losses.discriminator import DiscriminatorObjective
@@ -19,32 +17,28 @@ class GeneratorUpdate:
     reconstruction, and none stays in them.
 
     Args:
-        optimizer: of the generator.
+        optimizer: of the generator, with its learning-rate schedule.
         objective: `GeneratorObjective`.
         gate: opens the adversarial, feature-matching and perceptual terms.
-        schedule: learning-rate schedule, stepped with the optimizer.
         gradient_clip: largest 2-norm of the gradient; None = not clipped.
     """
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizer: ScheduledAdam,
         objective: GeneratorObjective,
         gate: IterationGate,
-        schedule: WarmupCosine | None = None,
         gradient_clip: float | None = None,
     ) -> None:
         check(gradient_clip=gradient_clip)
         self.optimizer = optimizer
         self.objective = objective
         self.gate = gate
-        self.schedule = schedule
         self.gradient_clip = gradient_clip
 
     def attach(self, engine: AdversarialTrainer) -> None:
         """Joins the engine at `GENERATOR_STEP`."""
-        if self.schedule is not None:
-            self.schedule.iterations = engine.total_iterations
+        self.optimizer.schedule.iterations = engine.total_iterations
         engine.add_event_handler(AdversarialEvents.GENERATOR_STEP, self)
 
     def __call__(self, engine: AdversarialTrainer) -> None:
@@ -64,7 +58,7 @@ class GeneratorUpdate:
         (total * micro.share).backward()
         engine.add_losses({"loss": total, **terms})
         if micro.is_last:
-            engine.add_step(PendingStep("generator", self.optimizer, self.schedule, self.gradient_clip))
+            engine.add_step(PendingStep("generator", self.optimizer, self.gradient_clip))
 
 
 class DiscriminatorUpdate:
@@ -73,10 +67,9 @@ class DiscriminatorUpdate:
     Penalties are not part of the curve `disc_loss`.
 
     Args:
-        optimizer: of the discriminators.
+        optimizer: of the discriminators, with its learning-rate schedule.
         objective: the generator's, which has the discriminators and their weights.
         gate: from which iteration on they train; below it this handler is not called.
-        schedule: learning-rate schedule, stepped with the optimizer.
         gradient_clip: largest 2-norm of the gradient; None = not clipped.
         r1_gamma: see `DiscriminatorObjective`.
         lecam_weight: see `DiscriminatorObjective`; checkpoints hold its averages.
@@ -84,10 +77,9 @@ class DiscriminatorUpdate:
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizer: ScheduledAdam,
         objective: GeneratorObjective,
         gate: IterationGate,
-        schedule: WarmupCosine | None = None,
         gradient_clip: float | None = None,
         r1_gamma: float = 0.0,
         lecam_weight: float = 0.0,
@@ -99,13 +91,11 @@ class DiscriminatorUpdate:
             objective.discriminators, objective.gan_weights, r1_gamma, lecam_weight
         )
         self.gate = gate
-        self.schedule = schedule
         self.gradient_clip = gradient_clip
 
     def attach(self, engine: AdversarialTrainer) -> None:
         """Joins the engine at `DISCRIMINATOR_STEP`, through the gate."""
-        if self.schedule is not None:
-            self.schedule.iterations = engine.total_iterations - self.gate.start
+        self.optimizer.schedule.iterations = engine.total_iterations - self.gate.start
         engine.keep("lecam", self.objective.anchors.to(engine.state.device))
         engine.add_event_handler(AdversarialEvents.DISCRIMINATOR_STEP(event_filter=self.gate), self)
 
@@ -129,9 +119,7 @@ class DiscriminatorUpdate:
         engine.add_losses({self.objective.TERM: loss})
         if micro.is_last:
             engine.add_step(
-                PendingStep(
-                    "discriminators", self.optimizer, self.schedule, self.gradient_clip, self._after_step
-                )
+                PendingStep("discriminators", self.optimizer, self.gradient_clip, self._after_step)
             )
 
     def _after_step(self) -> None:

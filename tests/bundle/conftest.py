@@ -16,7 +16,7 @@ from bundle.data.patches.dataset import ResumableSampler
 from bundle.data.volumes.phantom import LabelledPhantom, make_labelled_phantom
 from bundle.emboli.chest import Chest, find_chest
 from bundle.emboli.inserted import Change, find_changes
-from bundle.engines.optimizers import build_optimizer, build_schedule
+from bundle.engines.optimizers import build_optimizer
 from bundle.engines.trainer import AdversarialTrainer
 from bundle.evaluation.cases import RASVolume
 from bundle.handlers.gate import IterationGate
@@ -82,27 +82,22 @@ class SmallRun:
         )
 
     def _build_optimizers(self, warmup):
-        self.optimizer = build_optimizer(self.network, 1e-4)
-        self.discriminator_optimizer = build_optimizer(self.discriminators, 1e-4)
-        self.schedule = self.discriminator_schedule = None
-        if warmup is not None:
-            self.schedule = build_schedule(self.optimizer, warmup, 0.1)
-            self.discriminator_schedule = build_schedule(self.discriminator_optimizer, warmup, 0.1)
+        schedule = () if warmup is None else (warmup, 0.1)
+        self.optimizer = build_optimizer(self.network, 1e-4, *schedule)
+        self.discriminator_optimizer = build_optimizer(self.discriminators, 1e-4, *schedule)
         self.state = TrainingState(
             self.network,
             TINY_SETTINGS,
             self.discriminators,
             {"generator": self.optimizer, "discriminator": self.discriminator_optimizer},
-            {"generator": self.schedule, "discriminator": self.discriminator_schedule},
         )
 
     def _updates(self, gate, image_weight, video_weight, feature_weight):
         terms = (0.0, image_weight, video_weight, feature_weight)
         objective = GeneratorObjective(1.0, 0.25, *terms, self.discriminators)
-        updates = [GeneratorUpdate(self.optimizer, objective, gate, self.schedule, gradient_clip=None)]
+        updates = [GeneratorUpdate(self.optimizer, objective, gate)]
         if len(self.discriminators):
-            optimizer, schedule = self.discriminator_optimizer, self.discriminator_schedule
-            updates.append(DiscriminatorUpdate(optimizer, objective, gate, schedule))
+            updates.append(DiscriminatorUpdate(self.discriminator_optimizer, objective, gate))
         return updates
 
     def run(self) -> "SmallRun":

@@ -99,7 +99,7 @@ def test_auto_passes_over_damage_without_moving_a_file(run, tmp_path):
     network = build_vqgan("lite", "ema", 64)
     optimizer = build_optimizer(network, 1e-4)
     settings = network_settings("lite", "ema", 64, -1000, 1000)
-    content = TrainingState(network, settings, nn.ModuleDict(), {"generator": optimizer}, {}).state_dict(
+    content = TrainingState(network, settings, nn.ModuleDict(), {"generator": optimizer}).state_dict(
         SimpleNamespace(state=SimpleNamespace(iteration=2, epoch_length=2000, max_epochs=30), extras={})
     )
     write_checkpoint(folder / "previous_1.pt", content)

@@ -22,6 +22,7 @@ from monai.networks.nets import VQVAE, PatchDiscriminator
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from bundle.engines.optimizers import ScheduledAdam
 from bundle.engines.trainer import AdversarialTrainer
 from bundle.handlers.gate import IterationGate
 from bundle.handlers.updates import DiscriminatorUpdate, GeneratorUpdate
@@ -112,9 +113,9 @@ def ours(preset: str, setting: Setting, terms: Terms, image: Tensor) -> Callable
     weights = (terms.perceptual, terms.image, terms.video, terms.features)
     objective = GeneratorObjective(1.0, 0.25, *weights, discriminators, perceptual)
     gate = IterationGate(0 if terms.is_gate_open else 10**6)
-    handlers: list[Any] = [GeneratorUpdate(Adam(network.parameters(), RATE, BETAS), objective, gate)]
+    handlers: list[Any] = [GeneratorUpdate(ScheduledAdam(network.parameters(), RATE), objective, gate)]
     if len(discriminators):
-        optimizer = Adam(discriminators.parameters(), RATE, BETAS)
+        optimizer = ScheduledAdam(discriminators.parameters(), RATE)
         handlers.append(DiscriminatorUpdate(optimizer, objective, gate))
     trainer = AdversarialTrainer(
         DEVICE,

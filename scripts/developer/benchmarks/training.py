@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 from ignite.engine import Events
-from torch.optim import Adam
 
+from bundle.engines.optimizers import ScheduledAdam
 from bundle.engines.trainer import AdversarialTrainer
 from bundle.handlers.gate import IterationGate
 from bundle.handlers.updates import DiscriminatorUpdate, GeneratorUpdate
@@ -71,7 +71,7 @@ def _make_trainer(setting: Setting, device: torch.device) -> AdversarialTrainer:
     perceptual = SlicePerceptualLoss("vgg", "random").to(device)
     objective = GeneratorObjective(1.0, 0.25, 0.1, 1.0, 0.5, 4.0, discriminators, perceptual)
     gate = IterationGate(setting.gate)
-    optimizers = [Adam(part.parameters(), betas=(0.5, 0.9)) for part in (network, discriminators)]
+    optimizers = [ScheduledAdam(part.parameters(), 1e-3) for part in (network, discriminators)]
     size = (setting.batch, 1, setting.side, setting.side, setting.side)
     return AdversarialTrainer(
         device,

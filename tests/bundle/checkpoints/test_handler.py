@@ -26,7 +26,7 @@ class BareTrainer(Engine):
 
 
 def new_state(settings):
-    return TrainingState(nn.Linear(2, 2), settings, nn.ModuleDict(), {}, {})
+    return TrainingState(nn.Linear(2, 2), settings, nn.ModuleDict(), {})
 
 
 def validated_run(state, folder, figures, start=0, interval=1000, gate=None, lpips=None):
@@ -242,7 +242,7 @@ def test_an_interval_below_one_iteration_is_refused(tmp_path, tiny_settings):
 
 def test_a_checkpoint_says_what_its_run_and_the_runs_before_it_were_trained_on(tmp_path, tiny_settings):
     seen = {"patients": ["b" * 16], "voxels": ["d" * 16]}
-    state = TrainingState(nn.Linear(2, 2), tiny_settings, nn.ModuleDict(), {}, {}, trained_on=lambda: seen)
+    state = TrainingState(nn.Linear(2, 2), tiny_settings, nn.ModuleDict(), {}, trained_on=lambda: seen)
     state.trained_on_before = {"patients": ["a" * 16, "b" * 16], "voxels": ["c" * 16]}
 
     validated_run(state, tmp_path, [1.0])

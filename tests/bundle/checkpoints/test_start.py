@@ -104,13 +104,13 @@ def test_a_resumed_run_takes_a_new_learning_rate_from_its_first_iteration_on(
     History(first, tmp_path, (2,)).attach(first.trainer)
     first.run()
     run, history = resumed_from(tmp_path / "2.pt", max_iterations=3)
-    run.schedule.base_lrs = [2 * rate for rate in run.schedule.base_lrs]
+    run.optimizer.schedule.base_lrs = [2 * rate for rate in run.optimizer.schedule.base_lrs]
     used = []
     run.trainer.add_event_handler(
         Events.ITERATION_STARTED, lambda: used.append(run.optimizer.param_groups[0]["lr"])
     )
     run.run()
-    assert used == [pytest.approx(2e-4 * run.schedule.factor(2))]
+    assert used == [pytest.approx(2e-4 * run.optimizer.schedule.factor(2))]
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_init_from_loads_every_tensor_and_leaves_counters_and_discriminators_alo
         run.run()
     assert seen == [0]
     assert run.sampler.start_iteration == 0
-    assert run.schedule.last_epoch == 1
+    assert run.optimizer.schedule.last_epoch == 1
     weights = list(base.network.state_dict())
     in_encoder = sum(name.startswith("encoder.") for name in weights)
     assert f"{len(weights)} tensors matched (encoder {in_encoder}, " in caplog.text
@@ -291,7 +291,7 @@ def test_a_run_from_weights_takes_the_moments_along_and_learns_at_a_share_of_the
         return run, start
 
     run, start = run_of({"init_from": path})
-    assert run.schedule.base_lrs == run.state.schedules["generator"].base_lrs == [pytest.approx(1e-5)]
+    assert run.optimizer.schedule.base_lrs == [pytest.approx(1e-5)]
     start(run.trainer, path)
     moments = run.optimizer.state_dict()["state"]
     for number, slot in saved["optimizers"]["generator"]["state"].items():

@@ -83,33 +83,33 @@ def test_while_the_discriminators_train_alone_the_generator_ignores_them(tiny_vq
 
 def test_each_update_leaves_the_other_side_s_parameters_and_gradients_alone(tiny_vqgan, small_run):
     setup, seen = small_run(tiny_vqgan(), iterations=2, start=0), []
-    generator_step, discriminator_step = setup.optimizer.step, setup.discriminator_optimizer.step
 
-    def spy(step, other):
-        def wrapped(*args, **kwargs):
-            before = [(p.clone(), None if p.grad is None else p.grad.clone()) for p in other.parameters()]
-            result = step(*args, **kwargs)
-            seen.append(
-                all(torch.equal(p, old) for p, (old, _) in zip(other.parameters(), before, strict=True))
+    def watch(optimizer, other):
+        before = []
+        optimizer.register_step_pre_hook(
+            lambda *_: before.append([parameter.clone() for parameter in other.parameters()])
+        )
+        optimizer.register_step_post_hook(
+            lambda *_: seen.append(
+                all(torch.equal(now, old) for now, old in zip(other.parameters(), before.pop(), strict=True))
             )
-            return result
-
-        return wrapped
+        )
 
     @setup.trainer.on(Events.ITERATION_COMPLETED)
     def generator_gradients_are_its_own(engine):
         seen.append(all(not p.requires_grad for p in setup.discriminators.parameters()))
 
-    setup.optimizer.step = spy(generator_step, setup.discriminators)
-    setup.discriminator_optimizer.step = spy(discriminator_step, setup.network)
+    watch(setup.optimizer, setup.discriminators)
+    watch(setup.discriminator_optimizer, setup.network)
     setup.run()
     assert seen == [True] * 6
 
 
 def test_the_discriminators_gradient_is_that_of_their_loss_alone(tiny_vqgan, small_run):
     setup, gradients = small_run(tiny_vqgan(), iterations=1, start=0), []
-    setup.discriminator_optimizer.step = lambda: gradients.extend(
-        p.grad.clone() for p in setup.discriminators.parameters()
+    initial = copy_of(setup.discriminators)
+    setup.discriminator_optimizer.register_step_pre_hook(
+        lambda *_: gradients.extend(p.grad.clone() for p in setup.discriminators.parameters())
     )
     seen = []
 
@@ -119,6 +119,7 @@ def test_the_discriminators_gradient_is_that_of_their_loss_alone(tiny_vqgan, sma
         seen.extend([micro.image, micro.reconstruction.image.detach(), micro.positions])
 
     setup.run()
+    setup.discriminators.load_state_dict(initial)
     losses = DiscriminatorObjective(setup.discriminators, {"image": 1.0, "video": 0.5})
     setup.discriminators.requires_grad_(True)
     setup.discriminators.zero_grad()

@@ -39,7 +39,7 @@ def train(rank: int, folder: Path, bad: tuple[int, ...], rolls_back: bool) -> di
     batches = [{"image": torch.rand(2, 1, 16, 16, 16) * 2 - 1} for _ in range(LENGTH)]
     for iteration in bad if rank == BAD_RANK else ():
         batches[iteration - 1]["image"][0, 0, 1, 2, 3] = math.nan
-    state = TrainingState(network, SETTINGS, torch.nn.ModuleDict(), {"generator": optimizer}, {})
+    state = TrainingState(network, SETTINGS, torch.nn.ModuleDict(), {"generator": optimizer})
     told: list[str] = []
     guard = HealthGuard(
         state,

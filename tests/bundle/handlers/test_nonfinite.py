@@ -91,7 +91,7 @@ def test_a_bad_iteration_moves_nothing_and_the_next_one_goes_on(tiny_vqgan, smal
     assert not equal(seen[3], seen[4])
     assert all(bool(tensor.isfinite().all()) for tensor in seen[4])
     assert run.trainer.state.iteration == 4
-    assert run.schedule.last_epoch == 3
+    assert run.optimizer.schedule.last_epoch == 3
     assert run.trainer.extras["health_guard"].state_dict() == {"skipped": 1, "in_a_row": 0, "rollbacks": 0}
 
 
@@ -142,7 +142,7 @@ def test_too_many_in_a_row_roll_back_weights_optimizers_and_codebook_but_not_the
     @run.trainer.on(Events.ITERATION_COMPLETED)
     def remember(engine):
         number = engine.state.iteration
-        states[number], rates[number] = everything(run), run.schedule.base_lrs
+        states[number], rates[number] = everything(run), run.optimizer.schedule.base_lrs
         if number == 1:
             saver.save_last(engine)
 
@@ -184,9 +184,9 @@ def test_a_resumed_run_keeps_the_lowered_learning_rate_and_the_counts(tiny_vqgan
     guard = resumed.trainer.extras["health_guard"]
     guard._set_learning_rates()
     assert guard.state_dict() == {"skipped": 2, "in_a_row": 0, "rollbacks": 2}
-    assert resumed.schedule.base_lrs == [0.25e-4]
+    assert resumed.optimizer.schedule.base_lrs == [0.25e-4]
     assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(
-        0.25e-4 * resumed.schedule.lr_lambdas[0](resumed.schedule.last_epoch)
+        0.25e-4 * resumed.optimizer.schedule.lr_lambdas[0](resumed.optimizer.schedule.last_epoch)
     )
 
 
