@@ -37,11 +37,11 @@ from bundle.data.store.export import export_volume
 from bundle.data.store.store import PatchStore, StoredVolume, StoreError, is_prepared
 from bundle.data.volumes.formats import VolumeError, read_header
 from bundle.data.volumes.geometry import tilt_degrees, tilt_note
+from bundle.distributed.processes import StoppedError, run_tasks
 from bundle.run.atomic import remove_leftovers, write_text
 from bundle.run.console import CommandParser, csv_cells, tell
 from bundle.run.lock import locked
 from bundle.run.names import patient_key, printable
-from bundle.run.processes import StoppedError, run_tasks
 from bundle.run.record import run_script
 
 VOLUMES = "volumes"

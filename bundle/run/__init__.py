@@ -1,1 +1,1 @@
-"""The floor under every room: command lines, the record of a run, errors, atomic writes, processes."""
+"""The floor under every room: command lines, the record of a run, errors, locks, atomic writes."""

@@ -6,13 +6,16 @@ forge a line of the log, formulas that a spreadsheet runs.
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Iterable
-from pathlib import PurePath
+from contextlib import suppress
+from pathlib import Path, PurePath
 from typing import Any, NoReturn, TextIO
 
 from tqdm import tqdm
 
+from bundle.run.atomic import open_without_links
 from bundle.run.names import printable
 
 # Characters that begin a formula in a spreadsheet, the wide ones in an East Asian one.
@@ -116,3 +119,34 @@ class _AboveBars:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+class RunLog(logging.StreamHandler):
+    """The log file of a run; if it cannot be written, one line says so and the run goes on."""
+
+    def __init__(self, path: Path) -> None:
+        file = open_without_links(path, os.O_WRONLY | os.O_APPEND)
+        super().__init__(os.fdopen(file, "a", encoding="utf-8", errors="backslashreplace"))
+        self.setFormatter(
+            MessageFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        )
+        self.path, self.is_failing = path, False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Names the file and the reason, once."""
+        if not self.is_failing:
+            self.is_failing = True
+            tell(f"warning: {self.path}: cannot be written ({sys.exception()}); make room", file=sys.stderr)
+
+    def close(self) -> None:
+        """Closes the file."""
+        with suppress(OSError):
+            self.stream.close()
+        super().close()
+
+
+def open_log(path: Path) -> RunLog:
+    """Opens the log file of a run; from now on it takes what the root logger passes on."""
+    handler = RunLog(path)
+    logging.getLogger().addHandler(handler)
+    return handler

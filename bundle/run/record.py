@@ -5,29 +5,23 @@ from __future__ import annotations
 import atexit
 import json
 import logging
-import math
 import os
-import platform
-import re
 import signal
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from bundle.distributed.collectives import FirstRankError, gather, on_first_rank
 from bundle.distributed.ranks import is_first, leave, rank, wait_for_ranks
-from bundle.run.atomic import UnwritableError, open_without_links, write_text
-from bundle.run.command import BUNDLE_ROOT, current_command
-from bundle.run.console import MessageFormatter, as_message, tell, tidy_console
+from bundle.run.atomic import UnwritableError, write_text
+from bundle.run.console import as_message, open_log, tell, tidy_console
+from bundle.run.description import describe_start, now, plain
 from bundle.run.errors import chain_of, is_rank_lost, own_message, short_message
 from bundle.run.files import open_regular
 from bundle.run.lock import FolderInUseError, lock_folder, release_folder
@@ -36,10 +30,7 @@ from bundle.run.signals import StopRequested, StopSignals, end_at_once, end_read
 
 logger = logging.getLogger(__name__)
 
-_PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel")
 _RECORD = "run.json"
-_SECRET = re.compile(r"password|passwd|secret|token|api_?key|credential", re.IGNORECASE)
-_USER_IN_ADDRESS = re.compile(r"://[^/@\s]+@")
 
 
 class OutputFolderError(FileExistsError):
@@ -115,7 +106,7 @@ def start_run(
             f"{folder}: holds the checkpoints of another run; give another --output_dir, or continue that "
             "run with --resume_from_checkpoint auto"
         )
-    start = _describe_start(settings) | {"seed": seed, "device": device}
+    start = describe_start(settings) | {"seed": seed, "device": device}
     if network is not None:
         start["network"] = dict(network)
     opened = partial(_open_run, folder, log_file, start, resuming, shared, part)
@@ -143,7 +134,7 @@ def _open_run(
     except OSError as error:
         raise UnwritableError(folder, error) from error
     log, record = (of_part(folder / file, name) for file in (log_file, _RECORD))
-    run = _OpenRun(folder, record, _open_log(log), StopSignals(end_at_once), part)
+    run = _OpenRun(folder, record, open_log(log), StopSignals(end_at_once), part)
     _open_runs[folder.resolve()] = run
     earlier = _read_record(record) if resuming else {}
     starts = earlier.pop("earlier_starts", []) + ([earlier] if earlier else [])
@@ -192,7 +183,7 @@ def note_event(kind: str, **details: Any) -> None:
     """
     for run in _open_runs.values():
         record = _read_record(run.record)
-        record["events"] = [*record.get("events", []), {"time": _now(), "kind": kind, **details}]
+        record["events"] = [*record.get("events", []), {"time": now(), "kind": kind, **details}]
         _write_record(run.record, record)
 
 
@@ -242,7 +233,7 @@ def _note_for_first_rank(error: BaseException, ending: Mapping[str, Any]) -> Non
         record = _read_record(folder / _RECORD)
         if record.get("status") == "running":
             with suppress(OSError):
-                _write_record(folder / _RECORD, {**record, **ending, "end_time": _now()})
+                _write_record(folder / _RECORD, {**record, **ending, "end_time": now()})
 
 
 def run_script(main: Callable[[], object]) -> None:
@@ -272,71 +263,6 @@ def _has_lost_its_reader(error: BaseException) -> bool:
     return False
 
 
-def _describe_start(settings: Mapping[str, Any] | None) -> dict[str, Any]:
-    command = current_command()
-    config: Any = settings or {}
-    if command is not None:
-        parser = command.merged_config()
-        for name, value in command.overrides.items():
-            parser.set(value, name)
-        config = {name: value for name, value in parser.get().items() if name != "_meta_"}
-    return {
-        "status": "running",
-        "start_time": _now(),
-        "command_line": _masked([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "config_files": command.config_files if command else [],
-        "overrides": command.overrides if command else {},
-        "config": config,
-        "versions": {name: version(name) for name in _PACKAGES}
-        | {"python": platform.python_version(), "ctpa_vqgan": _bundle_version()},
-        "git_commit": _git_commit(),
-        "figures": {},
-    }
-
-
-def _bundle_version() -> str:
-    return json.loads((BUNDLE_ROOT / "metadata.json").read_text(encoding="utf-8"))["version"]
-
-
-def _git_commit() -> str | None:
-    """Returns the commit, with `-dirty` if tracked files differ from it; None outside git."""
-    if not (BUNDLE_ROOT / ".git").exists():
-        return None
-    command = ["git", "-C", str(BUNDLE_ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(
-            command, capture_output=True, encoding="utf-8", check=True, timeout=30
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _masked(arguments: list[str]) -> list[str]:
-    words: list[str] = []
-    for word in arguments:
-        name, equals, _ = word.partition("=")
-        before = words[-1] if words else ""
-        if before.startswith("-") and "=" not in before and _SECRET.search(before):
-            word = "***"
-        elif equals and _SECRET.search(name):
-            word = f"{name}=***"
-        words.append(_USER_IN_ADDRESS.sub("://***@", word))
-    return words
-
-
-def _plain(value: Any) -> Any:
-    """Turns a value into what JSON holds; non-finite numbers and everything else become text."""
-    if isinstance(value, Mapping):
-        return {str(key): "***" if _SECRET.search(str(key)) else _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if getattr(value, "ndim", None) == 0:
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if isinstance(value, int | float | None) else _USER_IN_ADDRESS.sub("://***@", str(value))
-
-
 def _keeps_record(folder: Path) -> bool:
     """Tells whether this process writes a record in the folder: rank 0, or one with its own part."""
     return is_first() or folder.resolve() in _open_runs
@@ -356,13 +282,13 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def _write_record(path: Path, record: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(_plain(record), indent=2) + "\n")
+    write_text(path, json.dumps(plain(record), indent=2) + "\n")
 
 
 def _end_run(folder: Path, ending: Mapping[str, Any]) -> None:
     path = _record_of(folder)
     try:
-        _write_record(path, {**_read_record(path), **ending, "end_time": _now()})
+        _write_record(path, {**_read_record(path), **ending, "end_time": now()})
     finally:
         _close_run(folder)
 
@@ -375,37 +301,3 @@ def _close_run(folder: Path) -> None:
         logging.getLogger().removeHandler(run.log)
         run.log.close()
         release_folder(folder, run.part)
-
-
-class _RunLog(logging.StreamHandler):
-    """The log file of a run; if it cannot be written, one line says so and the run goes on."""
-
-    def __init__(self, path: Path) -> None:
-        file = open_without_links(path, os.O_WRONLY | os.O_APPEND)
-        super().__init__(os.fdopen(file, "a", encoding="utf-8", errors="backslashreplace"))
-        self.setFormatter(
-            MessageFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        )
-        self.path, self.is_failing = path, False
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Names the file and the reason, once."""
-        if not self.is_failing:
-            self.is_failing = True
-            tell(f"warning: {self.path}: cannot be written ({sys.exception()}); make room", file=sys.stderr)
-
-    def close(self) -> None:
-        """Closes the file."""
-        with suppress(OSError):
-            self.stream.close()
-        super().close()
-
-
-def _open_log(path: Path) -> logging.Handler:
-    handler = _RunLog(path)
-    logging.getLogger().addHandler(handler)
-    return handler
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -12,8 +12,8 @@ from bundle.data.cases.find import DatasetError
 from bundle.data.latents.file import LatentFileError
 from bundle.data.store.file import StoreError
 from bundle.data.volumes.formats import VolumeError
+from bundle.distributed.processes import ProcessError
 from bundle.run.atomic import UnwritableError
-from bundle.run.processes import ProcessError
 
 
 class Saver:

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from bundle.run.processes import ProcessError, StoppedError, run_tasks
+from bundle.distributed.processes import ProcessError, StoppedError, run_tasks
 from bundle.run.signals import STOP_SIGNALS
 
 
