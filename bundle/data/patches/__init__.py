@@ -1,1 +1,1 @@
-"""Patches for training: where they lie and the data sets that cut them."""
+"""Cuts patches for training: where they are placed, and the data sets that read them."""

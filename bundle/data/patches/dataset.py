@@ -1,4 +1,4 @@
-"""Data sets over the patch store: endless reproducible patches, and whole volumes for validation."""
+"""Reads the patch store as data sets: endless reproducible patches, and whole volumes for validation."""
 
 import itertools
 import logging
@@ -27,14 +27,14 @@ Transform = Callable[[dict[str, Any]], Any]
 
 
 class StoredDataset(Dataset):
-    """What patches and whole volumes share: the store. Construction reads and writes nothing.
+    """Base of both data sets, which share the patch store. Construction reads and writes nothing.
 
     Args:
-        data: items with `image`, the path of a volume; other entries (MONAI Label adds `label`) are not read.
+        data: items with `image`, the path of a volume; other entries are ignored (MONAI Label adds `label`).
         cache_dir: folder of the patch store.
-        hu_min: lower end of the HU window, for the count of clipped voxels.
+        hu_min: lower end of the HU window, to count the voxels that it clips.
         hu_max: upper end of the window.
-        transform: applied to each item, usually `ScaleHUWindowd`; None leaves HU.
+        transform: applied to each item, usually `ScaleHUWindowd`; None = items stay in HU.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class StoredDataset(Dataset):
         return self._volumes or []
 
     def prepare(self) -> None:
-        """Fills the store and logs how many voxels the window will clip; call it before workers start.
+        """Fills the store, and logs how many voxels the window will clip. Call it before workers start.
 
         Raises:
             ValueError: if there are no data.
@@ -81,7 +81,7 @@ class StoredDataset(Dataset):
         logger.info("%s will be clipped", outside.told(n_voxels, self.hu_min, self.hu_max))
 
     def trained_on(self) -> dict[str, list[str]]:
-        """Tells of which patients and volumes a network has seen these data, without a name.
+        """Returns anonymous keys of the patients and volumes in these data, for checkpoints trained on them.
 
         Returns:
             `patients`: salted hashes, see `bundle.data.cases.patients.patient_key`; `voxels`: fingerprints,
@@ -96,23 +96,23 @@ class StoredDataset(Dataset):
 
 
 class PatchDataset(StoredDataset):
-    """Patches drawn at random or from a grid, patch n always the same one.
+    """Patches drawn at random or from a grid; patch n is always the same one.
 
-    Sample number n depends on (seed, n) alone, its random transforms too: the patches of a run do not depend
-    on the number of workers, and a resumed run sees those it would have seen. At random, n draws a volume,
-    then a place inside it. From the grid, each pass over the data holds every patch of the grids that cover
-    the volumes once, in an order of its own.
+    Sample number n, with its random transforms, depends only on (seed, n). So the patches of a run do not
+    depend on the number of workers, and a resumed run sees the same ones as an uninterrupted run. With
+    `random`, n draws a volume, then a place in it. With `grid`, every pass visits each patch of the grids
+    that cover the volumes once, in a new order.
 
     Args:
         data: see `StoredDataset`.
         patch_size: voxels along X, Y, Z, or one number; multiples of 4, the stride of the network.
         cache_dir: folder of the patch store.
         seed: of the draws, 0 or more.
-        hu_min: HU of the padding, where a volume is smaller than a patch.
+        hu_min: also the HU of the padding where a volume is smaller than a patch.
         hu_max: see `StoredDataset`.
         transform: see `StoredDataset`.
-        augmentation: random transform (monai's `Randomizable`) before it, seeded for every sample; None for
-            none.
+        augmentation: random transform (MONAI's `Randomizable`) applied before `transform`, seeded for each
+            sample; None for none.
         sampling: `random` or `grid`.
         foreground_ratio: see `PatchPlacer`; for `random`.
         vessel_ratio: likewise.
@@ -152,7 +152,7 @@ class PatchDataset(StoredDataset):
         self._order = (-1, np.arange(0))
 
     def prepare(self) -> None:
-        """Prepares the volumes, and names those that are smaller than a patch or lack contrast."""
+        """Prepares the volumes, and warns of those that are smaller than a patch or lack contrast."""
         super().prepare()
         for volume in self.volumes:
             if any(length < size for length, size in zip(volume.shape, self.patch_size, strict=True)):
@@ -164,7 +164,7 @@ class PatchDataset(StoredDataset):
             warn_of_missing_contrast(self.volumes, self.placer.vessel_ratio)
 
     def draw(self, sample: int) -> tuple[StoredVolume, tuple[int, ...]]:
-        """Returns volume and first voxel of a sample; random ones take every volume equally often."""
+        """Returns volume and first voxel of a sample; random samples use each volume equally often."""
         if self.sampling == "grid":
             return self._of_grid(sample)
         generator = np.random.default_rng((self.seed, sample))
@@ -180,18 +180,18 @@ class PatchDataset(StoredDataset):
         return self._grid[self._order[1][position]]
 
     def __getitem__(self, sample: int) -> Any:
-        """Returns `{"image": (1, X, Y, Z) int16}` in HU before `transform`, half the bytes of float32."""
+        """Returns `{"image": (1, X, Y, Z)}`, int16 HU unless `transform` changes that."""
         volume, start = self.draw(sample)
         patch = self.store.read_patch(volume, start, self.patch_size, pad_value=math.floor(self.hu_min))
         item = {"image": torch.from_numpy(patch)[None]}
         if self.augmentation is not None and len(self.augmentation):
-            seed = np.random.default_rng((self.seed, sample, 1)).integers(2**32)  # apart from the place
+            seed = np.random.default_rng((self.seed, sample, 1)).integers(2**32)  # independent of the place
             item = self.augmentation.set_random_state(seed=int(seed))(item)
         return self._finish(item)
 
 
 class WholeVolumeDataset(StoredDataset):
-    """Whole volumes out of the store, for validation; see `StoredDataset` for the arguments."""
+    """Whole volumes from the store, for validation; see `StoredDataset` for the arguments."""
 
     def __getitem__(self, index: int) -> Any:
         """Returns `{"image": (1, X, Y, Z) float32, "spacing_mm": three edges, "name": file name}`."""
@@ -201,10 +201,10 @@ class WholeVolumeDataset(StoredDataset):
 
 
 class VolumeShare(Sampler[int]):
-    """Every volume once, shared by the ranks: rank r of n takes volumes r, r + n, r + 2 n and so on.
+    """Volumes of this rank: rank r of n takes volumes r, r + n, r + 2 n and so on.
 
-    A rank for which none is left takes the last one too, since all ranks have to validate; whoever gathers
-    what they found drops it (`bundle.handlers.validation.ReconstructionQuality`).
+    All ranks have to validate, so a rank without a volume repeats the last one;
+    `bundle.handlers.validation.ReconstructionQuality` drops such repeats.
 
     Args:
         dataset: the volumes.
@@ -222,10 +222,10 @@ class VolumeShare(Sampler[int]):
 
 
 class ResumableSampler(Sampler[list[int]]):
-    """Endless batches of sample numbers that depend on nothing but the iteration.
+    """Endless batches of sample numbers that depend only on the iteration.
 
-    Iteration i, counted from 0, has the `batch_size` numbers from i * batch_size on. Ranks share them evenly
-    and in order, so that batches do not depend on the number of ranks. To resume, set `start_iteration` to
+    Iteration i, counted from 0, has the `batch_size` numbers that begin at i * batch_size. Ranks share them
+    evenly and in order, so batches do not depend on the number of ranks. To resume, set `start_iteration` to
     the number of iterations done, before iterating.
 
     Args:

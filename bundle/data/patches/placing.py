@@ -1,4 +1,4 @@
-"""Places patches in a volume: anywhere, on the body, around contrast agent, or on a grid that covers it."""
+"""Chooses where patches are: anywhere, on the body, around contrast agent, or on a grid over the volume."""
 
 import itertools
 import logging
@@ -22,9 +22,9 @@ class PatchPlacer:
     Args:
         patch_size: voxels along X, Y, Z.
         foreground_ratio: share of the patches of which at least half is body; the others may be air.
-        vessel_ratio: share of the patches around a voxel of 150 to 1000 HU in a heart chamber or a filled
-            vessel of the chest (in their middle unless the volume ends there), see
-            `bundle.data.store.vessels`. What is left of 1 is placed anywhere.
+        vessel_ratio: share of the patches centred on a voxel of 150 to 1000 HU in a heart chamber or a filled
+            vessel of the chest (see `bundle.data.store.vessels`), or as near as the border allows. The
+            remaining patches are placed anywhere.
     """
 
     def __init__(
@@ -34,9 +34,10 @@ class PatchPlacer:
         self.foreground_ratio, self.vessel_ratio = foreground_ratio, vessel_ratio
 
     def draw(self, generator: np.random.Generator, volume: StoredVolume) -> tuple[int, ...]:
-        """Draws the first voxel (X, Y, Z) of a patch; 0 along axes that are shorter than the patch.
+        """Draws the first voxel (X, Y, Z) of a patch; it is 0 along axes that are shorter than the patch.
 
-        A volume without contrast gets a patch on the body instead, one without body the one with most of it.
+        In a volume without contrast agent the patch is placed on the body; if no place has enough body, the
+        one with most of it is taken.
         """
         room = np.maximum(np.subtract(volume.shape, self.patch_size), 0)
         if self.foreground_ratio + self.vessel_ratio == 0:
@@ -67,7 +68,7 @@ class PatchPlacer:
 
 
 def warn_of_missing_contrast(volumes: Sequence[StoredVolume], vessel_ratio: float) -> None:
-    """Says once which volumes have no vessel to draw patches from.
+    """Warns once of volumes that have no filled vessel to draw patches from.
 
     Raises:
         StoreError: if a file is damaged.
@@ -87,7 +88,7 @@ def grid_starts(shape: Sequence[int], patch_size: Sequence[int]) -> list[tuple[i
 
     Args:
         shape: of the volume in voxels.
-        patch_size: in voxels; along an axis that is shorter there is one patch, at 0.
+        patch_size: in voxels; an axis shorter than the patch gets one patch, at 0.
     """
     axes = []
     for length, size in zip(shape, patch_size, strict=True):

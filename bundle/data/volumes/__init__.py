@@ -1,1 +1,1 @@
-"""One CT volume: formats, headers, reading and writing."""
+"""Reads and writes one CT volume: formats, headers, geometry, voxels."""

@@ -1,4 +1,4 @@
-"""Tells whether two volumes hold the same voxels, whatever their files, names and headers are."""
+"""Recognizes copies of a volume by their voxels, whatever their files, names and headers say."""
 
 import hashlib
 import re
@@ -6,7 +6,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-# What CT scanners store: padding and 12-bit values clip to the same number in every conversion.
+# CT scanners store 12 bits; clipping to them makes padding equal in every conversion of a scan.
 LOWEST_HU, HIGHEST_HU = -1024, 3071
 SLAB_X = 16
 
@@ -14,8 +14,8 @@ SLAB_X = 16
 def voxel_fingerprint(voxels: np.ndarray) -> str:
     """Returns the same 16 hexadecimal digits for every copy of a volume.
 
-    A checkpoint keeps those of its training volumes: they tell that a volume was trained on, and nothing
-    about the patient.
+    A checkpoint keeps the fingerprints of its training volumes. They show whether it was trained on a volume,
+    and say nothing about the patient.
 
     Args:
         voxels: (X, Y, Z) in HU, any real type, axes to the right, anterior and superior.

@@ -20,7 +20,7 @@ from numpy.typing import DTypeLike
 
 from bundle.run.files import open_regular_text
 
-# The first that matches a path reads it, so what looks into files comes last.
+# The first format that matches a path reads it. DICOM comes last, since it has to look into the files.
 FORMATS = [
     "bundle.data.volumes.nifti.NiftiFormat",
     "bundle.data.store.format.StoreFormat",
@@ -37,8 +37,9 @@ class VolumeError(ValueError):
     """A file that cannot be used as a CT volume. The message begins with its path.
 
     Args:
-        message: for a person.
-        code: the reason for a machine, one word of `bundle.data.dicom.screening`, `mask` or `unusable`.
+        message: what a person reads.
+        code: the reason as one word for programs: a code of `bundle.data.dicom.screening`, `mask` or
+            `unusable`.
     """
 
     def __init__(self, message: str, code: str = "unusable") -> None:
@@ -47,14 +48,14 @@ class VolumeError(ValueError):
 
 
 class VolumeHeader(NamedTuple):
-    """What is known of a volume before its voxels are read.
+    """What a header tells about a volume before its voxels are read.
 
     Attributes:
         shape: (X, Y, Z), leading and trailing axes of 1 dropped.
         affine: (4, 4) float64, voxel to RAS millimetres.
-        header: copy of the nibabel header, in the file's own byte order and NIfTI version; of other formats
-            one made of the affine.
-        notes: what is odd about it, a sentence each.
+        header: a copy of the file's nibabel header, in its own byte order and NIfTI version; for other
+            formats, one made from the affine.
+        notes: oddities, one sentence each.
     """
 
     shape: tuple[int, ...]
@@ -100,14 +101,15 @@ class Entry(NamedTuple):
 class Format(ABC):
     """A file format of volumes.
 
-    The methods that are not abstract suit a format with one file per volume, known by the end of its name.
+    The methods that are not abstract suit a format that stores each volume in one file, recognized by its
+    suffix.
 
     Attributes:
-        described: what a volume of it is called in messages, with its article.
-        suffixes: ends of its files' names, in lower case.
+        described: how messages name such a volume, with its article.
+        suffixes: of its files, in lower case.
         is_writable: whether results can be written in it.
-        is_prepared: whether patches can be read from it where it lies.
-        calls_on_slices: whether `read` hands over slices while it reads, so that reading can end early.
+        is_prepared: whether patches can be read from the file itself, without a copy in the patch store.
+        calls_on_slices: whether `read` passes on slices while it reads, so that a caller can stop it early.
     """
 
     described: str
@@ -125,7 +127,7 @@ class Format(ABC):
         return [Entry(str(path)) for path in files if self.matches(path)]
 
     def entry(self, path: Path) -> Entry:
-        """Looks at the volume that somebody named.
+        """Looks at one volume that a person named.
 
         Raises:
             VolumeError: if there is none.
@@ -154,17 +156,17 @@ class Format(ABC):
         Args:
             file: new file, open for writing.
             path: the name that it will get.
-            header: its geometry.
+            header: holds its geometry.
             voxels: (X, Y, Z) whole HU.
         """
-        raise NotImplementedError(f"{path}: {self.described} is only read")
+        raise NotImplementedError(f"{path}: {self.described} can be read but not written")
 
     def source_files(self, path: Path) -> list[Path]:
-        """Returns the files that a volume is made of."""
+        """Returns the files that make up a volume."""
         return [path]
 
     def stored_ratio(self, path: Path) -> float:
-        """Returns about how many bytes a patch store takes for a byte of a volume's files."""
+        """Estimates how many bytes the patch store needs for each byte of a volume's files."""
         return 1.0
 
     def has_contrast_tag(self, path: Path) -> bool:
@@ -172,7 +174,7 @@ class Format(ABC):
         return False
 
     def short_name(self, name: str) -> str:
-        """Returns the name of a file without suffix, as results are called."""
+        """Returns a file's name without its suffix, after which results are named."""
         return next((name[: -len(end)] for end in self.suffixes if name.lower().endswith(end)), name)
 
 
@@ -218,10 +220,10 @@ def required_format(path: PathLike) -> Format:
         VolumeError: if the path is missing, or no format reads it.
     """
     found = format_of(Path(path))
-    if found is None and not os.path.exists(path):  # unlike pathlib never an error, however long the name
+    if found is None and not os.path.exists(path):  # pathlib would raise an error for a very long name
         raise VolumeError(f"{path}: no such file; check the path")
     if found is None:
-        raise VolumeError(f"{path}: is no volume; give {described_formats()}")
+        raise VolumeError(f"{path}: is not a volume; give {described_formats()}")
     return found
 
 
@@ -269,13 +271,13 @@ def require_memory(path: PathLike, shape: Sequence[int], dtype: DTypeLike) -> No
 
 
 def described_formats() -> str:
-    """Returns what may be given as a volume, for messages."""
+    """Lists the formats that can be read, for messages."""
     *most, last = (candidate.described for candidate in formats())
     return f"{', '.join(most)} or {last}"
 
 
 def writable_suffixes() -> tuple[str, ...]:
-    """Returns the ends of names under which results can be written."""
+    """Returns the suffixes of files in which results can be written."""
     return tuple(suffix for candidate in formats() if candidate.is_writable for suffix in candidate.suffixes)
 
 

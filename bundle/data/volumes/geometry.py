@@ -1,4 +1,4 @@
-"""Says what is odd about where voxels of a volume lie, and turns volumes into RAS axes and exactly back."""
+"""Checks where the voxels of a volume lie, and turns volumes into RAS axes and exactly back."""
 
 from collections.abc import Hashable
 
@@ -9,17 +9,17 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation
 from monai.utils import MetaKeys, convert_to_numpy
 
-# Below it, the tilt is the rounding of the positions.
+# A smaller tilt comes from the rounding of positions.
 TILT_DEGREES = 0.1
-# Edges of a CT voxel; slices of 10 mm exist.
+# Shortest and longest edge of a CT voxel; slices of 10 mm exist.
 EDGES_MM = (0.05, 20.0)
-# Between what pixdim says and the affine: what rounding to six digits leaves.
+# Largest relative difference between pixdim and affine that rounding to six digits explains.
 EDGE_TOLERANCE = 1e-3
 UNITS = {1: "metres", 3: "micrometres"}
 
 
 def tilt_degrees(affine: np.ndarray) -> float:
-    """Returns the angle between the third axis of a volume and the normal of its slices; 0 for most."""
+    """Returns the angle between a volume's third axis and the normal of its slices; usually 0."""
     x, y, z = affine[:3, :3].T
     normal = np.cross(x, y)
     cosine = abs(float(normal @ z)) / float(np.linalg.norm(normal) * np.linalg.norm(z))
@@ -27,18 +27,18 @@ def tilt_degrees(affine: np.ndarray) -> float:
 
 
 def tilt_note(degrees: float) -> str:
-    """Says what a person must know of a tilted volume; empty below a tenth of a degree, which is rounding."""
+    """Says what a person must know about a tilted volume; empty below 0.1 degrees, which is rounding."""
     if degrees <= TILT_DEGREES:
         return ""
     return f"gantry tilt of {degrees:.1f} degrees: voxels stay as they are, the affine carries the shear"
 
 
 def header_notes(header: nib.Nifti1Header, affine: np.ndarray, pixdim: np.ndarray) -> tuple[str, ...]:
-    """Says what is odd about the units and lengths of a NIfTI header.
+    """Lists what is odd about the units and lengths of a NIfTI header.
 
     Args:
         header: of the file.
-        affine: (4, 4) that is used.
+        affine: (4, 4), the one that is used.
         pixdim: lengths of a voxel's edges as the file states them, 3 numbers.
     """
     notes = []
@@ -47,7 +47,7 @@ def header_notes(header: nib.Nifti1Header, affine: np.ndarray, pixdim: np.ndarra
     if unit:
         notes.append(f"its header says that lengths are in {unit}; they are taken as mm")
     if not ((edges_mm >= EDGES_MM[0]) & (edges_mm <= EDGES_MM[1])).all():
-        notes.append(f"its voxel edges of {_lengths(edges_mm)} mm are hardly a CT's")
+        notes.append(f"its voxel edges of {_lengths(edges_mm)} mm are unusual for a CT")
     if not np.allclose(pixdim, edges_mm, rtol=EDGE_TOLERANCE, atol=0):
         notes.append(
             f"its pixdim says {_lengths(pixdim)} where its affine says {_lengths(edges_mm)} mm; the affine "
@@ -60,7 +60,7 @@ def _lengths(edges: np.ndarray) -> str:
     return " x ".join(f"{length:g}" for length in edges)
 
 
-# nibabel's (axis, direction) rows of a volume that lies in RAS already
+# nibabel's (axis, direction) rows for a volume that is already in RAS
 RAS = np.array([[0, 1], [1, 1], [2, 1]])
 
 

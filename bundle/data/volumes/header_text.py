@@ -1,4 +1,4 @@
-"""A NIfTI header as text, for records that outlive its file."""
+"""Keeps a NIfTI header as text, for records that outlive its file."""
 
 import base64
 from typing import Any
@@ -9,7 +9,7 @@ HEADER_CLASSES = {"Nifti1Header": nib.Nifti1Header, "Nifti2Header": nib.Nifti2He
 
 
 def header_as_text(header: nib.Nifti1Header) -> tuple[str, str]:
-    """Its bytes in base64, and the name of its class."""
+    """Returns the header's bytes in base64, and the name of its class."""
     return base64.b64encode(header.binaryblock).decode(), type(header).__name__
 
 

@@ -1,7 +1,7 @@
-"""NIfTI as a file format of volumes, checked by header and length before anything large is allocated.
+"""Reads and writes NIfTI; header and length are checked before anything large is allocated.
 
-X, Y, Z are the axes of the file in nibabel's voxel order. Nothing here reorients. Whether a file is packed is
-told by its first bytes and not by its name.
+X, Y, Z are the axes of the file in nibabel's voxel order. Nothing here reorients. The first bytes of a file
+tell whether it is packed, not its name.
 """
 
 import gzip
@@ -39,11 +39,11 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = (".nii", ".nii.gz")
 CHUNK_BYTES = 1 << 22
-# deflate cannot pack better than this, so a header that declares more bytes lies.
+# Deflate cannot pack better than this, so a header that declares more bytes is wrong.
 MAX_GZIP_RATIO = 1032
-# Cosine between two axes: what rounding of cosines to six digits leaves.
+# Largest cosine between two axes that rounding to six digits explains.
 SHEAR_TOLERANCE = 1e-4
-# A header with more extensions than this lies.
+# No real header has more extensions.
 MAX_HEADER_BYTES = 1 << 24
 MIN_EXTENSION_BYTES, MAX_EXTENSION_CODE = 16, 64
 # Level 1, nibabel's own: level 6 takes four times as long for 10 % less.
@@ -77,12 +77,12 @@ class NiftiFormat(Format):
     def read_header(self, path: Path) -> VolumeHeader:
         """Checks a file by its header and its length.
 
-        A packed file is unpacked to its end only if its trailer contradicts the header.
+        A packed file is unpacked completely only if its trailer contradicts the header.
         """
         return open_nifti(path).volume_header()
 
     def read(self, path: Path, on_slices: OnSlices) -> Volume:
-        """Reads voxels in slabs of a few MB: a float64 or scaled file never needs a float64 copy."""
+        """Reads voxels in slabs of a few MB, so no file ever needs a float64 copy of the volume."""
         file = open_nifti(path)
         require_memory(path, file.shape, np.int16 if _is_exact(file) else np.float32)
         try:
@@ -99,7 +99,7 @@ class NiftiFormat(Format):
         return Volume(voxels, header.affine, header.header)
 
     def write(self, file: BinaryIO, path: Path, header: nib.Nifti1Header, voxels: np.ndarray) -> None:
-        """Streams header and voxels in slabs; with equal input the bytes are equal."""
+        """Writes header and voxels in slabs; equal input gives equal bytes."""
         packed = path.name.lower().endswith(".gz")
         stream: Any = gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0) if packed else file
         with stream:
@@ -120,7 +120,7 @@ class NiftiFile(NamedTuple):
 
     Attributes:
         path: the file.
-        header: as it is stored, but for what nibabel repairs.
+        header: as stored, except for what nibabel repairs.
         pixdim: lengths of a voxel's edges as they are stored.
         affine: (4, 4) float64, voxel to RAS millimetres.
     """
@@ -152,7 +152,7 @@ class NiftiFile(NamedTuple):
         return (1.0 if slope is None else slope), (0.0 if intercept is None else intercept)
 
     def volume_header(self) -> VolumeHeader:
-        """Returns what readers of any format give."""
+        """Returns the header in the form that all formats share."""
         plain = nib.Nifti2Header if isinstance(self.header, nib.Nifti2Header) else nib.Nifti1Header
         header = plain(self.header.binaryblock, self.header.endianness, check=False)
         notes = header_notes(header, self.affine, self.pixdim)
@@ -160,9 +160,10 @@ class NiftiFile(NamedTuple):
 
 
 def header_of_affine(affine: np.ndarray, shape: Sequence[int]) -> nib.Nifti1Header:
-    """Makes a header of int16 voxels that an affine alone places in the scanner.
+    """Makes a header for int16 voxels whose position is given by an affine alone.
 
-    A qform cannot hold a shear. A sheared affine gets none, so that no program shows the volume unsheared.
+    A qform cannot hold a shear. The header of a sheared affine has none, so that no program shows the volume
+    unsheared.
 
     Args:
         affine: (4, 4) voxel to RAS millimetres.
@@ -236,30 +237,30 @@ def _read_header(path: Path) -> tuple[nib.Nifti1Header, np.ndarray, int]:
     _check_extension(head, kind, header.endianness, offset)
     header = kind.from_fileobj(io.BytesIO(head[: max(offset, kind.sizeof_hdr + 4)]))
     if header["sform_code"] and header["qform_code"] and not header.get_sform()[:3, :3].any():
-        header["sform_code"] = 0  # states a matrix of zeros: the quaternion is meant
+        header["sform_code"] = 0  # an sform of zeros: the quaternion is meant
     return header, pixdim, n_layers
 
 
 def _kind_of(head: bytes) -> type[nib.Nifti1Header]:
-    """Class of a header, by the length and the mark that it states."""
+    """Returns the class of a header by its length and its magic bytes."""
     for kind in (_Nifti1, _Nifti2):
         lengths = (struct.pack(order + "i", kind.sizeof_hdr) for order in "<>")
         place = 344 if kind is _Nifti1 else 4
         if head[:4] in lengths and len(head) >= kind.sizeof_hdr:
             if head[place:].startswith(kind.single_magic):
                 return kind
-            raise ValueError("it is the half of a pair, or of an older format")
+            raise ValueError("it is one half of a header and image pair, or of an older format")
     raise ValueError("it does not begin with a NIfTI header")
 
 
 def _check_extension(head: bytes, kind: type[nib.Nifti1Header], order: str, offset: int) -> None:
-    """Refuses voxels that would begin inside the extensions, as where a program wrote the least offset."""
+    """Refuses an offset inside the header's extensions; some programs always write the smallest one."""
     place = kind.sizeof_hdr + 4
     if not head[kind.sizeof_hdr : place].strip(b"\0"):
         return
     while place <= offset and place + 8 <= len(head):
         length, code = struct.unpack_from(f"{order}2i", head, place)
-        # bytes that are voxels after all hardly look like the beginning of an extension
+        # bytes of voxels rarely look like the beginning of an extension
         if length < MIN_EXTENSION_BYTES or length % 16 or not 0 <= code <= MAX_EXTENSION_CODE:
             return
         if place + length > offset:
@@ -293,7 +294,7 @@ def _check_affine(file: NiftiFile) -> None:
     path, axes = file.path, file.affine[:3, :3]
     if not np.isfinite(file.affine).all():
         raise VolumeError(f"{path}: its affine holds NaN or infinite numbers; convert the scan again")
-    # The volume of the voxel against that of a box with its edges: free of units, 1 for orthogonal axes.
+    # Volume of the voxel over that of a box with the same edges: without unit, 1 for orthogonal axes.
     edges_mm = np.linalg.norm(axes, axis=0)
     if abs(np.linalg.det(axes)) <= 1e-4 * np.prod(edges_mm):
         raise VolumeError(
@@ -329,7 +330,7 @@ def _gzip_trailer(path: Path) -> int:
 
 
 def _unpacked_bytes(path: Path, limit: int) -> int:
-    """Counts the bytes that can be unpacked, up to `limit`."""
+    """Counts the bytes that unpacking gives, up to `limit`."""
     count = 0
     try:
         with open_unpacked(path)[0] as file:
@@ -363,7 +364,7 @@ def _read_voxels(nifti: NiftiFile, on_slices: OnSlices) -> tuple[np.ndarray, int
             if slab_hu.dtype.kind == "f":
                 n_not_finite += int(np.count_nonzero(~np.isfinite(slab_hu)))
             on_slices(voxels, z + slab.shape[2])
-        while file.read(CHUNK_BYTES):  # gzip compares its checksum at the end only
+        while file.read(CHUNK_BYTES):  # gzip compares its checksum only at the end
             pass
     return voxels, n_not_finite
 

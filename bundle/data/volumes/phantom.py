@@ -1,4 +1,4 @@
-"""A chest-like volume in HU for tests and smoke runs: contrasts, edges and branching vessels, no anatomy."""
+"""Makes a chest-like volume in HU for tests and smoke runs: contrasts, edges and branching vessels."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from bundle.run.atomic import complete_or_absent
 AIR_HU, FAT_HU, MUSCLE_HU, LUNG_HU, BONE_HU = -1000, -90, 45, -860, 550
 VESSEL_HU = (300, 400)
 NOISE_HU = 15
-# (centre, radii) along X, Y, Z in half fields of view; without Z, all along it.
+# (centre, radii) along X, Y, Z in half fields of view; a shape without Z runs along all of it.
 BODY = ((0.0, 0.0), (0.94, 0.76))
 MUSCLE = ((0.0, 0.0), (0.86, 0.68))
 LUNGS = (((0.43, 0.04, 0.0), (0.36, 0.52, 0.92)), ((-0.43, 0.04, 0.0), (0.36, 0.52, 0.92)))
@@ -38,7 +38,7 @@ class Embolus(NamedTuple):
 
 
 class LabelledPhantom(NamedTuple):
-    """A phantom and what is where in it.
+    """A phantom and the positions of its parts.
 
     Attributes:
         hu: (X, Y, Z) int16.
@@ -56,12 +56,12 @@ class LabelledPhantom(NamedTuple):
 def make_phantom(
     shape: Sequence[int], spacing_mm: Sequence[float] = (1.0, 1.0, 1.0), seed: int = 0
 ) -> np.ndarray:
-    """Makes a phantom that fills its field of view, whatever that is.
+    """Makes a phantom that fills its field of view.
 
     Args:
         shape: (X, Y, Z) in voxels; X runs to the right, Y anterior, Z superior.
-        spacing_mm: edges of a voxel; only their ratios matter, for round vessels.
-        seed: of the vessel trees and the noise.
+        spacing_mm: edges of a voxel; only their ratios matter, so that vessels are round.
+        seed: of vessel trees and noise.
 
     Returns:
         (X, Y, Z) int16 in HU: air, fat, muscle, spine and ribs, two lungs, and of 300 to 400 HU heart,
@@ -87,7 +87,7 @@ def make_labelled_phantom(
     noise_hu: float = NOISE_HU,
     n_emboli: int = 0,
 ) -> LabelledPhantom:
-    """Makes a phantom with airways and emboli and one density of blood, and says where everything is.
+    """Makes a phantom with airways, emboli and one density of blood, and returns where each part is.
 
     Args:
         shape: see `make_phantom`.
@@ -95,7 +95,7 @@ def make_labelled_phantom(
         seed: of the trees, the emboli and the noise.
         blood_hu: of all vessels.
         noise_hu: standard deviation of white noise.
-        n_emboli: balls of 55 HU on the axes of as many vessels of the lungs, the widest first.
+        n_emboli: number of balls of 55 HU, each on the axis of a lung vessel, the widest vessels first.
 
     Raises:
         ValueError: if there are not three positive lengths and spacings, or fewer vessels than emboli.
@@ -197,7 +197,7 @@ def _aspect(shape: Sequence[int], spacing_mm: Sequence[float]) -> np.ndarray:
 
 
 def write_phantom(path: PathLike, shape: Sequence[int], affine: np.ndarray, seed: int = 0) -> None:
-    """Saves a phantom that stands upright in the patient, whichever way the affine's axes point.
+    """Writes a phantom that is upright in patient coordinates, whichever way the affine's axes point.
 
     Args:
         path: .nii or .nii.gz file to write; its folder is made if missing.

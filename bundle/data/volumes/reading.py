@@ -27,15 +27,15 @@ def read_volume(path: PathLike, on_slices: OnSlices | None = None) -> Volume:
 
     Args:
         path: see `bundle.data.volumes.formats.read_header`.
-        on_slices: called while a NIfTI file is being read, with the voxels and how many slices of them are
-            there, so that somebody else can go on with these; what is wrong with the file may show later.
+        on_slices: called while a NIfTI file is read, with the voxels and the number of slices read so far, so
+            that the caller can already use them; a fault further on in the file is found later.
 
     Returns:
         voxels in HU, affine and header.
 
     Raises:
         VolumeError: for everything that `read_header` refuses, for NaN or infinite voxels, for damage that
-            only reading finds, and for a volume that does not fit into memory.
+            only shows while reading, and for a volume that does not fit into memory.
         StoreError: if a file of the patch store is damaged.
     """
     try:
@@ -52,11 +52,11 @@ def read_volume(path: PathLike, on_slices: OnSlices | None = None) -> Volume:
 class CTReader(ImageReader):
     """`read_volume` as a MONAI reader: stricter than NibabelReader and without its float64 copies.
 
-    The metadata hold the geometry and nothing that could name a patient.
+    The metadata hold the geometry, and nothing that could identify a patient.
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Tells whether there is a format that reads it."""
+        """Tells whether a format reads these files."""
         return all(format_of(Path(path)) is not None for path in ensure_tuple(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Volume:
@@ -83,7 +83,7 @@ class CTReader(ImageReader):
 
 
 def _c_order(voxels: np.ndarray, block: int = 32) -> np.ndarray:
-    """Copies to C order by blocks of cache lines: three times as fast as `numpy.ascontiguousarray`."""
+    """Copies to C order in blocks of cache lines, three times as fast as `numpy.ascontiguousarray`."""
     copy = np.empty(voxels.shape, voxels.dtype)
     for x in range(0, voxels.shape[0], block):
         for z in range(0, voxels.shape[2], block):

@@ -1,4 +1,4 @@
-"""Reads files that gzip has packed, none, one or several times, whatever their names say."""
+"""Reads files that gzip has packed any number of times, whatever their names say."""
 
 import io
 from pathlib import Path
@@ -9,7 +9,7 @@ from zlib_ng import zlib_ng
 from bundle.run.files import open_regular
 
 MAGIC = b"\x1f\x8b"
-# A file that was packed twice is somebody's mistake; more often is an attack.
+# A file packed twice is a mistake; one packed more often is an attack.
 MAX_LAYERS = 2
 PACKED_BYTES = 1 << 18
 BUFFER_BYTES = 1 << 20
@@ -17,7 +17,7 @@ _WBITS = 31  # a gzip header, and its checksum compared at the end
 
 
 class Unpacker(io.RawIOBase):
-    """The bytes that a gzip file holds, to the end of its last member; what follows that is left alone.
+    """The unpacked bytes of a gzip file, up to the end of its last member; bytes behind it are ignored.
 
     Raises, while reading, EOFError if the file ends inside a member and `zlib_ng.error` if it is damaged.
 
@@ -68,7 +68,7 @@ def open_unpacked(path: Path) -> tuple[BinaryIO, int]:
         path: the file.
 
     Returns:
-        what can be read from start to end, and how often it was packed.
+        a stream of unpacked bytes, and how many times the file was packed.
 
     Raises:
         OSError: if it cannot be opened.

@@ -1,6 +1,6 @@
-"""Judges a volume by its values: a CT in HU holds air near -1000, a mask holds few whole numbers from 0 on.
+"""Judges a volume by its values: a CT in HU holds air near -1000, a mask only a few whole numbers from 0 up.
 
-This is the one law of suspicious data. Inspecting, preparing, preflight and training all follow it.
+This is the only rule for suspicious data: inspecting, preparing, preflight and training all use it.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from bundle.data.volumes.reading import read_volume
 
 NO_AIR_ABOVE_HU = -300
 SOFT_TISSUE_HU = 0
-# As many as a picture of 8 bits has; TotalSegmentator has 117 labels.
+# An 8-bit picture has as many; TotalSegmentator has 117 labels.
 MAX_MASK_VALUES = 256
-# With 1024 added, air is about 0 but for noise, and calcium is above 1024; without air, fat is below -100.
+# If 1024 was added, air is near 0 and calcium above 1024. In a CT without air, fat is still below -100.
 SHIFTED = (-100, 1024)
 SLAB_Z = 32
 N_THREADS = 4
@@ -26,7 +26,7 @@ _COUNTED_BELOW = 1 << 16
 
 
 class Values:
-    """Sums up the values of a volume that is given in parts.
+    """Summary of a volume's values, which are added in parts.
 
     Attributes:
         minimum: lowest value.
@@ -39,7 +39,7 @@ class Values:
         self._different: set[float] = set()
 
     def add(self, part: np.ndarray) -> None:
-        """Takes a part of the volume, of any shape, in HU if the volume is what it should be."""
+        """Adds a part of the volume, of any shape, which should be in HU."""
         self.minimum = min(self.minimum, float(part.min()))
         self.maximum = max(self.maximum, float(part.max()))
         if self.minimum < 0 or not self._is_whole or len(self._different) > MAX_MASK_VALUES:
@@ -53,12 +53,12 @@ class Values:
 
     @property
     def is_plausible(self) -> bool:
-        """Tells whether air and soft tissue were seen, so that further parts cannot raise a doubt."""
+        """Tells whether air and soft tissue were seen; no further part can then raise a doubt."""
         return self.minimum <= NO_AIR_ABOVE_HU and self.maximum >= SOFT_TISSUE_HU
 
     @property
     def is_mask(self) -> bool:
-        """Tells whether all values are whole numbers, none below 0, at most 256 different ones."""
+        """Tells whether all values are whole numbers from 0 up, with at most 256 different ones."""
         return self._is_whole and self.minimum >= 0 and len(self._different) <= MAX_MASK_VALUES
 
     def require_scan(self, path: PathLike) -> None:
@@ -71,7 +71,7 @@ class Values:
             raise VolumeError(self.refusal(path), "mask")
 
     def refusal(self, path: PathLike) -> str:
-        """Says in words why a mask is refused."""
+        """Returns the message by which a mask is refused."""
         return (
             f"{path}: is a mask or an 8-bit picture, not a CT in HU: it holds {len(self._different)} "
             f"different whole numbers from {self.minimum:g} to {self.maximum:g}; leave it out"
@@ -79,12 +79,12 @@ class Values:
 
     @property
     def doubt(self) -> str:
-        """Returns what a person should look at before using the volume; empty if nothing is odd."""
+        """Returns what a person should check before using the volume; empty if nothing is odd."""
         return doubt_of(self.minimum, self.maximum)
 
 
 def doubt_of(minimum: float, maximum: float) -> str:
-    """Says in words why values are hardly HU; empty if they may be.
+    """Says why the values are probably not HU; empty if they may be.
 
     Args:
         minimum: lowest value of the volume.
@@ -109,11 +109,11 @@ def doubt_of(minimum: float, maximum: float) -> str:
 
 
 class Judgement(NamedTuple):
-    """What is odd about volumes: a line each, which begins with the path.
+    """What is odd about volumes: one line each, which begins with the path.
 
     Attributes:
-        masks: those that are refused.
-        doubts: those whose values are hardly HU.
+        masks: volumes that are refused.
+        doubts: volumes whose values are probably not HU.
     """
 
     masks: list[str]
@@ -121,9 +121,9 @@ class Judgement(NamedTuple):
 
 
 def judge_volumes(images: Sequence[PathLike]) -> Judgement:
-    """Looks at the values of volumes, a few at a time; what cannot be read is left to its reader.
+    """Looks at the values of volumes, several in parallel; unreadable ones fail later, when they are used.
 
-    Formats that are only read as a whole are left out.
+    Formats that can only be read as a whole are left out.
     """
     readers = [(path, format_of(path)) for path in map(Path, images)]
     paths = [path for path, reader in readers if reader is not None and reader.calls_on_slices]
@@ -144,11 +144,11 @@ def _try_to_look(path: Path) -> Values | None:
 
 
 class _Plausible(Exception):
-    """Ends reading: what is left of the file cannot raise a doubt."""
+    """Stops reading: the rest of the file cannot raise a doubt."""
 
 
 def look_at_values(path: PathLike) -> Values:
-    """Reads a volume up to where its values are plausible: of most scans the first few slices.
+    """Reads a volume until its values are plausible, which for most scans takes a few slices.
 
     Args:
         path: see `bundle.data.volumes.reading.read_volume`.

@@ -1,6 +1,6 @@
-"""HU window to network range [-1, 1] and back: the one way in either direction.
+"""Converts an HU window to the network range [-1, 1] and back; nothing else in the project does.
 
-HU that are whole numbers come back exactly.
+Whole HU come back exactly.
 """
 
 import math
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def to_network_range(hu: Tensor, hu_min: float, hu_max: float) -> Tensor:
-    """Turns HU of any numeric type and shape into [-1, 1], float32, clipped; only the result is copied."""
+    """Turns HU of any numeric type and shape into [-1, 1], float32, clipped, with a single copy."""
     centre, half_width = _centre_and_half_width(hu_min, hu_max)
     return hu.to(torch.float32, copy=True).sub_(centre).div_(half_width).clamp_(-1, 1)
 
@@ -28,7 +28,7 @@ def to_whole_hu(image: Tensor, hu_min: float, hu_max: float) -> Tensor:
 
 
 def is_finite(image: Tensor) -> bool:
-    """Tells whether all values are finite, without a copy of the volume."""
+    """Tells whether all values are finite, without copying the volume."""
     return all(bool(torch.isfinite(end)) for end in torch.aminmax(image))
 
 

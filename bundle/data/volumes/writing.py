@@ -1,4 +1,4 @@
-"""Writes a volume in HU as int16 NIfTI with the geometry of the file or series it was made from."""
+"""Writes a volume in HU as int16 NIfTI, with the geometry of the file or series that it was made from."""
 
 import logging
 import os
@@ -20,7 +20,8 @@ from bundle.run.atomic import complete_or_absent
 
 logger = logging.getLogger(__name__)
 
-# Everything that places voxels in the patient; copied as stored, since any detour through a matrix rounds.
+# All fields that place voxels in the patient. They are copied as stored, since converting them to a matrix
+# and back rounds.
 GEOMETRY_FIELDS = (
     *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"),
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
@@ -29,10 +30,11 @@ SLAB_Z = 32
 
 
 class CTWriter(ImageWriter):
-    """Writes int16 HU, and of the input's header its geometry alone.
+    """Writes int16 HU with the geometry of the input's header, and nothing else of that header.
 
     sform, qform, their codes, spacing and units equal the input's to the last bit; slope is 1, intercept 0.
-    Description, calibration and header extensions, where names and dates hide, are left out. The file appears
+    Description, calibration and header extensions may hold names and dates, so they are left out. The file
+    appears
     under its name only when it is complete.
     """
 
@@ -50,7 +52,7 @@ class CTWriter(ImageWriter):
         Args:
             data_array: whole HU, (1, X, Y, Z), any numeric type and device.
             channel_dim: axis of length 1 to drop; None if there is none.
-            options: of other writers, not needed here.
+            options: of other writers; ignored.
 
         Raises:
             ValueError: if it is not one 3D volume, or if a voxel does not fit int16.
@@ -64,18 +66,18 @@ class CTWriter(ImageWriter):
             )
         if voxels.dtype != np.int16:
             low, high = voxels.min(), voxels.max()
-            # written so that NaN fails it
+            # NaN fails this comparison
             if not (low >= np.iinfo(np.int16).min and high <= np.iinfo(np.int16).max):
                 raise ValueError(f"`data_array` must fit int16, got values from {low} to {high} HU")
         self.data_obj = voxels
 
     def set_metadata(self, meta_dict: Mapping | None, **options: Any) -> None:
-        """Takes the geometry: of the source file if the data lie on its grid, else of the affine.
+        """Takes the geometry of the source file if the data are on its grid, else that of the affine.
 
         Args:
-            meta_dict: MONAI metadata; `filename_or_obj` names the source, `affine` places `data_array`;
+            meta_dict: MONAI metadata. `filename_or_obj` names the source and `affine` places `data_array`;
                 `nifti_header` and `nifti_header_class` (see `header_text`) replace the source.
-            options: of other writers, not needed here: nothing is ever resampled.
+            options: of other writers; ignored, since nothing is ever resampled.
         """
         meta = meta_dict or {}
         affine = meta.get(MetaKeys.AFFINE)
@@ -91,7 +93,7 @@ class CTWriter(ImageWriter):
         )
         if self.header.get_data_shape() != self.data_obj.shape:
             raise VolumeError(
-                f"{self.source}: its header is of {self.header.get_data_shape()} voxels, its volume of "
+                f"{self.source}: its header says {self.header.get_data_shape()} voxels, its volume has "
                 f"{self.data_obj.shape}; encode it again"
             )
 
@@ -101,7 +103,7 @@ class CTWriter(ImageWriter):
         Args:
             filename: path that ends in .nii or .nii.gz; its folder exists.
             verbose: whether to log the path.
-            kwargs: of other writers, not needed here.
+            kwargs: of other writers; ignored.
 
         Raises:
             VolumeError: if the file is the source itself, or has another suffix.
@@ -120,7 +122,7 @@ class CTWriter(ImageWriter):
 
 
 def geometry_header(source: Path, shape: tuple[int, ...], affine: np.ndarray) -> nib.Nifti1Header:
-    """Makes a header for int16 voxels of `shape`, with the source file's geometry bits or the affine's."""
+    """Makes a header for int16 voxels of `shape`, with the source file's exact geometry or the affine's."""
     header: nib.Nifti1Header | None = None
     source_format = format_of(source) if source.is_file() else None
     if source_format is not None and source_format.is_writable:

@@ -97,7 +97,7 @@ def test_another_image_format_is_refused(tmp_path):
     path = tmp_path / "image.mgz"
     nib.save(nib.MGHImage(np.zeros((6, 5, 4), np.float32), np.eye(4)), path)
 
-    with pytest.raises(VolumeError, match=r"image\.mgz: is no volume; give a \.nii or \.nii\.gz"):
+    with pytest.raises(VolumeError, match=r"image\.mgz: is not a volume; give a \.nii or \.nii\.gz"):
         read_header(path)
 
 
@@ -332,7 +332,7 @@ ODD = {
     ),
     "affine of 1500": (
         lambda raw: raw[:88] + struct.pack("<f", 1500) + raw[92:320] + struct.pack("<f", 1500) + raw[324:],
-        "its voxel edges of 0.7 x 0.8 x 1500 mm are hardly a CT's",
+        "its voxel edges of 0.7 x 0.8 x 1500 mm are unusual for a CT",
     ),
 }
 
