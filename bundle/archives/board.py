@@ -1,6 +1,6 @@
-"""What the processes of one job tell each other: counters, lists and an error, in torchrun's own store.
+"""Lets the processes of one job exchange counters, lists and an error through torchrun's own store.
 
-No process group is needed: a volume belongs to one process, and nothing is computed together.
+No process group is needed, since each volume belongs to one process and nothing is computed together.
 """
 
 import json
@@ -28,10 +28,10 @@ class JobError(RuntimeError):
 
 
 class Board:
-    """What a job of one process has in its memory, and a job of several in a store.
+    """The shared notes of a job: in memory for a single process, in a store for several.
 
     Args:
-        store: reached by all processes of the job; None = there is one process.
+        store: reachable by all processes of the job; None = there is one process.
         rank: number of this process, from 0.
         world_size: processes of the job.
         timeout_s: seconds to wait for the other processes.
@@ -49,11 +49,11 @@ class Board:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process lists the volumes and writes the summary."""
+        """Tells whether this process lists the volumes and writes the summary."""
         return self.rank == 0
 
     def add(self, name: str, amount: int = 1) -> int:
-        """Adds to a counter in one step, and returns what it is then."""
+        """Adds to a counter atomically, and returns its new value."""
         return self.store.add(name, amount)
 
     def count(self, name: str) -> int:
@@ -61,7 +61,7 @@ class Board:
         return self.store.add(name, 0)
 
     def wait_for(self, name: str, count: int) -> None:
-        """Waits until a counter has reached `count`; in short steps, so that a stop signal ends it.
+        """Waits until a counter has reached `count`, in short steps so that a stop signal can end the wait.
 
         Raises:
             JobError: if it takes longer than `timeout_s`.
@@ -76,16 +76,16 @@ class Board:
             time.sleep(POLL_S)
 
     def append(self, name: str, item: Any) -> None:
-        """Adds an item that JSON can hold to a list of all processes."""
+        """Adds an item, which JSON must be able to hold, to a list that all processes share."""
         self.store.set(f"{name}/{self.add(name)}", json.dumps(item))
 
     def items(self, name: str, after: int = 0) -> list[Any]:
-        """Returns the items of all processes in the order in which they came, without the first `after`."""
+        """Returns the items of all processes in their order of arrival, without the first `after`."""
         numbers = range(after + 1, self.count(name) + 1)
         return [json.loads(self.store.get(f"{name}/{number}")) for number in numbers]
 
     def publish(self, name: str, items: Sequence[Any]) -> None:
-        """Hands a list that JSON can hold to the other processes, if there are any."""
+        """Hands a list, which JSON must be able to hold, to the other processes, if there are any."""
         if self.world_size == 1:
             return
         text = json.dumps(items)
@@ -106,10 +106,10 @@ class Board:
 
     @contextmanager
     def errors_told(self) -> Iterator[None]:
-        """Lets a process say what has ended the job, where another one has.
+        """Lets a process that torchrun ends say which other process has failed, and why.
 
-        torchrun ends all processes by a signal when one has failed; the signal alone says nothing. Without
-        torchrun the store is gone with the first process.
+        torchrun ends all processes by a signal when one has failed, and the signal does not say why. Without
+        torchrun the store disappears with the first process.
 
         Raises:
             JobError: if a signal comes after an error of another process, or the store has gone.
@@ -123,7 +123,7 @@ class Board:
         except distributed.DistError as error:
             raise JobError(
                 "the first process of this job has ended or does not answer, its own message says why; run "
-                "the same line again, it goes on"
+                "the same command again to go on"
             ) from error
         except Exception as error:
             told = own_message(error) or short_message(error)
@@ -132,14 +132,14 @@ class Board:
 
 
 def part_of(board: Board, shard_index: int = 0, shard_count: int = 1) -> str:
-    """Names this process's share of the work, for its log and record; empty where it is the only one."""
+    """Returns the name of this process's share of the work, for its log and record; empty if it is alone."""
     shard = f"shard_{shard_index}_of_{shard_count}" if shard_count > 1 else ""
     rank = "" if board.is_first else f"rank_{board.rank}"
     return "_".join(filter(None, (shard, rank)))
 
 
 def launched_board(timeout_s: float = 86400) -> Board:
-    """Joins the processes of a launcher, without a process group; alone, a process has a board of its own.
+    """Joins the processes of a launcher without a process group; a single process gets a local board.
 
     Args:
         timeout_s: seconds to wait for the other processes.
@@ -151,7 +151,7 @@ def launched_board(timeout_s: float = 86400) -> Board:
     return Board() if here.size == 1 else Board(_shared_store(), here.rank, here.size, timeout_s)
 
 
-@cache  # a process joins once, however often its config is evaluated
+@cache  # a process joins only once, even if its config is evaluated several times
 def _shared_store() -> distributed.Store:
     here = launched()
     try:
@@ -164,7 +164,7 @@ def _shared_store() -> distributed.Store:
         ) from error
     if n_joined > here.size:
         raise LaunchError(
-            "torchrun has started processes again that share a queue on several nodes, which the queue does "
-            "not survive; start it without --max-restarts, it goes on where it was"
+            "torchrun has restarted processes that share a queue on several nodes, which the queue does not "
+            "survive; start it without --max-restarts, it goes on where it stopped"
         )
     return store

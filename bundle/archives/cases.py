@@ -1,4 +1,4 @@
-"""Lists the volumes of one job, the same in all of its processes."""
+"""Lists the volumes of one job, identically in all of its processes."""
 
 from monai.config import PathLike
 
@@ -12,18 +12,18 @@ def archive_cases(
 ) -> list[Case]:
     """Lists volumes in the first process of a job and hands the list to the others.
 
-    So a data set is searched once, and all processes mean the same volume by one number, even if files are
+    So a data set is searched once, and a number means the same volume in all processes, even if files are
     added meanwhile.
 
     Args:
-        dataset_dir: see `inference_cases`, also for the last three.
+        dataset_dir: see `inference_cases`, also for the last three arguments.
         board: of the job.
         on_error: `stop` or `skip`.
         shard_index: which share of the volumes, from 0.
         shard_count: shares.
 
     Raises:
-        See `inference_cases`; of processes that wait for the list `JobError`.
+        See `inference_cases`; in processes that wait for the list also JobError.
     """
     if not board.is_first:
         return board.receive("cases")

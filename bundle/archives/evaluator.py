@@ -1,4 +1,4 @@
-"""Reads, runs and saves the volumes of a queue; a volume that cannot be used is skipped if that is wanted."""
+"""Reads, runs and saves the volumes of a queue, and can skip volumes that cannot be used."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,10 +17,10 @@ SOURCE, FAULT = "source", "fault"
 
 
 class ArchiveDataset(Dataset):
-    """Volumes as the transform gives them, with their `source`; of one that shall be skipped its `fault`.
+    """Transformed volumes with their `source`; for a volume to skip, its `fault` instead.
 
-    An error that is raised in a reading process arrives in the main one as a text, which nobody could tell
-    from an error of the machine.
+    An error raised in a reading process reaches the main one only as text, which could not be told from a
+    fault of the machine. So the fault is returned, not raised.
 
     Args:
         data: items that hold the path of a volume.
@@ -45,7 +45,7 @@ class ArchiveDataset(Dataset):
 
 
 class ArchiveEvaluator(SupervisedEvaluator):
-    """A SupervisedEvaluator that tells a queue what has become of each volume.
+    """A SupervisedEvaluator that reports to a queue what happened to each volume.
 
     Args:
         queue: sampler of `val_data_loader`, whose batches are single volumes.
@@ -62,7 +62,7 @@ class ArchiveEvaluator(SupervisedEvaluator):
             try:
                 super().run(global_epoch)
             except BaseException:
-                with suppress(OSError):  # a disk that is full may be what has ended it
+                with suppress(OSError):  # a full disk may be the reason for the end
                     self.queue.write_list()
                 raise
 

@@ -1,4 +1,4 @@
-"""Tells what is wrong with one volume from what is wrong with the machine, the model or the settings."""
+"""Distinguishes faults of one volume from faults of the machine, the model or the settings."""
 
 from bundle.data.latents.file import LatentFileError
 from bundle.data.store.file import StoreError
@@ -12,6 +12,6 @@ def volume_fault(error: BaseException) -> str | None:
     """Says what is wrong with the volume at hand.
 
     Returns:
-        a message that names it; None if another volume would meet the same error, as on a full disk.
+        a message that names it; None if other volumes would meet the same error, as on a full disk.
     """
     return next((str(link) for link in chain_of(error) if isinstance(link, VOLUME_ERRORS)), None)

@@ -1,4 +1,4 @@
-"""Says what makes the results of this run."""
+"""Describes what makes the results of this run."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -9,7 +9,7 @@ from bundle.networks.fingerprint import fingerprint
 
 
 class Maker:
-    """The model with its weights, and what else decides a result.
+    """The model with its weights, and everything else that determines a result.
 
     Args:
         network: the generator; its weights are loaded when this is first called.

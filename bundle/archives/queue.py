@@ -1,4 +1,4 @@
-"""Hands out the volumes of an archive, counts what becomes of them, and lists those that were skipped."""
+"""Hands out the volumes of an archive, counts the results, and lists the volumes that were skipped."""
 
 import csv
 import io
@@ -29,36 +29,37 @@ logger = logging.getLogger(__name__)
 
 OUTCOMES = ("written", "existing", "skipped")
 SKIPPED_LIST = "skipped.csv"
-# The list is written whole: at every volume, an archive of bad ones would take squared time.
+# The list is written as a whole. Writing it after every volume would take quadratic time in an archive of bad
+# volumes.
 LIST_INTERVAL_S = 30
 
 
 class Saver(Protocol):
-    """What writes the results."""
+    """The part that writes the results."""
 
     def path_of(self, source: PathLike) -> Path:
-        """Where the result of a volume goes."""
+        """Returns the path of a volume's result."""
 
     def is_done(self, source: PathLike) -> bool:
-        """Whether that result is there, made as this run would make it."""
+        """Tells whether that result exists, made as this run would make it."""
 
     def fault(self, source: PathLike) -> str | None:
-        """Why no result of a volume can be saved; None if it can."""
+        """Says why the result of a volume cannot be saved; None if it can."""
 
 
 class VolumeQueue(Sampler[int]):
-    """Numbers of the volumes that this process works on, each claimed when it is wanted.
+    """Numbers of the volumes that this process works on, each claimed just before its turn.
 
-    All processes of a job count on one counter, so that each volume is claimed once and fast processes do
-    more. What an ended process has claimed and not finished is done by the next run.
+    All processes of a job share one counter, so each volume is claimed once and fast processes do more.
+    Volumes that a process claimed but did not finish are done by the next run.
 
     Args:
         cases: the same list in every process.
         board: of the job.
         saver: of the results.
-        dataset_dir: that the cases are from.
+        dataset_dir: from which the cases were listed.
         output_dir: gets `skipped.csv` if a volume is skipped.
-        skip_existing: leave out volumes whose result is there, made by the same model with the same settings.
+        skip_existing: leave out volumes that have a result by the same model with the same settings.
         on_error: `stop` at a volume that cannot be used, or `skip` it.
         part: name of this process's share of the work; see `start_run`.
     """
@@ -97,19 +98,19 @@ class VolumeQueue(Sampler[int]):
 
     @property
     def cases_to_check(self) -> Sequence[Case]:
-        """Volumes of which this process has to know, before anything is written, that they can be saved."""
+        """Returns the volumes that this process must check before anything is written."""
         return self.cases if self.board.is_first and not self.skips_faults else []
 
     def count_written(self) -> None:
-        """Counts a volume whose result is in its place, and logs how far the job is."""
+        """Counts a finished volume, and logs the progress of the job."""
         self._count("written")
         self._log_progress()
 
     def skip(self, image: str, error: Exception) -> None:
-        """Counts and names a volume that cannot be used.
+        """Counts and lists a volume that cannot be used.
 
         Raises:
-            Exception: `error` itself, if no volume shall be skipped or the volume is not to blame.
+            Exception: `error` itself, if volumes may not be skipped or the volume is not the cause.
         """
         fault = volume_fault(error) if self.skips_faults else None
         if fault is None:
@@ -117,13 +118,13 @@ class VolumeQueue(Sampler[int]):
         self._skip(image, fault)
 
     def finish(self) -> dict[str, Any]:
-        """Waits for the other processes; the first one then has the summary of all, the others their own.
+        """Waits for the other processes; the first one returns the summary of all, the others their own.
 
         Returns:
             `{"volumes": n, "written": n, "existing": n, "skipped": n, "seconds": s}`.
 
         Raises:
-            JobError: if volumes are left that nobody finished.
+            JobError: if volumes are left unfinished.
         """
         with self.board.errors_told():
             return self._summary()
@@ -144,7 +145,7 @@ class VolumeQueue(Sampler[int]):
         return {"volumes": len(self.cases), **counts, "seconds": seconds}
 
     def write_list(self) -> None:
-        """Writes in the first process what all have skipped so far, if that is more than before.
+        """Writes, in the first process, the list of all volumes skipped so far if it has grown.
 
         Raises:
             UnwritableError: see `bundle.run.atomic.write_text`.
@@ -159,16 +160,16 @@ class VolumeQueue(Sampler[int]):
         self.list_time = time.monotonic()
 
     def exit_if_skipped(self) -> None:
-        """Tells by the exit code of the first process whether a volume was skipped.
+        """Ends the first process with exit code 3 if a volume was skipped.
 
         Raises:
-            SystemExit: 3, if one was.
+            SystemExit: 3.
         """
         if self.board.is_first and self.board.count("skipped"):
             sys.exit(EXIT_REFUSED)
 
     def _begin(self) -> None:
-        """Lets no process write before the first one has claimed the folder."""
+        """Lets no process write before the first one holds the folder's lock."""
         if self.board.is_first:
             self.list_path.unlink(missing_ok=True)
             for folder in {self.saver.path_of(case["image"]).parent for case in self.cases}:

@@ -1,4 +1,4 @@
-"""What ranks exchange; without a process group everything is local."""
+"""Exchanges values between ranks; without a process group everything is local."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ Value = TypeVar("Value")
 
 
 class FirstRankError(RuntimeError):
-    """Ends a rank because rank 0 could not go on; rank 0 tells why."""
+    """Ends a rank because rank 0 could not go on; rank 0 says why."""
 
 
 def is_distributed() -> bool:
@@ -29,9 +29,10 @@ def all_reduce(tensor: Tensor) -> None:
 
 
 def average(tensors: Sequence[Tensor]) -> None:
-    """Replaces tensors of one device by their means over all ranks, in place and in one exchange.
+    """Replaces tensors on one device by their means over all ranks, in place and in one exchange.
 
-    Every rank gives as many tensors of the same shapes, in the same order; every rank gets the same bits.
+    Every rank gives the same number of tensors, of the same shapes and in the same order, and gets the same
+    bits.
     """
     if not is_distributed() or not tensors:
         return
@@ -43,7 +44,7 @@ def average(tensors: Sequence[Tensor]) -> None:
 
 
 def any_rank(holds: bool) -> bool:
-    """Tells whether this holds on any rank; the answer is the same on all."""
+    """Tells whether a condition holds on any rank; the answer is the same on all."""
     if not is_distributed():
         return holds
     count = torch.tensor(int(holds))
@@ -61,16 +62,17 @@ def gather(value: Value) -> list[Value]:
 
 
 def on_first_rank(call: Callable[[], Value]) -> Value | None:
-    """Lets rank 0 alone do something; all ranks go on with what it gives, or none does.
+    """Calls a function on rank 0 only; all ranks go on with its result, or none does.
 
-    Processes that have not met cannot wait for each other: there all but the first skip it and get None.
+    Processes that have not joined cannot wait for each other; then all but the first skip the call and get
+    None.
 
     Raises:
         FirstRankError: on the other ranks, if `call` failed.
     """
     if not is_distributed():
         return call() if is_first() else None
-    outcome: list[Any] = [None, None]  # the value, and why there is none
+    outcome: list[Any] = [None, None]  # the value, and the reason if there is none
     try:
         if is_first():
             outcome[0] = call()

@@ -1,4 +1,4 @@
-"""Tells which of a launcher's processes this one is: torchrun's, or srun's where there is no torchrun."""
+"""Tells which process of a launcher this is: of torchrun, or of srun if there is no torchrun."""
 
 import os
 from typing import NamedTuple
@@ -9,11 +9,11 @@ from bundle.run.rules import SettingsError
 
 
 class LaunchError(ValueError):
-    """Processes that were started together and would not work together; the message says what to do."""
+    """Processes that were started together but would not work together; the message says what to do."""
 
 
 class Launched(NamedTuple):
-    """Which process this is.
+    """The place of this process among those of its launcher.
 
     Attributes:
         rank: its number among all, from 0.
@@ -27,10 +27,10 @@ class Launched(NamedTuple):
 
 
 def launched() -> Launched:
-    """Returns what the launcher says; one process without a launcher, and one for each task of `srun`."""
+    """Returns what the launcher says; without a launcher there is one process, with `srun` one per task."""
     if "WORLD_SIZE" in os.environ:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    elif _number("SLURM_STEP_NUM_TASKS", 1) > 1:  # only inside of srun
+    elif _number("SLURM_STEP_NUM_TASKS", 1) > 1:  # set only inside of srun
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
     else:
         return Launched(0, 1, 0)
@@ -39,7 +39,7 @@ def launched() -> Launched:
 
 
 def local_device() -> torch.device:
-    """Returns this process's GPU: the one of its number on the machine, or the only one; else the CPU.
+    """Returns this process's GPU: the one with its local number, or the only one; else the CPU.
 
     Raises:
         SettingsError: if there are fewer GPUs than processes.
@@ -59,14 +59,14 @@ def local_device() -> torch.device:
 
 
 def refuse_misuse(joins: bool, overlay: str | None = None) -> None:
-    """Refuses processes that were started together and know nothing of each other: they repeat the work.
+    """Refuses processes that were started together but not joined, since each would do all the work.
 
     Args:
         joins: whether the config lets them work together.
-        overlay: the config that would.
+        overlay: the config that would let them.
 
     Raises:
-        LaunchError: saying how to start instead.
+        LaunchError: says how to start instead.
     """
     size = launched().size
     if size > 1 and not joins:

@@ -1,4 +1,4 @@
-"""Works through many volumes in several processes, which end with this one, however it ends."""
+"""Works through many volumes in several processes, which end whenever and however this one ends."""
 
 import multiprocessing
 import os
@@ -15,7 +15,7 @@ from bundle.run.signals import StopSignals, ignore_stop_signals
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_WORKER_DIED = "DataLoader worker (pid"  # torch has no class for it
+_WORKER_DIED = "DataLoader worker (pid"  # torch has no error class for it
 
 
 class ProcessError(RuntimeError):
@@ -27,7 +27,7 @@ class StoppedError(RuntimeError):
 
     Args:
         number: of the signal.
-        n_left: volumes that were not begun.
+        n_left: number of volumes that were not begun.
     """
 
     def __init__(self, number: signal.Signals, n_left: int) -> None:
@@ -38,11 +38,11 @@ class StoppedError(RuntimeError):
 def run_tasks(work: Callable[[Item], Result], items: Sequence[Item], num_workers: int) -> Iterator[Result]:
     """Yields the results in the order in which they come.
 
-    After a stop signal the running items are finished and the others are given up; a second one ends at once.
+    After a stop signal, running items are finished and no new ones begin. A second signal ends at once.
 
     Args:
-        work: what to do with an item; can be pickled.
-        items: can be pickled.
+        work: called with each item; must be picklable.
+        items: must be picklable.
         num_workers: processes; 0 = in this one.
 
     Raises:
@@ -58,7 +58,7 @@ def run_tasks(work: Callable[[Item], Result], items: Sequence[Item], num_workers
             num_workers=num_workers,
             collate_fn=_as_it_is,
             worker_init_fn=_start_worker if num_workers else None,
-            # spawned: a fork of a process that has threads may stop for ever
+            # spawn, since a forked copy of a process with threads may hang for ever
             multiprocessing_context="spawn" if num_workers else None,
             prefetch_factor=1 if num_workers else None,
             in_order=not num_workers,
@@ -116,7 +116,7 @@ def _as_it_is(result: Any) -> Any:
 
 @contextmanager
 def _ctrl_c_blocked() -> Iterator[None]:
-    """Keeps Ctrl-C, which a terminal sends to all processes, from those that are started inside."""
+    """Keeps Ctrl-C, which a terminal sends to all processes, away from processes started inside."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -130,7 +130,7 @@ def _start_worker(worker_id: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """Ends this process with its parent; torch looks for the parent only between two items."""
+    """Ends this process together with its parent; torch checks for the parent only between two items."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

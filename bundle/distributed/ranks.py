@@ -1,4 +1,4 @@
-"""Joins the processes of a launcher to one group, which torch.distributed and ignite know too."""
+"""Joins the processes of a launcher into one group, which torch.distributed and ignite use too."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ import torch.distributed as dist
 from bundle.distributed.launcher import LaunchError, launched
 from bundle.run.rules import check
 
-_patient: list[Any] = []  # the same processes, with a longer time limit
+_patient: list[Any] = []  # a second group of the same processes, with a longer time limit
 
 
 def is_joined() -> bool:
@@ -31,15 +31,15 @@ def world_size() -> int:
 
 
 def is_first() -> bool:
-    """Tells whether this is the process that writes and speaks for all: rank 0."""
+    """Tells whether this is rank 0, the process that writes and logs for all."""
     return rank() == 0
 
 
 def join(device: torch.device | str, rank_timeout_s: int = 600, store_timeout_s: int = 86400) -> None:
-    """Lets the processes of torchrun or srun meet; alone, or a second time, it does nothing.
+    """Joins the processes of torchrun or srun; does nothing for a single process, or a second time.
 
-    Tensors on a GPU travel by NCCL, all others by gloo. From here on ranks above 0 log errors only: what they
-    would say otherwise, rank 0 says.
+    Tensors on a GPU travel by NCCL, all others by gloo. From here on ranks above 0 log errors only, since
+    rank 0 already logs the rest.
 
     Args:
         device: of this process.
@@ -67,7 +67,7 @@ def join(device: torch.device | str, rank_timeout_s: int = 600, store_timeout_s:
         )
         _patient[:] = [dist.new_group(backend="gloo", timeout=timedelta(seconds=store_timeout_s))]
         os.environ["SLURM_LOCALID"] = str(here.local_rank)  # which ignite prefers to torchrun's LOCAL_RANK
-        idist.sync()  # asks all processes, so it must not be left to the first of them that uses ignite
+        idist.sync()  # needs all processes, so it cannot wait until one of them first uses ignite
     except LaunchError:
         raise
     except (RuntimeError, ValueError) as error:
@@ -80,26 +80,26 @@ def join(device: torch.device | str, rank_timeout_s: int = 600, store_timeout_s:
 
 
 def leave() -> None:
-    """Ends the group, if there is one; the processes go on alone."""
+    """Leaves the group, if there is one; the process goes on alone."""
     if is_joined():
         _patient.clear()
         dist.destroy_process_group()
 
 
 def wait_for_ranks() -> None:
-    """Waits until all ranks have come here, for at most `store_timeout_s`."""
+    """Waits until all ranks have reached this call, for at most `store_timeout_s`."""
     if _patient:
         dist.barrier(group=_patient[0])
 
 
 def launcher_store(limit: timedelta) -> dist.Store:
-    """Opens what the processes leave word for each other in: torchrun's own store, or rank 0's under srun.
+    """Opens the store in which the processes exchange notes: torchrun's own, or rank 0's under srun.
 
     Args:
         limit: time to wait for it.
 
     Raises:
-        LaunchError: if nobody says where it is.
+        LaunchError: if its address is not known.
     """
     if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
         raise LaunchError(
@@ -115,8 +115,8 @@ def launcher_store(limit: timedelta) -> dist.Store:
         multi_tenant=True,
     )
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
-        # torchrun's store outlives a restart with all its keys (measured: 4 of 12 restarts fail); on several
-        # nodes each counts restarts of its own, so this count would keep them apart
+        # torchrun's store keeps its keys over a restart (measured: 4 of 12 restarts failed); on several
+        # nodes each node counts its own restarts, so this count would separate them
         store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     return store
 

@@ -1,4 +1,4 @@
-"""Which part of the work is this process's."""
+"""Tells which part of the work belongs to this process."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ def batch_share(batch_size: int, ranks: int | None = None) -> int:
 
     Args:
         batch_size: of all processes together.
-        ranks: how many there are; None = those that have met.
+        ranks: number of processes; None = those that have joined.
 
     Raises:
         SettingsError: if the batch cannot be divided.
@@ -27,7 +27,7 @@ def batch_share(batch_size: int, ranks: int | None = None) -> int:
 
 
 def whole_shape(shape: torch.Size) -> torch.Size:
-    """Returns the shape (B, ...) of the batch of all processes, each of which holds equally many rows."""
+    """Returns the shape (B, ...) of the whole batch, of which every process holds the same number of rows."""
     return torch.Size([shape[0] * world_size(), *shape[1:]])
 
 

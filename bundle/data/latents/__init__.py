@@ -1,1 +1,1 @@
-"""Encoded volumes: their file, data set and statistics."""
+"""Stores encoded volumes, reads them as a data set and measures their statistics."""

@@ -1,7 +1,7 @@
-"""Encoded volumes as the data set of a latent diffusion model: whole, or patches that know where they lie.
+"""Reads encoded volumes as the data set of a latent diffusion model: whole, or patches with positions.
 
-The latents come from the files of `configs/encode.yaml`, which loads, turns and windows volumes as training
-does; so every consumer has the training's intensity and orientation law, and none has a reader of its own.
+The latents come from the files that `configs/encode.yaml` wrote. It loads, reorients and windows volumes
+exactly as training does, so a diffusion model needs no reader of its own.
 
 Dimension letters: E embedding width, K codes, x y z latent cells (4 x 4 x 4 voxels each; axes to the right,
 anterior and superior).
@@ -44,16 +44,17 @@ def split_encoded(
     source_dir: PathLike | None = None,
     allow_shared_patients: bool = False,
 ) -> dict[str, list[Case]]:
-    """Splits encoded volumes by patient as training split the volumes they come from.
+    """Splits encoded volumes by patient, in the same way as training split their volumes.
 
-    Files know their patient by a salted hash. Files of version 0.1 do not: their patient is the first folder.
+    Files hold a salted hash of their patient. Files of version 0.1 do not; there the first folder is the
+    patient.
 
     Args:
         dataset_dir: folder of `_codes.npz`, or one of them.
         settings: `network_settings` of the model.
-        source_dir: the `dataset_dir` that was trained on and encoded; its own split is repeated then. Needed
-            if that was a store, or a datalist with lists of its own. None = each patient falls to the side
-            to which training on the volumes themselves lets it fall.
+        source_dir: the `dataset_dir` that was trained on and encoded, whose split is then repeated. Needed if
+            that was a store, or a datalist with its own split. None = split by patient as training on a
+            folder does.
         allow_shared_patients: whether a patient may be in training and in validation, with a warning.
 
     Returns:
@@ -62,7 +63,7 @@ def split_encoded(
     Raises:
         DatasetError: see `encoded_cases` and `split_cases`.
         SharedPatientsError: if a patient is on both sides and `allow_shared_patients` is false.
-        LatentDataError: if `source_dir` names a volume for either side of which there are no codes at all.
+        LatentDataError: if there are no codes at all for one side of `source_dir`'s split.
     """
     root = Path(dataset_root(Path(dataset_dir).expanduser()))
     files = [Path(case["image"]) for case in encoded_cases(dataset_dir, settings)]
@@ -80,7 +81,7 @@ def split_encoded(
 
 
 def _patient(path: Path, root: Path) -> str:
-    """Returns the patient by whom training splits: the folder's name where that names it, else the hash."""
+    """Returns the patient to split by: the folder if it is named after the patient, else the hash."""
     parts = path.relative_to(root).parts
     name = parts[0] if len(parts) > 1 else path.name.removesuffix(SUFFIX)
     known = read_record(path).patient
@@ -111,31 +112,31 @@ class LatentDataset(Dataset):
     An item is a dictionary:
 
     - `image`: (E, x, y, z) float32, normalised if there are statistics; for `indices` (1, x, y, z) int64.
-    - `position`: (3, x, y, z) float32, where the centre of each cell lies in its volume, per axis from -1
+    - `position`: (3, x, y, z) float32, the centre of each cell in its volume, per axis from -1
       (left, posterior, inferior face) to 1 (right, anterior, superior face): channels for the model.
     - `start`: (3,) int64, first cell in its volume.
     - `affine`: (4, 4) float64, voxels of what the latent decodes to (4 per cell) to RAS mm.
     - `name`: of the volume.
 
-    Patch n is always the same one, drawn from (seed, n) alone: a volume, each equally likely, then a place in
-    it. n has no upper end, so a loader with a `bundle.data.patches.dataset.ResumableSampler` never repeats;
-    `len` is the number of volumes. Files are unpacked once into `cache_dir` (2 bytes per cell, 16 for
-    `latents`) and read from there by memory map: a patch costs no volume.
+    Patch n is always the same: (seed, n) draws a volume, each equally likely, then a place in it. n has no
+    upper limit, so a loader with a `bundle.data.patches.dataset.ResumableSampler` never repeats; `len` is the
+    number of volumes. Files are unpacked once into `cache_dir` (2 bytes per cell, 16 for `latents`) and read
+    from there by memory map, so a patch does not cost reading a volume.
 
     Args:
         data: items with `image`, the path of a `_codes.npz`; see `split_encoded`.
         cache_dir: folder of the unpacked arrays; may be deleted.
         source: `codes` (vectors that the decoder saw), `latents` (the encoder's output before quantization,
             stored as float16) or `indices`.
-        patch_size: voxels along X, Y, Z, or one number, multiples of 4; None = whole volumes, item n then
-            being volume n.
+        patch_size: voxels along X, Y, Z, or one number, multiples of 4; None = whole volumes, where item n is
+            volume n.
         code_vectors: (K, E), needed for `codes`; see `VQGAN.code_vectors`.
-        statistics: to normalise by; None = latents as the decoder takes them.
+        statistics: to normalise with; None = latents as the decoder takes them.
         seed: of the draws, 0 or more.
 
     Raises:
-        LatentDataError: an argument that breaks its rule, or volumes smaller than a patch.
-        LatentFileError: a damaged file; from `prepare`, one without latents.
+        LatentDataError: if an argument breaks its rule, or volumes are smaller than a patch.
+        LatentFileError: if a file is damaged; from `prepare`, also if one has no latents.
     """
 
     def __init__(
@@ -187,7 +188,7 @@ class LatentDataset(Dataset):
         return len(self.paths)
 
     def prepare(self) -> None:
-        """Unpacks what `cache_dir` does not hold yet; call it before workers start."""
+        """Unpacks files that `cache_dir` does not hold yet. Call it before workers start."""
         self.cache_dir.mkdir(parents=True, exist_ok=True)
         self._arrays = [np.load(self._unpacked(path), mmap_mode="r") for path in self.paths]
 

@@ -1,13 +1,13 @@
-"""The file of one encoded volume: its codes, and all that is needed to decode it without the original.
+"""Reads and writes one encoded volume: its codes, and all that is needed to decode it without the original.
 
-A zip archive of NumPy arrays, which `numpy.load` opens too:
+The file is a zip archive of NumPy arrays, which `numpy.load` opens too:
 
     record.json   geometry, network settings, fingerprint of the model; see `Record`
     indices.npy   (x, y, z) uint16, one code per 4 x 4 x 4 voxels
     latents.npy   (E, x, y, z) float16, the encoder's output before quantization; only if asked for
 
-The archive holds a CRC of each, which is compared on reading. Format 1 also had a checksum of its own, which
-is still compared.
+The archive holds a CRC of each member, which reading compares. Files of format 1 have a further checksum,
+which is compared too.
 
 Axes run to the right, anterior and superior, as in training. Dimension letters: E embedding width, X Y Z
 voxels, x y z latent cells (x = X / 4, rounded up).
@@ -38,12 +38,12 @@ from bundle.run.rules import NETWORK_SETTINGS, STRIDE, settings_fault
 
 SUFFIX = "_codes.npz"
 FORMAT_VERSION = 2
-# LZMA packs codes to 0.81 of their size where deflate reaches 0.86; for latents it would take minutes
+# LZMA packs codes to 0.81 of their size, deflate to 0.86; for latents LZMA would take minutes
 COMPRESSION = {"indices": zipfile.ZIP_LZMA, "latents": zipfile.ZIP_DEFLATED}
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 MAX_RECORD_BYTES = 1 << 20
-MAX_DICTIONARY_BYTES = 1 << 24  # twice what Python asks for when it packs
-MAX_VOXELS = 1 << 32  # 27 times 512 x 512 x 604: codes of a record that lies unpack to 0.2 GB at most
+MAX_DICTIONARY_BYTES = 1 << 24  # twice what Python's own packer asks for
+MAX_VOXELS = 1 << 32  # 27 times 512 x 512 x 604: the codes of a forged record unpack to 0.2 GB at most
 
 
 class LatentFileError(ValueError):
@@ -59,11 +59,11 @@ class Record:
         shape: (X, Y, Z) in voxels, RAS axes.
         affine: 4 x 4, voxels of the RAS axes to RAS mm.
         original_affine: 4 x 4, of the original file's axes.
-        header: NIfTI header of the original grid, base64; no text of the original's.
+        header: NIfTI header of the original grid, base64, without any text of the original's header.
         header_class: Nifti1Header or Nifti2Header.
         settings: `network_settings` of the model: preset, quantizer, num_embeddings, hu_min, hu_max.
         model_sha256: `fingerprint` of the model.
-        patient: salted hash, see `bundle.data.cases.patients.patient_key`; empty if it is not known.
+        patient: salted hash, see `bundle.data.cases.patients.patient_key`; empty if unknown.
         amp: whether the model computed in bf16.
         halo: see `bundle.data.cases.provenance.Provenance`.
     """
@@ -110,7 +110,7 @@ def write_latent_file(path: Path, volume: EncodedVolume) -> None:
     """Writes the file whole or not at all.
 
     Raises:
-        LatentFileError: if latents are not finite, as those beyond float16.
+        LatentFileError: if latents are not finite in float16.
     """
     if volume.latents is not None and not np.isfinite(volume.latents).all():
         raise LatentFileError(f"{path}: its latents must be finite as float16; encode without --keep_latents")
@@ -125,12 +125,12 @@ def write_latent_file(path: Path, volume: EncodedVolume) -> None:
 
 
 def _member_info(name: str) -> zipfile.ZipInfo:
-    """Returns a member without the time of writing, so that encoding twice gives the same bytes."""
+    """Returns a member without its time of writing, so that encoding twice gives the same bytes."""
     return zipfile.ZipInfo(name, ZIP_EPOCH)
 
 
 def read_record(path: Path) -> Record:
-    """Reads what a file says of itself, without its codes.
+    """Reads the record of a file, without its codes.
 
     Raises:
         LatentFileError: if it is missing, damaged, foreign, or of a newer format.
@@ -182,7 +182,7 @@ def read_latent_file(path: Path) -> EncodedVolume:
 
 
 class _opened:
-    """An archive; whatever goes wrong while it is open is told as a LatentFileError."""
+    """An open archive; anything that goes wrong while it is open is raised as a LatentFileError."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -192,7 +192,7 @@ class _opened:
     def __enter__(self) -> zipfile.ZipFile:
         try:
             self.archive = zipfile.ZipFile(self.path)
-        except Exception as error:  # zipfile raises many kinds, for damaged names too
+        except Exception as error:  # zipfile raises many kinds of errors, for damaged names too
             raise self._unusable(error) from error
         return self.archive
 
@@ -212,7 +212,7 @@ def _read_json(archive: zipfile.ZipFile) -> dict[str, Any]:
 
 
 def _member(archive: zipfile.ZipFile, name: str, max_bytes: int, suffix: str = ".npy") -> bytes:
-    """Reads one file of the archive; a wrong size is noticed before anything is allocated."""
+    """Reads one member of the archive; a wrong size is noticed before anything is allocated."""
     info = archive.getinfo(name + suffix)
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
         raise ValueError(f"{info.filename} is packed in a foreign way")
@@ -226,7 +226,7 @@ def _member(archive: zipfile.ZipFile, name: str, max_bytes: int, suffix: str = "
 
 
 def _dictionary_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
-    """Returns the bytes that LZMA would allocate, which the file declares (PKWARE's APPNOTE, 5.8.8)."""
+    """Returns how many bytes LZMA would allocate, as the file declares (PKWARE's APPNOTE, 5.8.8)."""
     assert archive.fp is not None
     archive.fp.seek(info.header_offset + 26)
     archive.fp.seek(sum(struct.unpack("<HH", archive.fp.read(4))) + 5, os.SEEK_CUR)
@@ -242,7 +242,7 @@ def _record(path: Path, content: Mapping[str, Any]) -> Record:
             f"{path}: written in format {version}, this version reads up to {FORMAT_VERSION}; "
             "update this project"
         )
-    defaults: dict[str, Any] = {"patient": "", "amp": False, "halo": None}  # of older files
+    defaults: dict[str, Any] = {"patient": "", "amp": False, "halo": None}  # written by older versions
     fields = {name: {**defaults, **content}[name] for name in Record.__dataclass_fields__}
     x, y, z = (int(size) for size in fields.pop("shape"))
     affines = np.array([fields.pop("affine"), fields.pop("original_affine")], np.float64)
@@ -282,7 +282,7 @@ def _packed(array: np.ndarray, dtype: type, axes: int) -> bytes:
 
 
 def _unpacked(content: bytes) -> np.ndarray:
-    """Returns the array if its header declares exactly the bytes that follow; nothing is unpickled."""
+    """Returns the array if its header declares exactly the bytes that follow it; nothing is unpickled."""
     file = io.BytesIO(content)
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("an array of a foreign format")

@@ -13,22 +13,22 @@ from bundle.run.files import walk_files
 
 
 def encoded_cases(dataset_dir: PathLike, settings: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Lists the files of codes below a folder (or the one file), each checked against the model's settings.
+    """Lists the files of codes below a folder (or one file), each checked against the model's settings.
 
     Args:
-        dataset_dir: folder, searched to its depth, or one `_codes.npz`.
+        dataset_dir: folder, searched with its sub-folders, or one `_codes.npz`.
         settings: `network_settings` of the model that will decode them.
 
     Returns:
         sorted items `{"image": path}`.
 
     Raises:
-        DatasetError: if there are none, or naming every unusable one.
+        DatasetError: if there are none; or naming every unusable file.
     """
     source = Path(dataset_dir).expanduser()
     if not os.path.exists(source):
         raise DatasetError(f"{source}: no such file or folder; check `dataset_dir`")
-    # hidden ones are left out: they are unfinished, of an encoding that was killed
+    # hidden files are left out: they are unfinished files of a killed encoding
     found = (path for _, paths in walk_files(source) for path in paths if path.name.endswith(SUFFIX))
     files = [source] if source.is_file() else sorted(found)
     if not files:

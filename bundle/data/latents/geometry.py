@@ -1,4 +1,4 @@
-"""Where an encoded volume lies: what its file says of its volume, and the way back to the original's grid."""
+"""Records the geometry of an encoded volume, and brings a decoded one back onto the original's grid."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +28,7 @@ def record_of(
     """Describes a volume that is being encoded.
 
     Args:
-        name: of the decoded file, without suffix.
+        name: of the decoded file later, without suffix.
         source: the volume's file or series, for its header; need not exist.
         image: (1, X, Y, Z) in RAS axes, with `original_affine`.
         provenance: of its codes.
@@ -54,7 +54,7 @@ def record_of(
 
 
 def meta_of(record: Record, folder: Path = Path()) -> dict[str, Any]:
-    """Returns MONAI's metadata of codes; `folder` is where a file of the volume's name would lie."""
+    """Returns MONAI's metadata for codes, as if the volume's file were in `folder`."""
     return {
         MetaKeys.AFFINE: torch.tensor(record.affine, dtype=torch.float64),
         MetaKeys.ORIGINAL_AFFINE: np.array(record.original_affine),
@@ -71,7 +71,7 @@ def restored_volume(decoded: Tensor, meta: Mapping[str, Any]) -> MetaTensor:
 
     Args:
         decoded: of any type.
-        meta: of `meta_of`; the result has it, with the original's affine.
+        meta: from `meta_of`; the result carries it, with the original's affine.
     """
     x, y, z = (int(size) for size in meta["volume_shape"])
     volume = MetaTensor(decoded[:, :x, :y, :z], meta=dict(meta))

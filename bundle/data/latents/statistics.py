@@ -1,4 +1,4 @@
-"""Mean and standard deviation of every latent channel, measured once and kept beside the model as JSON.
+"""Measures mean and standard deviation of each latent channel once, and keeps them beside the model as JSON.
 
 Dimension letters: E embedding width, x y z latent cells, N cells, K codes.
 """
@@ -23,7 +23,7 @@ from bundle.run.names import printable
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-# cells whose float64 copy is made at a time: 34 MB at 8 channels
+# cells copied to float64 at a time: 34 MB with 8 channels
 CELLS_AT_A_TIME = 1 << 19
 
 
@@ -33,14 +33,14 @@ class StatisticsError(ValueError):
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """Of the latents of a training part; a diffusion model sees channels of mean 0 and deviation 1.
+    """Statistics of a training set's latents; scaled by them, channels have mean 0 and deviation 1.
 
     Attributes:
         source: `codes` (vectors that the decoder saw) or `latents` (the encoder's output).
         mean: per channel, E numbers.
         std: per channel, population standard deviation; 1 where a channel is constant.
-        cells: how many were measured.
-        volumes: how many were measured.
+        cells: number of cells measured.
+        volumes: number of volumes measured.
         model_sha256: `bundle.networks.fingerprint` of the model that encoded them.
     """
 
@@ -77,17 +77,17 @@ def statistics_for(
     model_sha256: str,
     code_vectors: Tensor | None = None,
 ) -> LatentStatistics:
-    """Reads the statistics, or, if there is no such file yet, measures them; writes nothing.
+    """Reads the statistics, or measures them if there is no such file yet; writes nothing.
 
     Args:
         path: of the JSON.
-        data: the training part; see `measure_statistics`, also for the others.
+        data: the training set; see `measure_statistics` for the arguments.
         source: `codes` or `latents`.
         model_sha256: of the model.
         code_vectors: of the model.
 
     Raises:
-        StatisticsError: a damaged file, one of another model or of the other source.
+        StatisticsError: if the file is damaged, or belongs to another model or source.
         LatentFileError: see `measure_statistics`.
     """
     if Path(path).is_file():
@@ -99,7 +99,7 @@ def read_statistics(path: PathLike, source: str, model_sha256: str) -> LatentSta
     """Reads the JSON that `LatentStatistics.save` wrote.
 
     Raises:
-        StatisticsError: if it is missing, damaged, of another model or of the other source.
+        StatisticsError: if it is missing or damaged, or belongs to another model or source.
     """
     try:
         with open_regular(path) as file:
@@ -111,7 +111,8 @@ def read_statistics(path: PathLike, source: str, model_sha256: str) -> LatentSta
             raise ValueError("its numbers are wrong")
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise StatisticsError(
-            f"{path}: no statistics of latents ({printable(str(error)):.200}); delete it to measure again"
+            f"{path}: is not a file of latent statistics ({printable(str(error)):.200}); delete it "
+            "to measure again"
         ) from error
     if (statistics.model_sha256, statistics.source) != (model_sha256, source):
         raise StatisticsError(
@@ -129,7 +130,7 @@ def _numbers(values: Any) -> list[float]:
 
 
 def _is_sound(statistics: LatentStatistics) -> bool:
-    """Tells whether the numbers fit float32, and the words are words."""
+    """Tells whether the numbers fit into float32 and the texts are texts."""
     with np.errstate(over="ignore", under="ignore"):
         mean, std = (np.array(values, np.float32) for values in (statistics.mean, statistics.std))
     words = (statistics.source, statistics.model_sha256)
@@ -148,14 +149,14 @@ def measure_statistics(
     """Measures mean and standard deviation over all cells, one file at a time, in float64.
 
     Args:
-        data: items with `image`, the path of a `_codes.npz`; the training part alone.
+        data: items with `image`, the path of a `_codes.npz`; of the training set only.
         source: `codes` or `latents`.
         model_sha256: recorded.
         code_vectors: (K, E), needed for `codes`; see `VQGAN.code_vectors`.
 
     Raises:
-        StatisticsError: if `source` is another word, or if there are no data.
-        LatentFileError: a damaged file, one of another model, or one without latents.
+        StatisticsError: if `source` is neither word, or there are no data.
+        LatentFileError: if a file is damaged, belongs to another model, or has no latents.
     """
     if source not in ("codes", "latents") or not data or (source == "codes" and code_vectors is None):
         raise StatisticsError(
@@ -170,14 +171,14 @@ def measure_statistics(
             raise LatentFileError(f"{path}: encoded by another model; encode its volume again")
         table = None if source == "latents" else np.asarray(code_vectors, np.float64)
         for values, weights in _weighted(path, volume, table):
-            # Chan et al. 1983, pairwise update: no difference of large sums
+            # pairwise update (Chan et al. 1983), which subtracts no large sums
             n, total = int(weights.sum()), count + int(weights.sum())
             part = weights @ values / n
             spread = weights @ np.square(values - part)
             squares = squares + spread + np.square(part - mean) * count * n / total
             mean, count = mean + (part - mean) * n / total, total
     std = np.sqrt(squares / count)
-    std[std < 1e-6] = 1.0  # a grid of FSQ may leave a channel constant
+    std[std < 1e-6] = 1.0  # FSQ's grid may leave a channel constant
     logger.info(
         "latent channels over %d volumes: mean %s, deviation %s", len(data), mean.round(3), std.round(3)
     )

@@ -167,7 +167,7 @@ def test_damaged_statistics_are_refused_by_name(data, tmp_path, damage):
     measure_statistics(data, "codes", MODEL, CODES).save(path)
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | damage), encoding="utf-8")
 
-    with pytest.raises(StatisticsError, match="model_codes.json: no statistics of latents.*delete it"):
+    with pytest.raises(StatisticsError, match="model_codes.json: is not a file of latent stat.*delete it"):
         read_statistics(path, "codes", MODEL)
 
 
