@@ -68,7 +68,7 @@ class TrainingState:
         factor, self.learning_rate_share = share / self.learning_rate_share, share
         optimizer = self.optimizers.get("generator")
         if optimizer is not None:
-            optimizer.set_base_rates([rate * factor for rate in optimizer.schedule.base_lrs])
+            optimizer.set_base_rates([rate * factor for rate in optimizer.base_rates])
 
     def take_moments(self, content: dict[str, Any]) -> bool:
         """Takes over the generator's Adam moments from a checkpoint that has them, and nothing else."""
@@ -124,7 +124,7 @@ class TrainingState:
         self.discriminators.load_state_dict(content["discriminators"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(content["optimizers"][name])
-            optimizer.set_base_rates(optimizer.schedule.base_lrs, content["schedules"][name]["last_epoch"])
+            optimizer.set_base_rates(optimizer.base_rates, content["schedules"][name]["last_epoch"])
         engine.state.iteration = content["trainer"]["iteration"]
         engine.state.epoch = engine.state.iteration // engine.state.epoch_length
         set_random_state(content["random"], self._device)

@@ -63,6 +63,11 @@ class ScheduledAdam(Adam):
         super().__init__(parameters, lr=learning_rate, betas=(0.5, 0.9), fused=fused)
         self.schedule = WarmupCosine(self, warmup_iterations, final_ratio)
 
+    @property
+    def base_rates(self) -> list[float]:
+        """Returns the highest learning rate of each group of parameters."""
+        return [float(rate) for rate in self.schedule.base_lrs]
+
     def set_base_rates(self, rates: Sequence[float], step: int | None = None) -> None:
         """Sets the highest learning rate of each group, and the present ones that follow from it.
 

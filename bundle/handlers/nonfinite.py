@@ -72,9 +72,7 @@ class HealthGuard:
     def attach(self, engine: AdversarialTrainer) -> None:
         """Joins the engine where all gradients are complete and nothing has moved yet."""
         engine.keep("health_guard", self)
-        self._rates = {
-            name: list(optimizer.schedule.base_lrs) for name, optimizer in self.state.optimizers.items()
-        }
+        self._rates = {name: optimizer.base_rates for name, optimizer in self.state.optimizers.items()}
         engine.add_event_handler(Events.STARTED, lambda: self._set_learning_rates())
         engine.add_event_handler(AdversarialEvents.GRADIENTS_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self.require_progress)
