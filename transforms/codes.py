@@ -1,4 +1,4 @@
-"""Saves a volume's codes, loads them, and brings what was decoded back onto the original's grid."""
+"""Saves a volume's codes, loads them, and brings a decoded volume back onto the original's grid."""
 
 import logging
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -38,7 +38,7 @@ class SaveCodesd(MapTransform):
         output_dir: folder of the results, made if missing.
         data_root_dir: data set; sub-folders below it are repeated below `output_dir`.
         provenance: called once weights are loaded; says how the codes are made.
-        keep_latents: whether a file without latents is one that has to be made again.
+        keep_latents: whether a file without latents has to be made again.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class SaveCodesd(MapTransform):
         self.provenance, self.keep_latents = provenance, keep_latents
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Writes each file; its size beside the original's goes to the log."""
+        """Writes each file, and logs its size and the original's."""
         for key in self.key_iterator(dict(data)):
             image = data[self.image_key]
             source = Path(image.meta[ImageMetaKey.FILENAME_OR_OBJ])
@@ -70,12 +70,12 @@ class SaveCodesd(MapTransform):
         return dict(data)
 
     def path_of(self, source: PathLike) -> Path:
-        """Returns where the codes of a volume go."""
+        """Returns the path of a volume's codes."""
         name = output_name(source, self.data_root_dir)
         return self.output_dir / name.with_name(name.name + SUFFIX)
 
     def is_done(self, source: PathLike) -> bool:
-        """Tells whether they are there, as this run would make them."""
+        """Tells whether that file exists, made as this run would make it."""
         path = self.path_of(source)
         try:
             is_same = read_record(path).provenance == self.provenance()
@@ -89,7 +89,7 @@ class SaveCodesd(MapTransform):
 
 
 def check_model(cases: Iterable[Mapping[str, str]], key: str, model_fingerprint: str) -> None:
-    """Refuses codes of another model than the one that is loaded.
+    """Refuses codes that another model than the loaded one made.
 
     Args:
         cases: items that hold the path of a `_codes.npz`.
@@ -112,7 +112,7 @@ def check_model(cases: Iterable[Mapping[str, str]], key: str, model_fingerprint:
 
 
 class LoadCodesd(MapTransform):
-    """Loads codes as (1, x, y, z) int32, or latents as (E, x, y, z) float32, with their volume's geometry.
+    """Loads codes as (1, x, y, z) int32, or latents as (E, x, y, z) float32, with the volume's geometry.
 
     Args:
         keys: items that hold the path of a `_codes.npz`.
@@ -127,7 +127,7 @@ class LoadCodesd(MapTransform):
         """Replaces each path by a MetaTensor.
 
         Raises:
-            LatentFileError: damaged, or without latents where they are asked for.
+            LatentFileError: if a file is damaged, or has no latents although they are wanted.
         """
         loaded = dict(data)
         for key in self.key_iterator(loaded):
@@ -157,7 +157,7 @@ class RestoreVolumed(MapTransform):
         self.codes_key = codes_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Restores each volume; its metadata then are those of the original file."""
+        """Restores each volume; its metadata become those of the original file."""
         restored = dict(data)
         for key in self.key_iterator(restored):
             restored[key] = restored_volume(restored[key], restored[self.codes_key].meta)

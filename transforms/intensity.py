@@ -44,10 +44,10 @@ class HUWindowd(MapTransform):
 
 
 class ScaleHUWindowd(HUWindowd):
-    """Turns HU into [-1, 1], float32, clipped, and says how many voxels of a file were clipped.
+    """Turns HU into [-1, 1], float32, clipped, and logs how many voxels of a file were clipped.
 
-    Tensors without a file name in their metadata (patches of the store, counted there) are not counted.
-    One float32 copy, the result.
+    Tensors without a file name in their metadata are not counted; the store has counted its patches. The
+    result is the only float32 copy.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -74,13 +74,13 @@ class ScaleHUWindowd(HUWindowd):
 
 
 class PrepareHUBatch(PrepareBatch):
-    """Turns batches in HU into what networks take, on the device that trains them.
+    """Turns batches in HU into network input, on the device that trains.
 
-    Readers hand over int16 HU and the device does the rest in no time: in a reading process it would take
-    half of its time and twice the shared memory.
+    Readers hand over int16 HU, and the device scales them at almost no cost. In a reading process this would
+    take half of its time and twice the shared memory.
 
     Args:
-        scale: what the preprocessing of a volume does, `ScaleHUWindowd`.
+        scale: the preprocessing of a volume, `ScaleHUWindowd`.
     """
 
     def __init__(self, scale: ScaleHUWindowd) -> None:
@@ -102,11 +102,11 @@ class PrepareHUBatch(PrepareBatch):
 class InverseHUWindowd(HUWindowd):
     """Turns the network range into whole HU, int16, clipped to the window; metadata are kept.
 
-    Rounded here and not by the writer, since MONAI Label writes by itself.
+    Rounding is done here and not by the writer, since MONAI Label has its own writer.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Turns each item, (C, X, Y, Z) about [-1, 1] of any floating type, into HU.
+        """Turns each item, (C, X, Y, Z) of about [-1, 1] and any floating type, into HU.
 
         Raises:
             ValueError: if a value is NaN or infinite.

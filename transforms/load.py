@@ -15,9 +15,9 @@ from bundle.data.volumes.reading import CTReader
 
 
 class LoadImageCTPAd(LoadImaged):
-    """Loads NIfTI as (1, X, Y, Z) float32 HU in the file's own axes, through `CTReader` and no other reader.
+    """Loads volumes as (1, X, Y, Z) float32 HU in the file's own axes, only through `CTReader`.
 
-    MONAI falls back to its own readers when one refuses a file, and hides the reason among tracebacks; here
+    When a reader refuses a file, MONAI tries its other readers and hides the reason among tracebacks. Here
     the refusal is the error.
 
     Args:
@@ -50,7 +50,7 @@ class LoadImageCTPAd(LoadImaged):
 
 @contextmanager
 def _no_word_of_the_gpu_reader() -> Iterator[None]:
-    """Silences the warning of a reader for GPUs that MONAI builds and this project never uses."""
+    """Silences the warning of MONAI's GPU reader, which MONAI builds but this project never uses."""
     plugin = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
     level = plugin.level
     plugin.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Saves a reconstruction in HU, as NIfTI or as a DICOM series, and beside it how it was made."""
+"""Saves a reconstruction in HU, as NIfTI or as a DICOM series, and a JSON that says how it was made."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
@@ -31,8 +31,9 @@ class OutputFormatError(ValueError):
 class SaveImageCTPAd(SaveImaged):
     """Saves `<output_dir>/<name>_<output_postfix>.nii.gz`, or a DICOM series in a folder of that name.
 
-    Both hold int16 HU. A JSON beside it says how it was made, if `check` was told. This is a SaveImaged, so
-    that MONAI Label finds and drops it; but errors of the writer are passed on as they are.
+    Both hold int16 HU. If `check` was given a provenance, a JSON beside the result says how it was made. This
+    is a SaveImaged, so that MONAI Label recognizes and drops it; but it passes on the writer's errors
+    unchanged.
 
     Args:
         keys: volumes (1, X, Y, Z) in HU, with the metadata of their file.
@@ -47,7 +48,7 @@ class SaveImageCTPAd(SaveImaged):
 
     Raises:
         SettingsError: if `output_format` is neither.
-        OutputFormatError: dicom without `settings`.
+        OutputFormatError: if `output_format` is dicom and `settings` is None.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class SaveImageCTPAd(SaveImaged):
                 "`settings` must be given with `output_format` dicom, got None; give the model's"
             )
         self.output_format, self.settings = output_format, dict(settings or {})
-        self.provenance: Callable[[], Provenance] | None = None  # until `check` is told
+        self.provenance: Callable[[], Provenance] | None = None  # set by `check`
         self.output_dir = Path(output_dir)
         self.output_postfix, self.output_ext = output_postfix, output_ext
         self.data_root_dir = dataset_root(data_root_dir) if data_root_dir else ""
@@ -88,7 +89,7 @@ class SaveImageCTPAd(SaveImaged):
         """Writes each volume and notes its path as `saved_to` in the metadata.
 
         Raises:
-            VolumeError: if the result would overwrite its input, or anything but an earlier result.
+            VolumeError: if the result would overwrite its input, or anything that is not an earlier result.
         """
         for key in self.key_iterator(dict(data)):
             image = data[key]
@@ -108,16 +109,16 @@ class SaveImageCTPAd(SaveImaged):
     def check(
         self, cases: Iterable[Mapping[str, Any]], provenance: Callable[[], Provenance], key: str = "image"
     ) -> None:
-        """Refuses what could not be saved, before the network has run for hours; and takes the provenance.
+        """Takes the provenance, and refuses volumes whose result could not be saved before hours of work.
 
         Args:
             cases: items that hold the path of a volume.
-            provenance: called once weights are loaded; says how the results are made. Not an argument of the
-                class, since a server builds this transform without wanting a network.
+            provenance: called once weights are loaded; says how the results are made. It is not an argument
+                of the class, since a server builds this transform without a network.
             key: of the path.
 
         Raises:
-            VolumeError: naming every volume of which no DICOM can be made.
+            VolumeError: naming every volume that cannot become DICOM.
         """
         self.provenance = provenance
         faults = [fault for case in cases if (fault := self.fault(str(case[key])))]
@@ -125,7 +126,7 @@ class SaveImageCTPAd(SaveImaged):
             raise VolumeError("\n  ".join(["`output_format` dicom does not go here:", *faults]))
 
     def path_of(self, source: PathLike) -> Path:
-        """Returns where the result of a volume goes."""
+        """Returns the path of a volume's result."""
         # not MONAI's FolderLayout, which cuts a folder called 1.2.840.113619 at its last dot
         name = output_name(source, self.data_root_dir)
         ending = f"_{self.output_postfix}" if self.output_postfix else ""
@@ -133,11 +134,11 @@ class SaveImageCTPAd(SaveImaged):
         return self.output_dir / name.with_name(f"{name.name}{ending}{ext}")
 
     def is_done(self, source: PathLike) -> bool:
-        """Tells whether the result of a volume is there, as this run would make it."""
+        """Tells whether that result exists, made as this run would make it."""
         return self.provenance is not None and read_provenance(self.path_of(source)) == self.provenance()
 
     def fault(self, source: PathLike) -> str | None:
-        """Says why no result of a volume can be saved; None if it can."""
+        """Says why the result of a volume cannot be saved; None if it can."""
         if self.output_format == "nifti":
             return None
         try:

@@ -26,9 +26,9 @@ class OrientRASd(Orientationd):
 class RestoreOrientationd(MapTransform):
     """Turns a prediction into the axes of the file its input came from, and gives it that file's affine.
 
-    Works from the input's metadata alone, not from recorded transforms, so that it also works where a server
-    wraps or drops transforms and where the prediction is a plain tensor. The affine is the file's, to the
-    last bit; inverting the transforms would return a product of matrices.
+    It uses only the input's metadata, not recorded transforms. So it also works where a server wraps or drops
+    transforms, and where the prediction is a plain tensor. The affine is exactly the file's; inverting the
+    transforms would return a rounded product of matrices.
 
     Args:
         keys: predictions (1, X, Y, Z), on the grid of their input.

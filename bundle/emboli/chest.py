@@ -1,7 +1,7 @@
-"""Finds body, lungs, filled vessels and bone of an original at full resolution; reconstructions never decide.
+"""Finds body, lungs, filled vessels and bone at full resolution, always in the original volume.
 
-Axis letters: X, Y, Z of a volume in RAS axes. Work runs in slabs along z, so memory beyond the volume is one
-byte per voxel for the tissues and one for the vessels' box.
+Axis letters: X, Y, Z of a volume in RAS axes. The work is done in slabs along z. Beyond the volume it needs
+one byte per voxel for the tissues, and one per voxel of the vessels' box.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bundle.data.store.vessels import AIR_BELOW_HU, CONTRAST_HU, IN_PLANE, SOFT_
 
 SLAB_SLICES = 32
 SMOOTHING_MM = 0.7
-"""Noise is smoothed so far in the axial plane before the lumen is cut out."""
+"""Width of the Gaussian in the axial plane that smooths noise before the lumen is cut out."""
 WALL_STEP_MM = 0.05
 MAX_WALL_MM = 6.0
 BONE_ABOVE_HU = 200
@@ -27,13 +27,13 @@ MIN_LUNG_SHARE = 0.03
 MIN_LARGE_LUNG_SHARE = 0.1
 MIN_CERTAIN_SHARE = 0.25
 DENSEST = 1.5
-"""What is so many times denser than blood is bone beside a vessel, or contrast agent that is not mixed."""
+"""Voxels that are this many times denser than blood are bone beside a vessel, or unmixed contrast agent."""
 TISSUE_HU = 50
-"""What surrounds a vessel of the mediastinum; the wall of a lumen lies halfway up to the blood."""
+"""HU around a vessel of the mediastinum; the wall of a lumen is halfway between these and the blood."""
 
 
 class Tissue(IntEnum):
-    """Values of `Chest.tissue`; voxels of none of these, such as fat, are `OTHER`."""
+    """Values of `Chest.tissue`; all other voxels, such as fat, are `OTHER`."""
 
     OUTSIDE = 0
     OTHER = 1
@@ -63,19 +63,19 @@ class Lumen(NamedTuple):
 
     @property
     def box(self) -> tuple[slice, slice, slice]:
-        """Where the box lies in the volume."""
+        """Returns the slices of the box in the volume."""
         x, y, z = (slice(o, o + n) for o, n in zip(self.origin, self.wall.shape, strict=True))
         return x, y, z
 
     def lie_in_lung(self, voxels: np.ndarray) -> np.ndarray:
-        """Which of (N, 3) voxels of the volume lie in vessels that run inside a lung."""
+        """Tells which of (N, 3) voxels of the volume are in vessels that run inside a lung."""
         x, y, z = (_nearest(voxels[:, axis], n) for axis, n in enumerate(self.is_in_lung.shape))
         found: np.ndarray = self.is_in_lung[x, y, z]
         return found
 
 
 class Chest(NamedTuple):
-    """What an original shows.
+    """Tissues and vessels of an original.
 
     Attributes:
         tissue: (X, Y, Z) uint8, values of `Tissue`.
@@ -89,8 +89,8 @@ class Chest(NamedTuple):
 def find_chest(voxels: np.ndarray, spacing_mm: Sequence[float]) -> Chest:
     """Maps the tissues of an original.
 
-    Lung is air inside the body that hangs together; soft tissue is 0 to 100 HU; vessel is the lumen that
-    contrast agent fills; bone is above 200 HU, further than 6 mm from any filled vessel.
+    Lung is connected air inside the body. Soft tissue is 0 to 100 HU. Vessel is the lumen that contrast agent
+    fills. Bone is above 200 HU and further than 6 mm from any filled vessel.
 
     Args:
         voxels: (X, Y, Z) int16 in HU, RAS axes.
@@ -119,7 +119,7 @@ def find_chest(voxels: np.ndarray, spacing_mm: Sequence[float]) -> Chest:
 
 
 def _find_lungs(samples: np.ndarray, body: np.ndarray) -> np.ndarray:
-    """Air inside the body, in parts as large as a lung."""
+    """Finds air inside the body, in parts as large as a lung."""
     parts, n_parts = ndimage.label(body & (samples < AIR_BELOW_HU))
     sizes = np.bincount(parts.ravel(), minlength=n_parts + 1)
     sizes[0] = 0
@@ -170,12 +170,12 @@ def _cut_lumen(hu: np.ndarray, spacing_mm: Sequence[float], blood_hu: float) -> 
     limited = hu.clip(-1000, CONTRAST_HU[1] + 500).astype(np.float32)
     smooth = ndimage.gaussian_filter(limited, (*sigma, 0), mode="nearest", truncate=3)
     half, quarter = (TISSUE_HU + share * (blood_hu - TISSUE_HU) for share in (0.5, 0.25))
-    # A voxel of the wall between two vessels is bright when smoothed, but not by itself.
+    # The wall between two vessels is bright after smoothing, but not in the volume itself.
     return (smooth >= half) & (smooth <= min(CONTRAST_HU[1], DENSEST * blood_hu)) & (hu >= quarter)
 
 
 def _without_strangers(inside: np.ndarray, certain: np.ndarray) -> np.ndarray:
-    """Drops bright parts of axial slices that are mostly no vessel, as a vertebra beside the aorta."""
+    """Drops bright parts of axial slices that are mostly not vessel, such as a vertebra beside the aorta."""
     parts, n_parts = ndimage.label(inside, structure=IN_PLANE)
     sizes = np.bincount(parts.ravel(), minlength=n_parts + 1)
     n_certain = np.bincount(parts[certain], minlength=n_parts + 1)
@@ -185,7 +185,7 @@ def _without_strangers(inside: np.ndarray, certain: np.ndarray) -> np.ndarray:
 
 
 def _steps_to_wall(inside: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
-    """Distance to the nearest voxel outside, less half a voxel, in uint8 steps of 0.05 mm."""
+    """Returns the distance to the nearest voxel outside, less half a voxel, in uint8 steps of 0.05 mm."""
     if not inside.any():
         return np.zeros(inside.shape, np.uint8)
     if inside.all():
@@ -201,7 +201,7 @@ def _slabs(n_slices: int) -> Iterator[slice]:
 
 
 def _upsampled(mask: np.ndarray, shape: Sequence[int], z: slice) -> np.ndarray:
-    """Slices `z` of a coarse mask at full resolution: the nearest sample of every voxel."""
+    """Returns slices `z` of a coarse mask at full resolution: the nearest sample of every voxel."""
     ranges = (np.arange(shape[0]), np.arange(shape[1]), np.arange(z.start, z.stop))
     index = [_nearest(voxel, length) for voxel, length in zip(ranges, mask.shape, strict=True)]
     return mask[np.ix_(*index)]

@@ -1,4 +1,4 @@
-"""Puts emboli of known size and place into filled vessels.
+"""Inserts emboli of known size and place into filled vessels.
 
 An embolus is a sphere of 55 HU, sampled over the box of each voxel and blurred in the axial plane, as by a
 scanner. It is added as `-occupancy x lumen share x (blood - clot) x contrast`, so the noise of the scan stays
@@ -17,16 +17,16 @@ from bundle.emboli.chest import WALL_STEP_MM, Lumen
 
 SIZES_MM = (2, 4, 6, 8)
 CONTRASTS = (1.0, 0.15)
-"""Shares of the contrast of a fresh clot against blood; at 1.0 an observer is always right from 4 mm on."""
+"""Shares of a fresh clot's contrast against blood; at 1.0 an observer is always right from 4 mm on."""
 CLOT_HU = 55.0
 PSF_MM = 0.55
 GAP_MM = 4.0
-"""Between the surfaces of two emboli, so that no template sees a neighbour."""
+"""Distance between the surfaces of two emboli, so that no template sees a neighbour."""
 MAX_SITES = {2: 240, 4: 180, 6: 120, 8: 80}
 MAX_CANDIDATES = 20_000
 SUBSAMPLES = 7
 RIM_MM = 3.0
-"""Lumen around an embolus that an observer compares it with."""
+"""Width of the rim of lumen around an embolus that an observer compares it with."""
 SEARCH_MM = 3.0
 
 
@@ -39,7 +39,7 @@ class Site(NamedTuple):
         centre: X, Y, Z in voxels of the volume, with fractions.
         parity: which of the two volumes of a contrast holds it, 0 or 1.
         is_in_lung: whether the vessel runs inside a lung.
-        blood_hu: mean of the lumen around.
+        blood_hu: mean HU of the lumen around it.
     """
 
     number: int
@@ -51,12 +51,12 @@ class Site(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What one embolus changes, inside a box of the volume.
+    """The change that one embolus makes, inside a box of the volume.
 
     Attributes:
         site: where.
         box: three slices of the volume; the embolus and a rim.
-        hu: (x, y, z) int16, the change at full contrast is `hu`, rounded; at most 0.
+        hu: (x, y, z) int16, the change at full contrast, rounded; at most 0.
         lumen_share: (x, y, z) float32, 0 outside of the lumen.
     """
 
@@ -66,23 +66,23 @@ class Change(NamedTuple):
     lumen_share: np.ndarray
 
     def at(self, contrast: float) -> np.ndarray:
-        """The change at a share of the full contrast, int16."""
+        """Returns the change at a share of the full contrast, int16."""
         return np.rint(self.hu * contrast).astype(np.int16)
 
 
 def find_changes(
     voxels: np.ndarray, spacing_mm: Sequence[float], lumen: Lumen | None, seed: int = 0
 ) -> list[Change]:
-    """Finds places for emboli, sizes mixed, and what each embolus changes.
+    """Finds places for emboli of mixed sizes, and computes what each embolus changes.
 
-    A place is inside the lumen by the embolus' radius and 4 mm from the next embolus. Sites alternate between
-    two volumes, so that every site is seen with and without its embolus among the same noise.
+    At each place the embolus fits into the lumen and is 4 mm from the next one. Sites alternate between two
+    volumes, so that every site is seen with and without its embolus in the same noise.
 
     Args:
         voxels: original (X, Y, Z) int16 in HU, RAS axes.
         spacing_mm: edges of a voxel.
         lumen: its filled vessels; None gives no sites.
-        seed: which of the possible places are taken.
+        seed: selects among the possible places.
 
     Returns:
         the changes in the order of their sites.
@@ -102,7 +102,7 @@ def find_changes(
 
 
 def insert(voxels: np.ndarray, changes: Sequence[Change], contrast: float, parity: int) -> np.ndarray:
-    """A copy of the volume with the emboli of one parity at one contrast."""
+    """Returns a copy of the volume with the emboli of one parity at one contrast."""
     changed = voxels.copy()
     for change in changes:
         if change.site.parity == parity:
@@ -113,7 +113,7 @@ def insert(voxels: np.ndarray, changes: Sequence[Change], contrast: float, parit
 def _places(
     lumen: Lumen, spacing_mm: Sequence[float], generator: np.random.Generator
 ) -> Iterator[tuple[int, tuple[float, float, float]]]:
-    """Size and centre of sites, the size that is furthest behind its quota first."""
+    """Yields size and centre of sites; the size furthest behind its quota comes first."""
     free = {size: _candidates(lumen, size, generator) for size in SIZES_MM}
     n_of = dict.fromkeys(SIZES_MM, 0)
     while choice := [size for size in SIZES_MM if n_of[size] < MAX_SITES[size] and len(free[size])]:
@@ -128,7 +128,7 @@ def _places(
 
 
 def _candidates(lumen: Lumen, size_mm: int, generator: np.random.Generator) -> np.ndarray:
-    """(N, 3) centres where an embolus fits, in random order; those inside the lungs, which are few, first."""
+    """Returns (N, 3) centres where an embolus fits, in random order; the few inside the lungs come first."""
     fits = np.argwhere((lumen.wall >= round(size_mm / 2 / WALL_STEP_MM)) & lumen.is_certain)
     fits = generator.permutation(fits) + np.array(lumen.origin)
     is_in_lung = lumen.lie_in_lung(fits)
@@ -163,7 +163,7 @@ def _make_change(voxels: np.ndarray, spacing_mm: Sequence[float], lumen: Lumen, 
 
 
 def _lumen_share(lumen: Lumen, box: Sequence[slice], spacing_mm: Sequence[float]) -> np.ndarray:
-    """Share of lumen of each voxel of a box: half at the wall, 0 outside; without the noise of the scan."""
+    """Returns the share of lumen in each voxel of a box: half at the wall, 0 outside, free of noise."""
     wide = [int(np.ceil(3 * PSF_MM / edge)) for edge in spacing_mm[:2]] + [0]
     starts = [part.start - n - o for part, n, o in zip(box, wide, lumen.origin, strict=True)]
     stops = [part.stop + n - o for part, n, o in zip(box, wide, lumen.origin, strict=True)]
@@ -182,7 +182,7 @@ def _lumen_share(lumen: Lumen, box: Sequence[slice], spacing_mm: Sequence[float]
 def sphere_occupancy(
     offsets_mm: Sequence[np.ndarray], radius_mm: float, spacing_mm: Sequence[float]
 ) -> np.ndarray:
-    """Share of each voxel's box inside a sphere, then blurred in the axial plane by 0.55 mm.
+    """Returns the share of each voxel that is inside a sphere, blurred by 0.55 mm in the axial plane.
 
     Args:
         offsets_mm: of the voxels' centres from the sphere's centre, along X, Y, Z.

@@ -18,7 +18,7 @@ SLAB_MM = 40.0
 
 
 class FalseEmbolus(NamedTuple):
-    """A dark spot that is new: its darkest voxel (X, Y, Z) and the share of a clot's contrast it has."""
+    """A new dark spot: its darkest voxel (X, Y, Z), and its contrast as a share of a clot's."""
 
     voxel: tuple[int, int, int]
     strength: float
@@ -27,12 +27,12 @@ class FalseEmbolus(NamedTuple):
 def find_false_emboli(
     voxels: np.ndarray, recon: np.ndarray, spacing_mm: Sequence[float], lumen: Lumen
 ) -> list[FalseEmbolus]:
-    """Looks for spots in the lumen that a reconstruction darkened and that are darker than the blood around.
+    """Finds spots in the lumen that a reconstruction darkened and that are darker than the blood around.
 
-    Both have to hold at one scale s: the local mean (Gaussian of s / 4, lumen only) fell by 0.35 of the
-    contrast of a clot against the blood there, and lies as far below the mean of the wider surroundings
-    (Gaussian of s / 1.5). The first alone would count blurred walls, the second alone every valve and
-    papillary muscle. What lies less than 1 mm off the wall is not looked at.
+    At one scale s, two conditions must hold. The local mean (Gaussian of s / 4, lumen only) fell by at least
+    0.35 of a clot's contrast against the blood there. And it is at least as far below the mean of the wider
+    surroundings (Gaussian of s / 1.5). The first alone would count blurred walls, the second alone every
+    valve and papillary muscle. Voxels less than 1 mm from the wall are ignored.
 
     Args:
         voxels: original (X, Y, Z) in HU.
@@ -69,7 +69,7 @@ def find_false_emboli(
 def _strength(
     original: np.ndarray, recon: np.ndarray, core: np.ndarray, spacing_mm: Sequence[float]
 ) -> np.ndarray:
-    """The smaller of new darkening and darkness against the surroundings, at the best scale."""
+    """Returns the smaller of darkening and darkness against the surroundings, at the best scale."""
     weight = core.astype(np.float32)
     strongest = np.zeros(core.shape, np.float32)
     old, new = (volume.astype(np.float32) * weight for volume in (original, recon))

@@ -1,4 +1,4 @@
-"""What observers read at the sites of inserted emboli, in the original and in a reconstruction."""
+"""Measures what observers see at the sites of inserted emboli, in the original and in a reconstruction."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from bundle.metrics.observers import (
 )
 
 MIN_SITES = 12
-"""With fewer sites of a kind an interval says nothing; the cell stays empty."""
+"""With fewer sites an interval would mean nothing, so the cell stays empty."""
 PLACES = {"all": (False, True), "central": (False,), "lung": (True,)}
 FULL_LUMEN = 0.9
 CHANNEL_WIDTH = 1.5
-"""Of a Laguerre-Gauss channel, in diameters of the embolus."""
+"""Width of a Laguerre-Gauss channel, in diameters of the embolus."""
 
 
 class Reading(NamedTuple):
@@ -47,7 +47,7 @@ class Reading(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """One figure of a kind of emboli; NaN with a note where it cannot be told."""
+    """One figure of a kind of emboli; NaN with a note where it cannot be measured."""
 
     metric: str
     value: float
@@ -66,7 +66,7 @@ def read_emboli(
     parity: int,
     spacing_mm: Sequence[float],
 ) -> Iterator[Reading]:
-    """Reads the sites of one inserted volume.
+    """Measures the sites of one inserted volume.
 
     With d the inserted change, `clot_contrast` = <recon_with - recon, d> / <d, d>: 1 where all of it came
     through, 0 where it was wiped out. `clot_loc_mm` is how far d must be moved to fit `recon_with - recon`
@@ -88,7 +88,7 @@ def read_emboli(
         if change.site.parity != parity or not inserted.any():
             continue
         without = [_patch(volume, change) for volume in (original, recon)]
-        # Out of the volume, so that both hold the same neighbours.
+        # Cut from whole volumes, so that both have the same neighbours.
         with_clot = [_patch(volume, change) for volume in (original_with, recon_with)]
         patches = with_clot[0], without[0], with_clot[1], without[1]
         kept = with_clot[1] - without[1]
@@ -101,13 +101,13 @@ def read_emboli(
             float((kept * d).sum() / (d * d).sum()),
             _shift_mm(kept, d, spacing_mm),
             (responses[0], responses[1], responses[2], responses[3]),
-            # No matrix product: equal patches must give equal bits, or ties are broken by chance.
+            # No matrix product, since equal patches must give equal bits; otherwise chance would break ties.
             np.stack([(channels * patch).sum(axis=(1, 2, 3)) for patch in patches]),
         )
 
 
 def clot_figures(readings: Sequence[Reading], size_mm: int, contrast: float, place: str) -> list[Figure]:
-    """The figures of one kind of emboli.
+    """Computes the figures of one kind of emboli.
 
     Args:
         readings: of one volume.
@@ -147,7 +147,7 @@ def clot_figures(readings: Sequence[Reading], size_mm: int, contrast: float, pla
 
 
 def all_clot_figures(readings: Sequence[Reading]) -> Iterator[tuple[str, Figure]]:
-    """Every kind of emboli and its figures; the kind is named as in `clot 4 mm, contrast 1, all`."""
+    """Returns every kind of emboli, named as in `clot 4 mm, contrast 1, all`, and its figures."""
     for size_mm in SIZES_MM:
         for contrast in CONTRASTS:
             for place in PLACES:
@@ -156,7 +156,7 @@ def all_clot_figures(readings: Sequence[Reading]) -> Iterator[tuple[str, Figure]
 
 
 def kind_name(size_mm: int, contrast: float, place: str) -> str:
-    """How a kind of emboli is called in tables."""
+    """Names a kind of emboli as tables do."""
     return f"clot {size_mm} mm, contrast {contrast:g}, {place}"
 
 
@@ -183,7 +183,7 @@ def _template(change: Change, spacing_mm: Sequence[float]) -> np.ndarray:
 
 
 def _channels(change: Change, spacing_mm: Sequence[float]) -> np.ndarray:
-    """(C, x, y, z): Laguerre-Gauss channels in the axial plane, weighted along z as the embolus is."""
+    """Returns (C, x, y, z) Laguerre-Gauss channels in the axial plane, weighted along z like the embolus."""
     x, y, _ = _offsets(change, spacing_mm)
     along_z = change.hu.sum(axis=(0, 1)).astype(np.float64)
     along_z /= along_z.sum()
@@ -193,7 +193,7 @@ def _channels(change: Change, spacing_mm: Sequence[float]) -> np.ndarray:
 
 
 def _shift_mm(kept: np.ndarray, inserted: np.ndarray, spacing_mm: Sequence[float]) -> float:
-    """Length of the shift at which the inserted change fits what was kept best."""
+    """Returns the length of the shift at which the inserted change best fits what was kept."""
     fit = signal.correlate(kept, inserted, mode="full", method="fft")
     centre = np.array(inserted.shape) - 1
     reach = [min(int(SEARCH_MM / edge), n - 1) for edge, n in zip(spacing_mm, inserted.shape, strict=True)]

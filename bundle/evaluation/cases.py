@@ -1,4 +1,4 @@
-"""Lists what to evaluate, volumes of a data set or pairs of files of any tool, and refuses what is unfit."""
+"""Lists what to evaluate (volumes of a data set, or pairs of files of any tool) and refuses what is unfit."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class EvaluationCase:
     """One volume to evaluate.
 
     Attributes:
-        name: unique; of the rows in tables, on one line.
+        name: unique, on one line; names its rows in the tables.
         patient: who it is of; several volumes of one patient count as one.
         original: file, or folder of a DICOM series.
         reconstruction: file; None where a model makes it.
@@ -73,7 +73,7 @@ class RASVolume(NamedTuple):
 
 
 def cases_of_data(dataset_dir: str | Path) -> list[EvaluationCase]:
-    """The volumes of a data set, for a model to reconstruct.
+    """Lists the volumes of a data set, for a model to reconstruct.
 
     Raises:
         DatasetError: if there is no data set; a volume that cannot be read is refused later, alone.
@@ -87,7 +87,7 @@ def cases_of_data(dataset_dir: str | Path) -> list[EvaluationCase]:
 
 
 def cases_of_pairs(table: str | Path) -> list[EvaluationCase]:
-    """The pairs of a CSV table, one per line.
+    """Reads the pairs of a CSV table, one per line.
 
     Lines with the same original and reconstruction are one case, each with another inserted pair.
 
@@ -157,7 +157,7 @@ def read_ras(path: Path) -> RASVolume:
 
 
 def check_original(case: EvaluationCase, original: RASVolume) -> None:
-    """Refuses what no figure is defined for.
+    """Refuses a volume for which no figure is defined.
 
     Raises:
         RefusedVolumeError: if its axial slices are smaller than 7 x 7.
@@ -219,7 +219,7 @@ def _check_unit(case: EvaluationCase, original: np.ndarray, recon: np.ndarray) -
 
 
 def _shift(original: np.ndarray, recon: np.ndarray) -> tuple[int, int, int]:
-    """The step of one voxel by which the reconstruction fits clearly better, or none."""
+    """Returns the shift by one voxel at which the reconstruction fits clearly better, or none."""
     middle = [slice(max(n // 2 - 64, 0), min(n // 2 + 64, n)) for n in original.shape]
     old, new = (volume[tuple(middle)].astype(np.float32).clip(-1000, 1000) for volume in (original, recon))
     if min(old.shape) < 4:
@@ -245,7 +245,7 @@ def _with_unique_names(cases: Sequence[EvaluationCase]) -> list[EvaluationCase]:
 
 
 def _unique(text: str, taken: set[str]) -> str:
-    """`text`, with a number behind it if it is taken; remembers what it gives."""
+    """Returns `text`, with a number appended if it is taken, and remembers it as taken."""
     number, chosen = 2, text
     while chosen in taken:
         chosen, number = f"{text}_{number}", number + 1

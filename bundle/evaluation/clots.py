@@ -1,4 +1,4 @@
-"""Keeps what people are shown of inserted emboli: a box for the viewer, and small pictures of single ones."""
+"""Keeps what people see of inserted emboli: a box for the viewer, and small pictures of single emboli."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_PLACES = 20
 
 
 class ShownClots:
-    """Looks at reconstructions with emboli while they are judged, since none of them is kept.
+    """Takes pictures from reconstructions with emboli while they are judged, since none is kept.
 
     Args:
         original: the volume without emboli.
@@ -37,7 +37,7 @@ class ShownClots:
             self.box = box_slices(original.voxels.shape, centres[near.sum(axis=1).argmax()])
 
     def watch(self, inserted: Inserted) -> Inserted:
-        """Gives what `inserted` gives, and keeps parts of the reconstructions at full contrast."""
+        """Passes on what `inserted` yields, and keeps parts of the reconstructions at full contrast."""
 
         def watched(contrast: float, parity: int) -> np.ndarray | None:
             recon = inserted(contrast, parity)
@@ -53,7 +53,7 @@ class ShownClots:
         return watched
 
     def as_arrays(self, readings: Sequence[Reading]) -> dict[str, np.ndarray]:
-        """The emboli of 4 mm as files keep them, N of them.
+        """Returns the N emboli of 4 mm in the form that files keep.
 
         Returns:
             `clot_site` (N,) and `clot_contrast` (N,): number, and share of the contrast kept;
@@ -81,7 +81,7 @@ class ShownClots:
         }
 
     def view(self, readings: Sequence[Reading]) -> View | None:
-        """The box with most emboli, those that lost most first; None where there is no reconstruction."""
+        """Returns the box with most emboli, most contrast lost first; None without a reconstruction."""
         if self.recon is None or self.box is None:
             return None
         start = np.array([part.start for part in self.box])

@@ -1,4 +1,4 @@
-"""Reconstructs int16 volumes with a checkpoint, tile by tile, and only what an inserted embolus can change.
+"""Reconstructs int16 volumes with a checkpoint, tile by tile; with emboli, only the tiles that they change.
 
 Dimension letters: X Y Z voxels, x y z cells of the code map (x = X / stride, rounded up).
 """
@@ -89,8 +89,8 @@ class TrainedModel:
 
         Args:
             voxels: (X, Y, Z) int16 in HU, RAS axes.
-            alike: a volume that differs in few voxels, already reconstructed: tiles that look the same are
-                taken from it, which changes nothing.
+            alike: a similar volume that is already reconstructed; equal tiles are taken from it, which gives
+                the same result in less time.
         """
         cells = [-(-size // self.stride) for size in voxels.shape]
         indices = np.empty(cells, np.uint16) if alike is None else alike.indices.copy()

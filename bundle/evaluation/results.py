@@ -1,4 +1,4 @@
-"""Keeps what an evaluation finds, and writes tables, summary, report, volumes, pictures and viewer pages."""
+"""Collects what an evaluation finds, and writes tables, summary, report, volumes, pictures, viewer pages."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Results:
         logger.warning("%s is not evaluated: %s", case.name, reason)
 
     def warn(self, message: str) -> None:
-        """Remembers a warning and tells it."""
+        """Logs a warning and keeps it for the report."""
         self.warnings.append(printable(message))
         logger.warning("%s", printable(message))
 
@@ -137,7 +137,7 @@ class Results:
                 _save(self.output_dir / "inserted" / name, inserted, original.affine)
 
     def draw(self, case: EvaluationCase, original: RASVolume, recon: np.ndarray, lumen: Lumen | None) -> None:
-        """Draws a picture through the middle of the filled vessels, where a reader looks for emboli."""
+        """Draws a picture through the middle of the filled vessels, where radiologists look for emboli."""
         centre = None
         if lumen is not None:
             centre = [
@@ -159,7 +159,7 @@ class Results:
         found: Findings,
         clots: View | None,
     ) -> None:
-        """Writes a page for a browser; its boxes get smaller until it is not larger than it may be."""
+        """Writes a page for a browser; its boxes shrink until the page is small enough."""
         places = invented_places(found.false_emboli)
         notice = ""
         if case.name in self.seen:

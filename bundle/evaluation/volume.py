@@ -1,4 +1,4 @@
-"""All figures of one volume and one way to reconstruct it."""
+"""Computes all figures of one reconstruction of one volume."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Inserted = Callable[[float, int], np.ndarray | None]
 
 @dataclass(frozen=True)
 class Judge:
-    """What holds for all volumes of an evaluation.
+    """Settings of all volumes of an evaluation.
 
     Attributes:
         hu_min: lower end of the HU window of the figures.
@@ -54,7 +54,7 @@ class Judge:
 
 @dataclass
 class Findings:
-    """What was found about one reconstruction of one volume.
+    """All that was measured on one reconstruction of one volume.
 
     Attributes:
         figures: region, metric, value, low, high, n, note.
@@ -71,7 +71,7 @@ class Findings:
     slice_rmse_hu: np.ndarray = field(default_factory=lambda: np.empty(0))
 
     def add(self, region: str, metric: str, value: float, note: str = "", n: int = 1) -> None:
-        """Adds one figure without an interval; a value that cannot be told needs a note."""
+        """Adds one figure without an interval; a value that cannot be measured needs a note."""
         note = note if math.isnan(value) else ""
         self.figures.append((region, metric, value, math.nan, math.nan, n, note))
 
@@ -144,7 +144,7 @@ def _add_similarity(found: Findings, original: RASVolume, recon: np.ndarray, set
 
 
 def _scaled_slices(volume: torch.Tensor, window: tuple[float, float]) -> torch.Tensor:
-    """At most 16 axial slices, evenly spread, (1, X, Y, n) in [-1, 1]."""
+    """Returns at most 16 axial slices, evenly spread, (1, X, Y, n) in [-1, 1]."""
     n = min(LPIPS_SLICES, volume.shape[2])
     slices = volume[..., torch.linspace(0, volume.shape[2] - 1, n).round().long()].float().clamp(*window)
     return slices.sub_(sum(window) / 2).div_((window[1] - window[0]) / 2)[None]
@@ -218,7 +218,7 @@ def _add_emboli(
 
 
 def rows_of(found: Findings, volume: str, patient: str, method: str) -> Iterator[Row]:
-    """The figures as rows of `metrics.csv`."""
+    """Returns the figures as rows of `metrics.csv`."""
     for region, metric, value, low, high, n, note in found.figures:
         yield Row(volume, patient, method, region, metric, value, low, high, n, note)
 

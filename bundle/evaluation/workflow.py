@@ -55,7 +55,7 @@ class EvaluationError(ValueError):
 
 
 class Evaluation:
-    """What `configs/evaluate.yaml` runs.
+    """The evaluation that `configs/evaluate.yaml` runs.
 
     Args:
         output_dir: folder of all results.
@@ -67,7 +67,7 @@ class Evaluation:
             null if it did not tile.
         hu_min: lower end of the window of all figures; null is the checkpoint's, of pairs -1000.
         hu_max: upper end; null is the checkpoint's, of pairs 1000.
-        seed: which of the possible places get emboli.
+        seed: selects which of the possible places get emboli.
         perceptual_network: LPIPS backbone.
         perceptual_weights_path: its file; null looks into torch's cache and never downloads.
         codecs: names of `bundle.inferers.codecs.CODECS`, judged in the same way.
@@ -141,10 +141,10 @@ class Evaluation:
         return counts
 
     def exit_if_refused(self) -> None:
-        """Tells by the exit code whether a volume was refused.
+        """Ends the process with exit code 3 if a volume was refused.
 
         Raises:
-            SystemExit: 3, if there was one.
+            SystemExit: 3.
         """
         if self.results.refused:
             sys.exit(EXIT_REFUSED)
@@ -211,7 +211,7 @@ class Evaluation:
         return reconstruct
 
     def _from_files(self, case: EvaluationCase, original: RASVolume, changes: Sequence[Change]) -> Inserted:
-        """Finds out by the voxels which emboli an inserted original holds."""
+        """Finds, by its voxels, which emboli an inserted original holds."""
         files: dict[tuple[float, int], Path] = {}
         for inserted_original, inserted_recon in case.inserted:
             voxels = read_ras(inserted_original).voxels
@@ -237,7 +237,7 @@ class Evaluation:
     def _judge_codec(
         self, codec: str, case: EvaluationCase, original: RASVolume, chest: Chest, changes: Sequence[Change]
     ) -> None:
-        """Judges what a codec makes of a volume; one that fails is told in its row, and the rest goes on."""
+        """Judges a codec on a volume; if the codec fails, its row says so and the evaluation goes on."""
         window = self.settings.hu_min, self.settings.hu_max
         try:
             plain_result = compress(codec, original.voxels, *window, self.codec_bits)
@@ -277,7 +277,7 @@ class Evaluation:
             self.results.add_figure(case, self.method, WHOLE, metric, value)
 
     def _file_bytes(self, case: EvaluationCase, original: RASVolume, coded: Coded) -> int:
-        """Size of the file of codes that configs/encode.yaml would write."""
+        """Returns the size of the file of codes that configs/encode.yaml would write."""
         assert self.model is not None
         affine = original.affine.tolist()
         header, header_class = header_as_text(
@@ -313,7 +313,7 @@ class Evaluation:
 def _perceptual(
     network: str, weights_path: str | Path | None, device: torch.device | str
 ) -> tuple[SlicePerceptualLoss | None, str]:
-    """LPIPS if its backbone is there; an evaluation downloads nothing."""
+    """Returns LPIPS if its backbone is there; an evaluation downloads nothing."""
     if weights_path is None and cached_backbone(network) is None:
         return None, f"no weights of the {network} backbone; give --perceptual_weights_path FILE"
     return SlicePerceptualLoss(network, weights_path).to(device), ""

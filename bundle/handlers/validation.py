@@ -112,7 +112,7 @@ def _of_all_ranks(volumes: list[dict[str, float]], count: int) -> list[dict[str,
 
 
 def _exchange(volumes: list[dict[str, float]]) -> list[list[dict[str, float]]]:
-    """What each rank has found; every rank comes here once per validation, with nothing if it was stopped.
+    """Gathers what each rank has found; every rank calls it once per validation, even if stopped.
 
     Shares take unequal time, which may be more than an exchange waits.
     """

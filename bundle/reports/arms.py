@@ -1,4 +1,4 @@
-"""Reads what evaluations of several arms left, and finds what all of them hold.
+"""Reads the evaluations of several arms, and finds the volumes and emboli that all of them hold.
 
 An arm is a way to train, with one folder of configs/evaluate.yaml per training seed.
 """
@@ -39,7 +39,7 @@ class Evaluated(NamedTuple):
 
     @property
     def judged(self) -> list[Row]:
-        """The rows without those of codecs."""
+        """Returns the rows of the model, without those of codecs."""
         return [row for row in self.rows if row.method in (MODEL, PAIRS)]
 
 

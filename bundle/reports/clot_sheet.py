@@ -1,4 +1,4 @@
-"""Draws inserted emboli beside what reconstructions made of them, magnified."""
+"""Draws inserted emboli, magnified, beside their reconstructions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OUTSIDE_HU = -1000
 
 
 def axial_patch(volume: np.ndarray, centre: Sequence[float], outside_hu: int = OUTSIDE_HU) -> np.ndarray:
-    """The 48 x 48 voxels of the axial slice around a place, int16; padded where the volume ends.
+    """Cuts the 48 x 48 voxels of the axial slice around a place, int16, padded where the volume ends.
 
     Args:
         volume: (X, Y, Z) in HU.
@@ -35,7 +35,7 @@ def axial_patch(volume: np.ndarray, centre: Sequence[float], outside_hu: int = O
 
 
 def clot_sheet(columns: Sequence[str], original: np.ndarray, recons: Mapping[str, np.ndarray]) -> bytes:
-    """A sheet as PNG: the original's row, then reconstruction and difference of each arm.
+    """Draws a sheet as PNG: the original's row, then reconstruction and difference of each arm.
 
     Args:
         columns: a title over each embolus.
@@ -61,5 +61,5 @@ def clot_sheet(columns: Sequence[str], original: np.ndarray, recons: Mapping[str
 
 
 def _as_picture(patch: np.ndarray) -> np.ndarray:
-    """The patient's right on the left, the front up."""
+    """Turns a patch as radiologists see it: the patient's right on the left, the front up."""
     return np.ascontiguousarray(patch.T[::-1, ::-1], np.float32)

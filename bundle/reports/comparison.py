@@ -1,4 +1,4 @@
-"""Whether one way of training is better than another, by a rule that was fixed before anybody looked."""
+"""Decides whether one way of training is better than another, by a rule that was fixed beforehand."""
 
 from __future__ import annotations
 
@@ -150,9 +150,9 @@ def compare(reference: Sequence[Sequence[Row]], other: Sequence[Sequence[Row]]) 
 
 
 def sign_flip_p(differences: np.ndarray) -> float:
-    """Two-sided p of a mean of 0: how many ways to flip the signs give a mean at least as far from 0.
+    """Returns the two-sided p of a mean of 0: the share of sign flips whose mean is at least as far from 0.
 
-    Exact up to 14 differences, of 20,000 random flips above.
+    It is exact up to 14 differences, and taken from 20,000 random flips above.
 
     Args:
         differences: (N,).
@@ -170,7 +170,7 @@ def sign_flip_p(differences: np.ndarray) -> float:
 def _differences(
     primary: Primary, reference: Sequence[Sequence[Row]], other: Sequence[Sequence[Row]]
 ) -> tuple[np.ndarray, tuple[float, float]]:
-    """(S, P): by how much the other is better, by seed and patient; and both arms' mean values."""
+    """Returns (S, P): how much better the other is, by seed and patient; and both arms' mean values."""
     arms = [[_values(primary, rows) for rows in arm] for arm in (reference, other)]
     known = [set(of_patient) for arm in arms for of_patient in arm]
     patients = sorted(set.intersection(*known)) if known else []
@@ -186,7 +186,7 @@ def _differences(
 
 
 def _values(primary: Primary, rows: Sequence[Row]) -> dict[str, float]:
-    """Value of each patient: mean over its volumes and the primary's figures."""
+    """Returns the value of each patient: the mean over its volumes and the primary's figures."""
     found: dict[str, list[float]] = {}
     for row in rows:
         if (row.region, row.metric) in primary.keys and not math.isnan(row.value):
@@ -273,7 +273,7 @@ class Change(NamedTuple):
 
 
 def describe_changes(reference: Sequence[Sequence[Row]], other: Sequence[Sequence[Row]]) -> list[Change]:
-    """Every figure that both arms have, in the order of the tables.
+    """Lists every figure that both arms have, in the order of the tables.
 
     Args:
         reference: rows of `metrics.csv`, one list per training seed.
@@ -291,7 +291,7 @@ def describe_changes(reference: Sequence[Sequence[Row]], other: Sequence[Sequenc
 
 
 def arms_differ(about: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Which setting makes evaluations incomparable, as a sentence; None if none does.
+    """Says which setting makes evaluations incomparable; None if none does.
 
     Args:
         about: `about` of each summary by the name of its folder.

@@ -1,4 +1,4 @@
-"""Parts of pages that open anywhere: no scripts, nothing loaded, every text escaped."""
+"""Makes parts of pages that open anywhere: no scripts, nothing loaded, every text escaped."""
 
 from __future__ import annotations
 
@@ -59,19 +59,19 @@ class Cell(NamedTuple):
 
 
 def number(text: str, kind: str = "") -> Cell:
-    """A cell whose text is a number and stands to the right."""
+    """Makes a cell with a number, aligned to the right."""
     return Cell(text, kind=f"number {kind}".strip())
 
 
 def html_table(head: Sequence[str | Cell], lines: Iterable[Sequence[Any]]) -> str:
-    """A table whose cells are escaped; what is no `Cell` becomes one, numbers to the right."""
+    """Makes a table of escaped cells; other values become a `Cell`, numbers aligned to the right."""
     cells = "".join(_cell(name, "th") for name in head)
     body = "".join(f"<tr>{''.join(_cell(value, 'td') for value in line)}</tr>" for line in lines)
     return f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def html_picture(png: bytes, caption: str) -> str:
-    """A picture inside the page."""
+    """Embeds a picture in the page."""
     data = base64.b64encode(png).decode()
     return (
         f'<figure><img src="data:image/png;base64,{data}" alt="{escape(caption)}">'
@@ -80,12 +80,12 @@ def html_picture(png: bytes, caption: str) -> str:
 
 
 def paragraph(text: str, kind: str = "") -> str:
-    """A paragraph of escaped text."""
+    """Makes a paragraph of escaped text."""
     return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
 
 
 def bullets(title: str, lines: Sequence[str]) -> str:
-    """A heading with a number and a list below it; nothing for no line."""
+    """Makes a heading with a count and a list below it; empty if there are no lines."""
     if not lines:
         return ""
     listed = "".join(f"<li>{escape(line)}</li>" for line in lines)
@@ -93,7 +93,7 @@ def bullets(title: str, lines: Sequence[str]) -> str:
 
 
 def png_of(figure: Figure) -> bytes:
-    """A matplotlib figure as PNG."""
+    """Turns a matplotlib figure into PNG."""
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)

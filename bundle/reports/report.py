@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML file that opens anywhere, without network and without scripts."""
+"""Writes the report of an evaluation: one HTML file that opens anywhere, without network or scripts."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def _clot_lines(figures: Mapping[str, Any]) -> Iterator[tuple]:
 
 
 def _clot_sheets(every: Kept) -> Iterator[str]:
-    """The weakest, a typical and the best embolus of a volume, magnified."""
+    """Shows the weakest, a typical and the best embolus of a volume, magnified."""
     with_emboli = [(name, kept) for name, kept in every.items() if len(kept.get("clot_contrast", ()))]
     for name, kept in with_emboli[:MAX_CLOT_SHEETS]:
         order = np.argsort(kept["clot_contrast"])
@@ -294,7 +294,7 @@ def _pictures(pictures: Mapping[str, Path]) -> Iterator[str]:
 
 
 def noise_figure(curves: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Figure:
-    """Noise power spectra, original drawn through, reconstruction dashed; one colour per volume."""
+    """Draws noise power spectra, originals solid, reconstructions dashed, one colour per volume."""
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for n, (name, kept) in enumerate(curves):

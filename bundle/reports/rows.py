@@ -1,4 +1,4 @@
-"""One figure of an evaluation, and the words by which methods and regions are called in tables."""
+"""Defines a row of an evaluation's tables, and how methods and regions are named there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REGIONS = {
 
 
 class Row(NamedTuple):
-    """One figure: `value` is NaN where it could not be told, and `note` says why."""
+    """One figure; `value` is NaN where it could not be measured, and `note` says why."""
 
     volume: str
     patient: str

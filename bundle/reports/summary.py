@@ -1,4 +1,4 @@
-"""What all volumes together say: means with intervals over patients, and whether each bar is passed."""
+"""Summarises all volumes: means with intervals over patients, and which limits are passed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Mean(NamedTuple):
 
 
 def means(rows: Iterable[Row]) -> dict[tuple[str, str, str], Mean]:
-    """Every figure over patients, by method, region and metric; a patient's volumes are averaged first."""
+    """Averages each figure over patients, by method, region and metric, after a patient's volumes."""
     values: dict[tuple[str, str, str], dict[str, list[float]]] = {}
     for row in rows:
         by_patient = values.setdefault((row.method, row.region, row.metric), {})
@@ -78,7 +78,7 @@ def _mean(by_patient: dict[str, list[float]]) -> Mean:
 
 
 def judge_bars(rows: Sequence[Row], method: str) -> list[dict[str, Any]]:
-    """Every bar with the value, and `passed`: true, false, or null where the figure could not be told."""
+    """Returns every limit with its value, and `passed`: true, false, or null if it was not measured."""
     told = []
     for bar in BARS:
         values = [
@@ -115,7 +115,7 @@ def judge_bars(rows: Sequence[Row], method: str) -> list[dict[str, Any]]:
 def summary_of(
     rows: Sequence[Row], refused: Sequence[dict[str, str]], warnings: Sequence[str], about: dict[str, Any]
 ) -> dict[str, Any]:
-    """The content of `summary.json`."""
+    """Returns the content of `summary.json`."""
     methods = list(dict.fromkeys(row.method for row in rows))
     figures: dict[str, dict[str, dict[str, Any]]] = {method: {} for method in methods}
     counted: dict[tuple[str, str, str], int] = {}
@@ -144,7 +144,7 @@ def summary_of(
 
 
 def plain(value: float | int) -> float | int | str | None:
-    """A number as JSON has it: null for NaN, and infinity, as PSNR of equal volumes, as the word `inf`."""
+    """Turns a number into JSON: NaN becomes null, infinity (PSNR of equal volumes) the word `inf`."""
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value

@@ -1,4 +1,4 @@
-"""The tables of an evaluation as CSV files, written and read."""
+"""Writes and reads the tables of an evaluation as CSV files."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def read_false_emboli(path: Path) -> list[FalseEmbolusLine]:
 
 
 def embolus_line(volume: str, patient: str, method: str, reading: Reading, at_mm: Sequence[float]) -> tuple:
-    """A line of `emboli.csv`.
+    """Makes a line of `emboli.csv`.
 
     Args:
         volume: name.

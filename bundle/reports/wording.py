@@ -1,4 +1,4 @@
-"""Says in plain English what each figure is called, in which unit, what value is good, and what it means."""
+"""Says in plain English how each figure is called, its unit, which value is good, and what it means."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 
 class Word(NamedTuple):
-    """How people are told of one figure.
+    """How one figure is presented to people.
 
     Attributes:
         label: its name.
@@ -84,9 +84,9 @@ WORDS = {
     "code_usage": Word("Codes in use", ".1%", "", "", "Share of the codebook that a volume uses."),
     "code_perplexity": Word(
         "Codes in use, by frequency", ".0f", "codes", "",
-        "Perplexity: so many codes, equally frequent, would carry the same information.",
+        "Perplexity: this many equally frequent codes would carry the same information.",
     ),
-    "bits_per_voxel": Word("Size when stored", ".3f", "bit per voxel", "", "Of the compressed file."),
+    "bits_per_voxel": Word("Size when stored", ".3f", "bit per voxel", "", "Size of the compressed file."),
     "bits_per_voxel_nominal": Word(
         "Size without compression", ".3f", "bit per voxel", "", "Bits of a code over its voxels."
     ),
@@ -117,12 +117,12 @@ WORDS = {
 
 
 def word_for(metric: str) -> Word:
-    """How people are told of a figure; one without words is called by its name."""
+    """Returns how a figure is presented to people; one without an entry is called by its name."""
     return WORDS.get(metric, Word(metric.replace("_", " "), ".4g", "", "", ""))
 
 
 def spoken(metric: str, value: Any, low: Any = None, high: Any = None, with_unit: bool = True) -> str:
-    """A figure for people, with its interval if there is one.
+    """Formats a figure for people, with its interval if there is one.
 
     Args:
         metric: its name.

@@ -162,7 +162,7 @@ def path_for_monai(path: str) -> str:
 
 
 def plain_path_for_monai(path: str) -> str:
-    """The same for a program that hands a path to MONAI: never an expression, whatever it begins with."""
+    """Does the same for a program that hands a path to MONAI: it is never an expression."""
     if not path.startswith("$") and not any(sign in path for sign in "#@%"):
         return path
     return "$" + repr(path).replace("#", r"\x23").replace("@", r"\x40").replace("%", r"\x25")

@@ -39,7 +39,7 @@ def open_regular(path: PathLike, buffering: int = -1) -> BinaryIO:
 def open_regular_text(
     path: PathLike, encoding: str = "utf-8", newline: str | None = None
 ) -> io.TextIOWrapper:
-    """The same for reading text.
+    """Does the same for reading text.
 
     Args:
         path: the file.

@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 
 
 class PageError(ValueError):
-    """A page that cannot be made; the message names it and says what to do."""
+    """A page that cannot be written; the message names it and says what to do."""
 
 
 def write_page(
@@ -48,7 +48,7 @@ def write_page(
 
 
 def page_text(title: str, views: Sequence[View], hu_min: float, hu_max: float, notice: str = "") -> str:
-    """A page that holds its volumes.
+    """Returns a page that holds its volumes.
 
     Args:
         title: what the volume is called.
@@ -69,7 +69,7 @@ def page_text(title: str, views: Sequence[View], hu_min: float, hu_max: float, n
 
 
 def as_json(places: Sequence[Place]) -> list[dict[str, Any]]:
-    """Places as the page's script reads them."""
+    """Returns places in the form that the page's script reads."""
     return [{"name": place.name, "voxel": list(place.voxel)} for place in places]
 
 
@@ -81,7 +81,7 @@ def render_page(
     notice: str = "",
     blocks: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """The page as text.
+    """Returns the page as text.
 
     Args:
         title: of the page.
@@ -118,10 +118,10 @@ def render_page(
 
 
 def render_index(lines: Sequence[tuple[str, Sequence[str | None]]]) -> str:
-    """A list of volumes as a page.
+    """Returns a page that lists volumes.
 
     Args:
-        lines: name of a volume, and the addresses of its pages; None where there is no reconstruction.
+        lines: name of each volume and the addresses of its pages; None if it has no reconstruction.
     """
     rows = []
     for name, links in lines:

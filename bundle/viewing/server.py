@@ -1,7 +1,7 @@
-"""Serves a fixed list of pages and files to browsers of this machine, and nothing else.
+"""Serves a fixed list of pages and files to browsers on this machine, and nothing else.
 
 An address is looked up in a dictionary and never becomes a path. Requests that name another host are refused,
-so that no page of another site can reach the server under a name of its own.
+so that no other site can reach the server through a host name of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TIMEOUT_S = 60
 
 
 class Content(NamedTuple):
-    """What an address gives: its type, and a function that makes it when it is asked for."""
+    """The content of an address: its type, and a function that makes it on request."""
 
     kind: str
     make: Callable[[], bytes]
@@ -31,8 +31,8 @@ class ViewerServer(ThreadingHTTPServer):
     """Answers on 127.0.0.1 until `shutdown`.
 
     Args:
-        contents: by address, as in `/key/0/`; no other address is answered.
-        port: 0 takes any that is free.
+        contents: by address, such as `/key/0/`; no other address is answered.
+        port: 0 takes any free port.
     """
 
     daemon_threads = True
@@ -43,12 +43,12 @@ class ViewerServer(ThreadingHTTPServer):
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """What the header `Host` of a request may hold."""
+        """Returns what the header `Host` of a request may hold."""
         return tuple(f"{name}:{self.server_port}" for name in (LOOPBACK, "localhost"))
 
     @property
     def address(self) -> str:
-        """Where a browser finds this server, without a path."""
+        """Returns the address of this server, without a path."""
         return f"http://{self.hosts[0]}"
 
 
@@ -90,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self.wfile.write(body)
         except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True  # the reader has left
+            self.close_connection = True  # the browser has closed the connection
 
     def log_message(self, *_: object) -> None:
-        """Keeps requests, which a stranger may have written, away from the terminal."""
+        """Logs nothing: requests may come from strangers and do not belong on the terminal."""

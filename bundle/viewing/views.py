@@ -1,4 +1,4 @@
-"""Chooses what of a volume a browser shows: an overview, and boxes at full resolution.
+"""Chooses which parts of a volume a browser shows: an overview, and boxes at full resolution.
 
 Axis letters: X, Y, Z of a volume in RAS axes.
 """
@@ -16,25 +16,25 @@ BOX_SIDE = 128
 BLOCK = 16
 MAX_PLACES = 5
 FAR_APART = 2
-"""Two places of large error lie so many blocks apart, or they would be the same one."""
+"""Two places of large error are at least this many blocks apart."""
 
 
 class Place(NamedTuple):
-    """Something to look at: what it is, and its voxel (X, Y, Z)."""
+    """A place to look at: its name, and its voxel (X, Y, Z)."""
 
     name: str
     voxel: tuple[int, int, int]
 
 
 class View(NamedTuple):
-    """A volume, or a part of one, beside its reconstruction.
+    """A volume or a part of one, and its reconstruction.
 
     Attributes:
         name: what is shown, in words.
         original: (X, Y, Z) int16 in HU.
         recon: of the same shape.
         affine: (4, 4), voxels to RAS millimetres.
-        places: to look at; their voxels are those of this view.
+        places: to look at, in voxels of this view.
     """
 
     name: str
@@ -52,7 +52,7 @@ def views_of(
     places: Sequence[Place] = (),
     side: int = BOX_SIDE,
 ) -> list[View]:
-    """An overview, a box around the first place, if there is one, and a box around the largest error.
+    """Returns an overview, a box around the first place if there is one, and a box around the largest error.
 
     Args:
         original: (X, Y, Z) int16 in HU.
@@ -72,19 +72,19 @@ def views_of(
 
 
 class Spot(Protocol):
-    """An invented embolus: its darkest voxel (X, Y, Z) and the share of a clot's contrast it has."""
+    """An invented embolus: its darkest voxel (X, Y, Z), and its contrast as a share of a clot's."""
 
     @property
     def voxel(self) -> tuple[int, int, int]:
-        """Where."""
+        """Returns (X, Y, Z)."""
 
     @property
     def strength(self) -> float:
-        """How dark."""
+        """Returns the contrast as a share of a clot's."""
 
 
 def invented_places(spots: Sequence[Spot], n: int = MAX_PLACES) -> list[Place]:
-    """The strongest invented emboli as places."""
+    """Returns the strongest invented emboli as places."""
     strongest = sorted(spots, key=lambda spot: -spot.strength)[:n]
     return [
         Place(f"invented embolus {number}: {spot.strength:.0%} of a clot's contrast", spot.voxel)
@@ -99,7 +99,7 @@ def overview(
     places: Sequence[Place] = (),
     max_voxels: int = OVERVIEW_VOXELS,
 ) -> View:
-    """The whole volume, reduced by averaging until a page can hold it.
+    """Returns the whole volume, reduced by averaging until a page can hold it.
 
     The axis with the finest voxels is reduced first. Averages hide noise, and the view's name says so.
 
@@ -132,14 +132,14 @@ def box_around(
     places: Sequence[Place] = (),
     side: int = BOX_SIDE,
 ) -> View:
-    """A box of the volume at full resolution.
+    """Returns a box of the volume at full resolution.
 
     Args:
         name: what the box shows.
         original: (X, Y, Z) int16 in HU.
         recon: of the same shape.
         affine: (4, 4), voxels to RAS millimetres.
-        centre: voxel in the middle, if the border of the volume is far enough.
+        centre: voxel in the middle of the box, unless the border of the volume is too near.
         places: of the volume; those outside the box are left out.
         side: of the box in voxels.
     """
@@ -158,7 +158,7 @@ def box_around(
 def box_slices(
     shape: Sequence[int], centre: Sequence[float], side: int = BOX_SIDE
 ) -> tuple[slice, slice, slice]:
-    """Where a box of at most `side` voxels per axis lies; it is moved inside the volume, not cut."""
+    """Returns the slices of a box of at most `side` voxels per axis; it is moved into the volume, not cut."""
     parts = []
     for length, at in zip(shape, centre, strict=True):
         size = min(side, length)
@@ -170,14 +170,14 @@ def box_slices(
 def largest_errors(
     original: np.ndarray, recon: np.ndarray, hu_min: float, hu_max: float, n: int = MAX_PLACES
 ) -> list[Place]:
-    """The blocks of 16 voxels per axis with the largest root mean squared error, the worst first.
+    """Returns the blocks of 16 voxels per axis with the largest root mean squared error, the worst first.
 
     Args:
         original: (X, Y, Z) int16 in HU.
         recon: of the same shape.
         hu_min: both volumes are clipped to the window, as for the figures.
         hu_max: its upper end.
-        n: at most so many, each at least two blocks from the others.
+        n: largest number of blocks, each at least two blocks from the others.
     """
     squares = _block_errors(original, recon, hu_min, hu_max)
     places: list[Place] = []
@@ -195,7 +195,7 @@ def largest_errors(
 
 
 def nifti_bytes(voxels: np.ndarray, affine: np.ndarray) -> bytes:
-    """A volume as an uncompressed NIfTI-1 file: 352 bytes of header, then int16 in Fortran's order."""
+    """Returns a volume as an uncompressed NIfTI-1 file: 352 bytes of header, then int16 in Fortran order."""
     image = nib.Nifti1Image(np.asarray(voxels, np.int16), affine)
     image.header.set_data_dtype("<i2")
     image.header.set_xyzt_units("mm")
@@ -204,7 +204,7 @@ def nifti_bytes(voxels: np.ndarray, affine: np.ndarray) -> bytes:
 
 
 def _steps(shape: Sequence[int], spacing_mm: Sequence[float], max_voxels: int) -> list[int]:
-    """By how many voxels each axis is reduced, so that the rest is nearly isotropic."""
+    """Returns by how many voxels each axis is reduced, so that the result is nearly isotropic."""
     steps = [1, 1, 1]
     while np.prod([-(-size // step) for size, step in zip(shape, steps, strict=True)]) > max_voxels:
         coarse = [
@@ -216,7 +216,7 @@ def _steps(shape: Sequence[int], spacing_mm: Sequence[float], max_voxels: int) -
 
 
 def _averaged(volume: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Means of blocks, in slabs along z; a rest at the far border is left out."""
+    """Averages blocks, in slabs along z; a remainder at the far border is left out."""
     x, y, z = (size // step for size, step in zip(volume.shape, steps, strict=True))
     small = np.empty((x, y, z), np.int16)
     for n in range(z):

@@ -205,7 +205,7 @@ class PatchStore:
         return numbered.get(name, self.cache_dir / name)
 
     def _present(self, path: Path) -> Path:
-        """Where a file is now: another process may have numbered it."""
+        """Returns where a file is now, since another process may have numbered it."""
         return path if path.exists() else self._numbered().get(path.name, path)
 
     def _stored(self, path: Path, case: Mapping[str, Any]) -> StoredVolume:
