@@ -1,1 +1,1 @@
-"""What a person runs: `python -m scripts.NAME --help` explains each."""
+"""Commands that a person runs: `python -m scripts.NAME --help` explains each."""

@@ -1,4 +1,4 @@
-"""What is told about a reconstructed volume: figures in a file and a table, a picture, and videos."""
+"""Reports on a reconstructed volume: figures in a file and a table, a picture, and videos."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class CaseFigures(NamedTuple):
 
 
 class RASVolume(NamedTuple):
-    """Voxels in the axes closest to right, front and head, flipped and permuted only.
+    """A volume in the axes closest to right, front and head; only flipped and permuted.
 
     Attributes:
         voxels: (X, Y, Z) in HU.
@@ -73,8 +73,8 @@ def report_case(
 ) -> CaseFigures:
     """Compares a volume with its reconstructions; writes figures, pictures and videos.
 
-    Beside the first reconstruction `<name>_recon.nii.gz` come `<name>_figures.json`, `<name>_picture.png` and
-    `<name>_<axis>.mp4`, beside the second its own picture. Two reconstructions also give
+    `<name>_figures.json`, `<name>_picture.png` and `<name>_<axis>.mp4` are written beside the first
+    reconstruction `<name>_recon.nii.gz`, and a picture beside the second. Two reconstructions also give
     `<name>_comparison.png`: original, first and second at one scale.
 
     Args:
@@ -82,7 +82,7 @@ def report_case(
         recon_paths: one or two reconstructed NIfTI volumes by the label of their checkpoint.
         axes: names of `bundle.drawing.planes.PLANES` to make videos of.
         fps: slices per second.
-        display: windows and scales; its HU window is also the one of the figures.
+        display: windows and scales; its HU window is also that of the figures.
 
     Returns:
         Name and figures.
@@ -121,7 +121,7 @@ def report_case(
 
 
 def figures_table(cases: Sequence[CaseFigures], hu_min: float, hu_max: float) -> str:
-    """Returns the figures of all cases and their mean as text; of two checkpoints as first / second.
+    """Returns the figures of all cases and their mean as text; two checkpoints as first / second.
 
     Args:
         cases: from `report_case`, at least one, all with the same checkpoints.
@@ -160,7 +160,7 @@ def _record(
     hu_min: float,
     hu_max: float,
 ) -> dict[str, Any]:
-    """The content of the figures file: names that say nothing of this machine, finite numbers only."""
+    """Returns the content of the figures file: names without paths of this machine, finite numbers only."""
     folder = next(iter(recon_paths.values())).parent
     return {
         "image": image_path.name,
@@ -192,5 +192,5 @@ def _cell(figures: Iterable[Figures], column: str) -> str:
 
 
 def _shortened(label: str) -> str:
-    """Text that fits over a panel; the end of a path says most."""
+    """Shortens text to fit over a panel; the end of a path says most, so it stays."""
     return label if len(label) <= LONGEST_TITLE else "\N{HORIZONTAL ELLIPSIS}" + label[1 - LONGEST_TITLE :]

@@ -1,10 +1,10 @@
-"""Says by rule whether one way of training is better than another, from folders of configs/evaluate.yaml.
+"""Decides whether one way of training is better than another, from folders of configs/evaluate.yaml.
 
     python -m scripts.compare --base DIR... --other DIR... [--control DIR...] --output_dir OUT
 
-Each option takes one folder per training seed, in the same order. `--control` is the base trained on for as
-long without discriminators; `--other` is compared with it, or with `--base` where there is none. Writes
-compare.json and compare.html; see docs/evaluation.md for the rule.
+Each option takes one folder per training seed, in the same order. `--control` is the base after as many
+further iterations without discriminators; `--other` is compared with it, or with `--base` if there is none.
+Writes compare.json and compare.html; see docs/evaluation.md for the rule.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def _other_figures(read: Arms, reference: str) -> str:
 
 
 def _lost_emboli(read: Arms, reference: str) -> Iterator[str]:
-    """Magnified emboli in all arms: those that the other arm loses, a typical one, and the best."""
+    """Shows magnified emboli in all arms: those that the other arm loses, a typical one, and the best."""
     clots = sorted(shared_clots(read), key=lambda one: one.contrast["other"])
     if not clots:
         return
@@ -227,7 +227,7 @@ def _lost_emboli(read: Arms, reference: str) -> Iterator[str]:
 
 
 def _chosen_slices(read: Arms) -> Iterator[Shown]:
-    """Worst and median slice of the other arm, and one fixed by a seed."""
+    """Chooses the worst and the median slice of the other arm, and one fixed by a seed."""
     first = read["other"][0]
     errors = []
     for name in shared_volumes(read):

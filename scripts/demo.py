@@ -1,11 +1,11 @@
-"""The main job on real CT in five minutes: train on the embedded crop, reconstruct, look.
+"""Shows the main job on real CT in five minutes: trains on the embedded crop, reconstructs, and compares.
 
     python -m scripts.demo [--output_dir outputs/demo]
 
-Trains `configs/train.yaml` + `train_with_discriminator.yaml` + `smoke.yaml` on one part of a CT of
-LIDC-IDRI-0001 and reconstructs the other part through `python -m monai.bundle run`: with what it has just
-trained, and with the model that ships, which has seen nothing of this patient. It leaves figures, a picture
-and videos of both. Every step is a command that a user would type; it is printed before it runs.
+It trains `configs/train.yaml` + `train_with_discriminator.yaml` + `smoke.yaml` on one part of a CT of
+LIDC-IDRI-0001. Then it reconstructs the other part through `python -m monai.bundle run`, with the checkpoint
+just trained and with the model that ships, which has never seen this patient. It leaves figures, a picture
+and videos of both. Every step is a command that a user could type; it is printed before it runs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BUNDLE_ROOT = Path(__file__).resolve().parent.parent
 DATA = Path("tests/data")
 VALIDATION = DATA / "lidc_idri_0001_validation.nii.gz"
 SHORT, SHIPPED = "five_minutes_of_training", "shipped_model"
-"""Folders of the two reconstructions; pictures and figures call them so."""
+"""Folders of the two reconstructions, and their names in pictures and figures."""
 
 
 class DemoError(RuntimeError):
@@ -86,14 +86,14 @@ def run_bundle(config_file: str, **overrides: object) -> None:
     for name, value in overrides.items():
         command += [f"--{name}", str(value)]
     tell(f"\n$ {shlex.join(['python', *command[1:]])}", flush=True)
-    # MONAI warns at every start that configs are code; here they are this project's own
+    # MONAI warns at every start that configs are code; these are this project's own
     result = subprocess.run([command[0], "-W", "ignore::UserWarning", *command[1:]], cwd=BUNDLE_ROOT)
     if result.returncode:
         raise DemoError(f"{config_file}: the run failed with exit code {result.returncode}; see above")
 
 
 def report(folders: Sequence[str], output_dir: Path) -> Path:
-    """Tells figures, leaves pictures and a video per plane; returns the path of the picture."""
+    """Prints figures, writes pictures and a video per plane; returns the path of the picture."""
     name = output_name(BUNDLE_ROOT / VALIDATION, BUNDLE_ROOT / DATA)
     recons = {folder.replace("_", " "): output_dir / folder / name for folder in folders}
     hu_min, hu_max = -1000.0, 1000.0

@@ -1,14 +1,14 @@
-"""Shows what a data set holds, and what of it would be refused, before anything runs.
+"""Shows what a data set holds, and which volumes would be refused, before anything runs.
 
     python -m scripts.inspect DIR
     python -m scripts.inspect DIR --patch_size 128 --csv FILE
 
 DIR is a folder of NIfTI files and DICOM series, one of them, a datalist .json or a prepared store. There is
 one row per NIfTI file and per DICOM series. The notes below the table say why a volume cannot be used, or why
-its values are hardly HU ("doubtful"). "contrast" says whether filled vessels are visible in the chest, and
-whether the DICOM header names a contrast agent. The exit code is 0 if all can be used, 1 if not; series that
-cannot be CT volumes, such as localizers, count as neither. Volumes of any number of slices work as they
-are: nothing is resampled, cropped or padded.
+its values are probably not HU ("doubtful"). "contrast" says whether filled vessels are visible in the chest,
+and whether the DICOM header names a contrast agent. The exit code is 0 if all can be used, else 1; series
+that cannot be CT volumes, such as localizers, do not count. Volumes with any number of slices can be used as
+they are: nothing is resampled, cropped or padded.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line of this module; returns the exit code.
 
     Raises:
-        DatasetError: a folder that is missing or empty.
+        DatasetError: if the folder is missing or empty.
     """
     given = _parse(arguments)
     paths = find_paths(given.dir)
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def find_paths(source: Path) -> list[str]:
-    """Finds NIfTI files and DICOM series, refused ones too, below a folder, of a datalist or of one file.
+    """Finds NIfTI files and DICOM series, also refused ones: below a folder, in a datalist, or one file.
 
     Raises:
         DatasetError: if there is none.
@@ -81,14 +81,14 @@ def summarise_all(
     paths: Sequence[str], patch_size: Sequence[int] | None, num_workers: int
 ) -> list[VolumeSummary]:
     """Reads all volumes, several at a time, in the order of `paths`."""
-    # threads: unpacking leaves Python's lock alone, and GDCM has a process per thread anyway
+    # threads, since unpacking releases Python's lock and GDCM has its own process per thread
     with ThreadPoolExecutor(num_workers) as pool:
         results = pool.map(summarise_volume, paths, [patch_size] * len(paths))
         return list(tqdm(results, "inspect", len(paths), unit="volume", disable=None))
 
 
 def table(summaries: Iterable[VolumeSummary], root: Path) -> str:
-    """Returns the summaries as aligned text, names relative to `root`; below them notes of a line each."""
+    """Returns the summaries as aligned text, names relative to `root`, with one line per note below."""
     summaries = list(summaries)
     rows = [COLUMNS, *(_row(summary, root) for summary in summaries)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
@@ -165,7 +165,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"`patch_size` must be one or three numbers above 0, got {given.patch_size}")
     if not os.path.exists(given.dir):
         parser.error(f"{given.dir}: no such file or folder; check the path")
-    if given.csv and (given.csv.is_dir() or not given.csv.parent.is_dir()):  # told before all is read
+    if given.csv and (given.csv.is_dir() or not given.csv.parent.is_dir()):  # before reading all
         parser.error(f"`csv` must be a file in a folder that exists, got {given.csv}; make the folder")
     return given
 

@@ -2,9 +2,9 @@
 
     python -m scripts.install outputs/vqgan_patches/checkpoints/best_1.pt
 
-Keeps the generator and what it was built with, drops optimizers, discriminators and counters, and writes
-`models/model.pt`, which inference, MONAI Label and other consumers of the bundle read. The model that ships
-stood there before: `git checkout models` brings it back.
+It keeps the generator and its settings, drops optimizers, discriminators and counters, and writes
+`models/model.pt`, which inference, MONAI Label and other users of the bundle read. This replaces the model
+that ships; `git checkout models` brings that back.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def install(checkpoint: Path, output: Path, name: str | None = None, half: bool 
 
     Args:
         checkpoint: file that training wrote.
-        output: file to write; it holds `model`, `network` and, of the volumes it was trained on,
-            fingerprints of their voxels: hashes of patients stay behind.
+        output: file to write. It holds `model`, `network`, and fingerprints of the voxels it was trained on;
+            hashes of patients are left out.
         name: that programs print when they use the model.
         half: whether to store the weights in half precision, at half the size.
 
     Raises:
-        CheckpointError: a file that is missing, damaged or foreign, or whose weights do not fit its network.
+        CheckpointError: if the file is missing, damaged or foreign, or its weights do not fit its network.
     """
     content = read_checkpoint(checkpoint)
     network = content["network"]

@@ -1,11 +1,11 @@
-"""Checks a training run before it starts, and says in one line each what is well and what to do.
+"""Checks a training run before it starts: one line for each check, ok or what to do.
 
     python -m scripts.preflight --config_file configs/train.yaml --dataset_dir DIR
 
-Arguments are those of `python -m monai.bundle run`. Looks at the names of the overrides, every setting, the
-data and their split, LPIPS weights (also whether they can be downloaded), the checkpoint to start from, the
-output folder, free disk, precision, ranks and memory; writes nothing and downloads nothing. The exit code is
-0 if the run can start, 1 if it cannot.
+The arguments are those of `python -m monai.bundle run`. It checks the names of the overrides, every setting,
+the data and their split, LPIPS weights (also whether they can be downloaded), the checkpoint to start from,
+the output folder, free disk, precision, ranks and memory. It writes nothing and downloads nothing. The exit
+code is 0 if the run can start, 1 if it cannot.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from bundle.run.record import run_script
 from bundle.run.rules import RULES
 
 START = "bundle.engines.preflight.require_start"
-START_RUN = "bundle.run.record.start_run"  # the first that writes
+START_RUN = "bundle.run.record.start_run"  # the first step that writes
 MEMORY = "bundle.engines.preflight.require_memory"
 LPIPS_LOGGER = "bundle.losses.perceptual"
 START_FROM = "bundle.checkpoints.start.StartFrom"
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def pass_once() -> Callable[[logging.LogRecord], bool]:
-    """Lets each message pass once, since some parts are built several times, and none of stand-in weights."""
+    """Drops repeated messages, since some parts are built several times, and those about stand-in weights."""
     told: set[str] = set()
 
     def is_new(record: logging.LogRecord) -> bool:
@@ -79,7 +79,7 @@ def pass_once() -> Callable[[logging.LogRecord], bool]:
 
 
 def preflight(arguments: Sequence[str]) -> Iterator[Check]:
-    """Yields all checks of a command line; later ones leave out parts that earlier ones found broken."""
+    """Yields all checks of a command line; later checks leave out parts that earlier ones found broken."""
     try:
         command = Command(arguments)
         check_overrides(command)
@@ -105,7 +105,7 @@ def preflight(arguments: Sequence[str]) -> Iterator[Check]:
 
 
 def checks_of(parser: ConfigParser) -> Iterator[Check]:
-    """Checks one part of the config after the other; a broken one is replaced, so that all are seen."""
+    """Checks the parts of the config in order; a broken part is replaced, so that the rest is checked too."""
     yield from check_settings(parser)
     data = attempt("data", lambda: parser.get_parsed_content("cases"), "found")
     if data.level == "error":
@@ -120,7 +120,7 @@ def checks_of(parser: ConfigParser) -> Iterator[Check]:
 
 
 def check_settings(parser: ConfigParser) -> Iterator[Check]:
-    """Yields every setting that cannot work; from then on the bundle's default stands in for it."""
+    """Yields every setting that cannot work; later checks use the bundle's default instead."""
     stand_ins = ConfigParser.load_config_file(str(BUNDLE_ROOT / "configs" / "train.yaml"))
     replaced: set[str] = set()
 
@@ -147,7 +147,7 @@ def check_settings(parser: ConfigParser) -> Iterator[Check]:
 
 
 def check_values(parser: ConfigParser) -> Check:
-    """Tells whether the volumes hold HU, as far as a few slices of each tell; masks are an error."""
+    """Tells whether the volumes hold HU, judged by a few slices of each; masks are an error."""
     judged: list[Judgement] = []
 
     def judge() -> None:
@@ -201,7 +201,7 @@ def check_start_from(parser: ConfigParser) -> Check:
 
 
 def check_built(parser: ConfigParser, done: set[str]) -> Iterator[Check]:
-    """Yields the checks that every training run makes at its start, except those already done."""
+    """Yields the checks that every training run makes at its start, except those done already."""
     built: list[Check] = []
 
     def build() -> None:
@@ -222,7 +222,7 @@ def build_run(parser: ConfigParser) -> None:
 
 
 def parsed_entry(parser: ConfigParser, section: str, target: str, as_target: str | None = None) -> Any:
-    """Builds or calls the entry of a list that has this target; perhaps under another one."""
+    """Builds or calls the entry of a list with this target, or another target with its arguments."""
     entries = parser.get(section)
     position = [entry_target(entry) for entry in entries].index(target)
     if as_target is not None:
@@ -236,10 +236,10 @@ def entry_target(entry: Any) -> str | None:
 
 
 def attempt(name: str, call: Callable[[], Any], told: str) -> Check:
-    """Tells whether a call goes through; its error is the answer otherwise."""
+    """Tells whether a call succeeds; if not, its error is the answer."""
     try:
         call()
-    except Exception as error:  # whatever a config's component raises is what the user has to know
+    except Exception as error:  # the user has to know any error that a component raises
         return Check(name, "error", own_message(error) or short_message(error))
     return Check(name, "ok", told)
 

@@ -1,15 +1,15 @@
-"""Reads a data set once and leaves a patch store that training takes directly, without the originals.
+"""Reads a data set once and makes a patch store, from which training runs without the originals.
 
     python -m scripts.prepare DIR --output STORE [--num_workers 4] [--patch_size 128]
     python -m scripts.prepare --export STORE/volumes/NAME.ctpa OUT.nii.gz
 
-STORE holds `volumes/` (int16 HU, compressed), `datalist.json` (the split that training on DIR would make, or
-that of DIR's own lists; patients of an earlier run keep their side) and `prepare_report.csv` (a line per
-volume). Run again, it goes on where it stopped and adds what is new. Train with `--dataset_dir STORE`. The
-report names files as they lie in DIR, the rest of STORE does not.
+STORE holds `volumes/` (int16 HU, compressed), `datalist.json` (the split) and `prepare_report.csv` (a line
+per volume). The split is the one that training on DIR would make, or that of DIR's own lists; patients of an
+earlier run keep their side. When run again, it goes on where it stopped and adds new volumes. Train with
+`--dataset_dir STORE`. Only the report names the files in DIR; the rest of STORE does not.
 
-Ends with 0 if every volume can be used, 1 if some were refused, 2 if none is left; after SIGTERM or Ctrl-C,
-which lets the volumes at hand be finished, with 128 + the signal's number.
+The exit code is 0 if every volume can be used, 1 if some were refused, 2 if none is left. SIGTERM or Ctrl-C
+finishes the volumes at hand; the exit code is then 128 + the signal's number.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ VOLUMES = "volumes"
 DATALIST = "datalist.json"
 REPORT = "prepare_report.csv"
 MAX_SHOWN = 10
-WINDOW_HU = (-1000.0, 1000.0)  # of the configs; others are counted when a run asks for them
+WINDOW_HU = (-1000.0, 1000.0)  # window of the configs; for another one a run counts again
 
 
 class Line(NamedTuple):
     """One line of the report.
 
     Attributes:
-        path: of the volume, below the data set where it lies there.
+        path: of the volume, relative to the data set if it is inside.
         patient: hash, 16 hexadecimal digits.
         status: prepared, refused or skipped (it cannot be a CT volume, such as a localizer).
-        code: reason for a machine; of a prepared volume empty, or `doubtful`: look at it before training.
-        message: reason for a person; of a prepared volume, what is odd about it.
+        code: the reason as one word; for a prepared volume empty, or `doubtful`: look at it before training.
+        message: the reason as a sentence; for a prepared volume, what is odd about it.
         shape: X x Y x Z in voxels, empty if refused.
-        file: name in the store; pictures and results are called by its first part, such as `volume_0001`.
-        made: now, or earlier, by another run; empty if refused. Not in the file.
+        file: name in the store; pictures and results are named by its first part, such as `volume_0001`.
+        made: `now`, or `earlier` by another run; empty if refused. It is not in the file.
     """
 
     path: str
@@ -149,14 +149,14 @@ def prepare(dataset_dir: Path, output: Path, num_workers: int = 4, patch_size: i
         for line in lines
         if line.file
     ]
-    with locked(output / DATALIST):  # the earlier one is read, too
+    with locked(output / DATALIST):  # the earlier report is read too
         lists = prepared_lists(volumes, output / DATALIST)
         _write(output / DATALIST, json.dumps(lists, indent=2) + "\n")
     return lines
 
 
 def _find(dataset_dir: Path) -> tuple[list[Case], dict[str, str], list[Line]]:
-    """Finds what to prepare, the list of each by its path, and report lines for what cannot be CT."""
+    """Finds what to prepare, the list that each path belongs to, and lines for files that cannot be CT."""
     cases: dict[str, Case] = {}
     listed, lines = {}, []
     for found in find_volumes(existing_source(dataset_dir)):
@@ -195,21 +195,21 @@ def _prepare_one(folder: Path, dataset_dir: Path, patch_size: int, case: Case) -
 
 
 def _stored(store: PatchStore, case: Case) -> StoredVolume:
-    """Makes the file of a volume, unless it is there, and what lies beside it."""
+    """Makes the stored file of a volume and its companions, unless they exist."""
     (volume,) = store.prepare([case], WINDOW_HU, show_progress=False)
     try:
-        volume.outside_window(*WINDOW_HU)  # counted on the way, but a kill may have lost it
+        volume.outside_window(*WINDOW_HU)  # counted while packing, but a kill may have lost the count
     except StoreError:
         if volume.path.exists():
             raise
-        # another process has numbered the file in the meantime, which happens once
+        # another process has numbered the file meanwhile, which can happen only once
         (volume,) = store.prepare([case], WINDOW_HU, show_progress=False)
         volume.outside_window(*WINDOW_HU)
     return volume
 
 
 def _numbered(store: PatchStore, lines: Iterable[Line]) -> list[Line]:
-    """Gives numbers to the files of lines."""
+    """Numbers the files of the report's lines."""
     lines = list(lines)
     renamed = store.number_files(store.cache_dir / line.file for line in lines if line.file)
     return [
@@ -225,7 +225,7 @@ def _shown(path: Path, dataset_dir: Path) -> str:
 def _as_csv(lines: Iterable[Line]) -> str:
     text = io.StringIO()
     table = csv.writer(text)  # lines end as RFC 4180 says, so that names with line breaks are quoted
-    # all but `made`: after a kill the report is what it would have been without
+    # all but `made`, so that a killed and resumed run leaves the same report
     table.writerow(Line._fields[:-1])
     table.writerows(csv_cells(line[:-1]) for line in lines)
     return text.getvalue()

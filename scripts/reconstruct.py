@@ -2,7 +2,7 @@
 
     python -m scripts.reconstruct --ckpt_path FILE --input VOLUME --output_dir OUT [--compare FILE2]
 
-Writes the same NIfTI as `monai.bundle run --config_file configs/inference.yaml`, and beside it figures
+It writes the same NIfTI as `monai.bundle run --config_file configs/inference.yaml`, and beside it figures
 (.json), a picture (.png) and a video per axis (.mp4). `--compare` adds a second checkpoint, e.g. one that was
 trained with discriminators; its volumes go to OUT/compare. From another folder:
 `python BUNDLE/scripts/reconstruct.py ...`.
@@ -45,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> list[CaseFigures]:
     """Runs the command line of this module; returns the figures of every case.
 
     Raises:
-        CheckpointError: a checkpoint that is missing or unusable, or two with different HU windows.
-        DatasetError: an input that is missing or unusable.
+        CheckpointError: if a checkpoint is missing or unusable, or two have different HU windows.
+        DatasetError: if the input is missing or unusable.
     """
     given = _parse(arguments)
     checkpoints = [given.ckpt_path] + ([given.compare] if given.compare else [])
@@ -97,7 +97,7 @@ def run_inference(dataset_dir: Path, ckpt_path: Path, output_dir: Path, override
     workflow.initialize()
     workflow.run()
     workflow.finalize()
-    # the next checkpoint needs the room that this network takes
+    # the next checkpoint needs the memory of this network
     del workflow
     gc.collect()
     torch.cuda.empty_cache()
@@ -110,7 +110,7 @@ def output_name(image: Path, root: Path) -> Path:
 
 
 def checkpoint_labels(checkpoints: Sequence[Path]) -> list[str]:
-    """Names the checkpoints by run and file, e.g. `vqgan_patches/last.pt`, each differently."""
+    """Names the checkpoints by run and file, e.g. `vqgan_patches/last.pt`, each uniquely."""
     labels = []
     for path in checkpoints:
         folder = path.resolve().parent
@@ -121,7 +121,7 @@ def checkpoint_labels(checkpoints: Sequence[Path]) -> list[str]:
 
 
 def _network_settings(path: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """Reads the checkpoint's own; refuses other ones, and a file that does not exist."""
+    """Reads the checkpoint's settings; refuses settings that differ, and a file that does not exist."""
     read_settings(path)
     return settings_of(path, *(getattr(given, name) for name in NETWORK_SETTINGS))
 

@@ -1,10 +1,11 @@
-"""The strict front door: `monai.bundle run` that checks its overrides before anything else happens.
+"""Runs `monai.bundle run` strictly: overrides are checked before anything else happens.
 
     python -m scripts.run --config_file configs/train.yaml --dataset_dir DIR --learning_rate 1.0e-4
 
-Arguments are those of `python -m monai.bundle run`; an override that no listed config file knows is refused
-with the nearest known name. From another folder: `python /path/to/bundle/scripts/run.py ...`. There, config
-files are looked up below the bundle if they are not where you are, and `bundle_root` points to the bundle.
+The arguments are those of `python -m monai.bundle run`. An override that no listed config file knows is
+refused, and the nearest known name suggested. From another folder: `python /path/to/bundle/scripts/run.py
+...`. Then config files that are not in the current folder are looked up in the bundle, and `bundle_root`
+points to the bundle.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     from bundle.run.record import report_error
 
     sys.excepthook = report_error
-    # The workflow's own check and the record of the run read the command line again: complete it in place.
+    # The workflow's own check and the run's record read the command line again, so it is completed in place.
     sys.argv[1:] = [*arguments, *arguments_from_anywhere(Command(arguments))]
     command = Command(sys.argv[1:])
     check_overrides(command)

@@ -1,10 +1,10 @@
-"""Shows what configs/evaluate.yaml left in a folder: original, reconstruction and difference in a browser.
+"""Shows results of configs/evaluate.yaml in a browser: original, reconstruction and difference.
 
     python -m scripts.view OUT
     python -m scripts.view OUT --file PAGE.html [--volume NAME] [--side VOXELS]
 
-The first serves a list of the volumes on 127.0.0.1 until Ctrl-C; only a browser of this machine that knows
-the printed address can open it. The second writes one page that opens without a server.
+The first serves a list of the volumes on 127.0.0.1 until Ctrl-C; only a browser on this machine that has the
+printed address can open it. The second writes one page that opens without a server.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Shown(NamedTuple):
         name: of the volume.
         page: file that the evaluation wrote; None if it wrote none.
         original: file, or folder of a DICOM series.
-        reconstruction: file; None where none was kept.
+        reconstruction: file; None if none was kept.
         places: invented emboli.
     """
 
@@ -66,7 +66,7 @@ class Evaluated(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line of this module.
+    """Runs the command line of this module.
 
     Raises:
         ViewError: if the folder or the volume cannot be shown.
@@ -117,7 +117,7 @@ def read_evaluated(folder: Path) -> Evaluated:
 
 
 def contents_of(evaluated: Evaluated, key: str) -> tuple[dict[str, Content], str]:
-    """What a server answers, by address, and the address to begin with.
+    """Returns what the server answers, by address, and the address to begin with.
 
     Args:
         evaluated: the volumes.
@@ -147,7 +147,7 @@ def _boxes_page(shown: Shown, window_hu: tuple[float, float]) -> bytes:
 
 
 def _whole(shown: Shown, window_hu: tuple[float, float], address: str) -> dict[str, Content]:
-    """A page, and the volumes that it fetches from this server."""
+    """Makes a page, and the volumes that it fetches from this server."""
     files = {"original": shown.original, "reconstruction": shown.reconstruction}
     view: dict[str, Any] = {"name": "whole volume, every voxel", "places": as_json(shown.places)}
     view |= {name: {"url": f"{address}{name}.nii"} for name in files}

@@ -63,8 +63,8 @@ class Evaluation:
         ckpt_path: checkpoint or installed model.
         pairs: CSV of originals and reconstructions instead; see `cases_of_pairs`.
         device: of the network.
-        tile_size: edge of a tile in voxels, one number or three; of pairs, what their tool used,
-            null if it did not tile.
+        tile_size: edge of a tile in voxels, one number or three; of pairs, what their tool used, null if it
+            did not tile.
         hu_min: lower end of the window of all figures; null is the checkpoint's, of pairs -1000.
         hu_max: upper end; null is the checkpoint's, of pairs 1000.
         seed: selects which of the possible places get emboli.

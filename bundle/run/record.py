@@ -92,8 +92,8 @@ def start_run(
             has a record and a log of its own, with its process number in their names.
         network: recorded: preset, quantizer, number of codes and HU window as they are used, also where the
             config leaves them to a checkpoint or an expression.
-        part: share of the work that is this process's alone, such as `shard_3_of_8`; its record, log and
-            lock carry that name, and processes with other parts are welcome in the folder.
+        part: share of the work that is this process's alone, such as `shard_3_of_8`; its record, log and lock
+            carry that name, and processes with other parts are welcome in the folder.
 
     Raises:
         OutputFolderError: if `output_dir` holds checkpoints and `resuming` is false.

@@ -1,13 +1,13 @@
-"""Kills a small run at random moments, resumes it, and compares the end of it with an uninterrupted one.
+"""Kills a small run at random moments, resumes it, and compares its end with that of an uninterrupted run.
 
     python -m scripts.developer.chaos
     python -m scripts.developer.chaos --kills 5 --seed 1
 
 Each round starts the same 60 iterations (gate, validations and checkpoint writing included), sends SIGKILL at
 a random moment, every fourth time in the next checkpoint write after it, resumes with
-`--resume_from_checkpoint auto` and compares all weights and optimizer moments
-bit by bit, and the table of curves byte by byte. Runs on one core of the CPU, on systems whose processes can
-fork; the exit code is 1 if any round differs.
+`--resume_from_checkpoint auto` and compares all weights and optimizer moments bit by bit, and the table of
+curves byte by byte. Runs on one core of the CPU, on systems whose processes can fork; the exit code is 1 if
+any round differs.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ LIMIT_S = 1800
 
 
 class ChaosError(ValueError):
-    """A run that failed by itself; the message ends with what it wrote."""
+    """A run that failed by itself; the message ends with its output."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=20, help="rounds, each with one kill (20)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # a pool of threads would not survive the fork
+    torch.set_num_threads(1)  # a thread pool would not survive the fork
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     moments = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as name:

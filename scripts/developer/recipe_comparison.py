@@ -36,7 +36,7 @@ from bundle.run.rules import STRIDE
 HU = 1000
 SLAB = (128, 128, 64)
 AIR_HU = -950
-"""Patches whose mean lies below are drawn again: there is nothing in them."""
+"""Patches with a lower mean are empty, so they are drawn again."""
 AVERAGE_DECAY = 0.99
 GAN_WEIGHTS = {"image": 1.0, "video": 0.5}
 FEATURE_WEIGHT = 4.0
@@ -68,7 +68,7 @@ RECIPES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line of this module."""
+    """Runs the command line of this module."""
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=Path, nargs="+", required=True, help="NIfTI files")
     parser.add_argument("--held_out", type=Path, nargs="+", required=True, help="NIfTI files")
@@ -135,7 +135,7 @@ def run(
 
 
 def rate(iteration: int, last: int, warmup: int) -> float:
-    """Share of the learning rate: a linear warm-up, then a cosine to 2 %."""
+    """Returns the share of the learning rate: a linear warm-up, then a cosine to 2 %."""
     cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (iteration - 1) / last))
     return min(1.0, iteration / max(1, warmup)) * cosine
 
@@ -166,14 +166,14 @@ class Adversary:
         self.optimizer = torch.optim.Adam(self.discriminators.parameters(), lr=2e-4, betas=(0.5, 0.9))
 
     def generator_loss(self, image: Tensor, reconstruction: Any, iteration: int) -> Tensor:
-        """Adversarial and feature-matching terms; 0 below the gate."""
+        """Computes adversarial and feature-matching terms; 0 below the gate."""
         if iteration <= self.gate:
             return torch.zeros((), device=image.device)
         positions = draw_positions(image.shape, self.seed, iteration)
         return self.objective(image, reconstruction, positions, 1.0)[0]
 
     def step(self, image: Tensor, fake: Tensor, iteration: int) -> None:
-        """One hinge step of both discriminators; nothing below the gate."""
+        """Takes one hinge step of both discriminators; none below the gate."""
         if iteration <= self.gate:
             return
         positions = draw_positions(image.shape, self.seed, iteration)
@@ -192,7 +192,7 @@ class Adversary:
 
 
 def draw_patches(volumes: Sequence[Tensor], seed: int, side: int, count: int) -> Iterator[Tensor]:
-    """Batches (B, 1, side, side, side) in [-1, 1], the same for every recipe of a seed."""
+    """Draws batches (B, 1, side, side, side) in [-1, 1], the same for every recipe of a seed."""
     generator = torch.Generator().manual_seed(seed)
 
     def below(limit: int) -> int:
@@ -211,7 +211,7 @@ def draw_patches(volumes: Sequence[Tensor], seed: int, side: int, count: int) ->
 
 @torch.no_grad()
 def score(network: VQGAN, slab: Tensor, device: torch.device) -> dict[str, float]:
-    """Figures of a slab (X, Y, Z) in HU that is run in one piece."""
+    """Scores a slab (X, Y, Z) in HU that is run in one piece."""
     was_training = network.training
     network.eval()
     image = slab.float().clamp(-HU, HU)[None, None].to(device) / HU

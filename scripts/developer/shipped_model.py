@@ -1,4 +1,4 @@
-"""Trains the model that ships, and the two arms that tell what discriminators do to it; one command per step.
+"""Trains the model that ships, and two arms that show what discriminators do to it; one command per step.
 
     python -m scripts.developer.shipped_model STEP --data DIR --output_dir OUT
 

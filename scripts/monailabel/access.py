@@ -1,8 +1,8 @@
-"""Decides who may ask the server: no page of another site, and no name that is not the server's own.
+"""Decides who may use the server: no page of another site, and no host name but the server's own.
 
 MONAI Label answers every origin. A page open in a browser on the server's machine could then send requests to
-127.0.0.1, and a page whose name is made to point there (DNS rebinding) could even read the answers. Both are
-told by the headers `Host` and `Origin`, which a page cannot forge.
+127.0.0.1, and a page whose name was made to point there (DNS rebinding) could even read the answers. The
+headers `Host` and `Origin` reveal both, and a page cannot forge them.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _PORTS = {"http": "80", "https": "443"}
 
 
 class AccessError(ValueError):
-    """A setting of the command line (`--conf`) that opens nothing or too much."""
+    """A setting of the command line (`--conf`) that is invalid or would open too much."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """What the operator opened beyond the server's own machine.
+    """The hosts, origins and folders that the operator opened beyond the server's own machine.
 
     Attributes:
         hosts: names and addresses by which clients may call the server, without port, in small letters.
         origins: pages that may use it, such as `https://viewer.example:3000`, in small letters.
-        folders: real paths of folders whose volumes a request may name by a whole path.
+        folders: real paths of folders whose volumes a request may name by an absolute path.
     """
 
     hosts: frozenset[str] = frozenset()
@@ -81,15 +81,15 @@ class Access:
         )
 
     def allows_path(self, path: Path) -> bool:
-        """Tells whether a path lies, behind all links, in a folder that the operator opened."""
+        """Tells whether a path, with all links resolved, is in a folder that the operator opened."""
         try:
             real = os.path.realpath(path)
-        except ValueError:  # not a name that a file can have
+        except ValueError:  # not a possible file name
             return False
         return any(real == folder or real.startswith(folder.rstrip("/") + "/") for folder in self.folders)
 
     def refusal(self, headers: Headers) -> str | None:
-        """Says why a request with these headers is not answered, None if it is."""
+        """Says why a request with these headers is refused; None if it is allowed."""
         hosts = headers.getlist("host")
         host = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
         if host is None or not (_is_loopback(host["name"]) or host["name"].lower() in self.hosts):
@@ -101,7 +101,7 @@ class Access:
         if origins:
             is_known = len(origins) == 1 and self._knows_origin(origins[0], host)
         else:
-            # of a page without `Origin`: pictures, scripts and links
+            # requests of a page without `Origin`: pictures, scripts and links
             is_known = headers.get("sec-fetch-site", "none").lower() in ("none", "same-origin")
         if not is_known:
             return (
@@ -120,11 +120,11 @@ class Access:
 
 
 class Guard:
-    """ASGI application that passes on what `Access` allows and answers 403 in words to all else.
+    """ASGI application that passes on what `Access` allows, and answers 403 with the reason otherwise.
 
     Args:
-        application: what answers.
-        access: who may ask.
+        application: answers allowed requests.
+        access: decides who may use the server.
     """
 
     def __init__(self, application: ASGIApp, access: Access) -> None:
@@ -132,7 +132,7 @@ class Guard:
         self.access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI; anything but HTTP, such as a web socket, is closed."""
+        """Follows ASGI; anything but HTTP, such as a web socket, is closed."""
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return

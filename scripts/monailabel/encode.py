@@ -1,4 +1,4 @@
-"""Codes of one volume in MONAI Label: the file that `configs/encode.yaml` writes."""
+"""Encodes one volume in MONAI Label, into the file that `configs/encode.yaml` writes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transforms.codes import SaveCodesd
 
 
 class EncodeConfig(BundleConstants):
-    """Where `BundleInferTask` looks for the config."""
+    """The config that `BundleInferTask` looks for."""
 
     def configs(self) -> Sequence[str]:
         """Lists files below `configs`."""
@@ -28,7 +28,7 @@ class EncodeConfig(BundleConstants):
 
 
 class EncodingTask(ReconstructionTask):
-    """Encodes by the installed model; see `ReconstructionTask` for what it loads and refuses."""
+    """Encodes with the installed model; see `ReconstructionTask` for what it loads and refuses."""
 
     def __init__(self, root: Path, conf: dict[str, str]) -> None:
         super().__init__(root, conf, const=EncodeConfig())
@@ -47,8 +47,8 @@ class EncodingTask(ReconstructionTask):
         """Writes the codes.
 
         Args:
-            data: with `image`, what `EncodingInferer` gave for it, `image_path` and `result_folder`.
-            extension: not read: codes have one form.
+            data: with `image`, its output of `EncodingInferer`, `image_path` and `result_folder`.
+            extension: ignored, since codes have only one form.
             dtype: likewise.
 
         Returns:
@@ -72,6 +72,6 @@ class EncodingTask(ReconstructionTask):
 
 
 def _patient_of(image: Path, folder: Path) -> str:
-    """Returns the patient as `configs/encode.yaml` names it; of an uploaded NIfTI file nobody knows it."""
+    """Returns the patient as `configs/encode.yaml` names it; unknown for an uploaded NIfTI file."""
     is_nameless = image.parent == folder and image.name.endswith(writable_suffixes())
     return "" if is_nameless else find_cases(image)[0]["patient"]

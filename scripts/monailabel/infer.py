@@ -1,4 +1,4 @@
-"""Reconstruction of one volume in MONAI Label, voxel by voxel what `configs/inference.yaml` writes."""
+"""Reconstructs one volume in MONAI Label, voxel for voxel as `configs/inference.yaml` does."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from bundle.checkpoints.file import NETWORK_SETTINGS, load_generator, read_check
 from bundle.data.volumes.writing import CTWriter
 from bundle.networks.vqgan import VQGAN
 
-# Of a request, set by the server alone: the folder for the result.
+# Entry of a request that only the server sets: the folder for the result.
 FOLDER = "result_folder"
 
 
 class ReconstructionTask(BundleInferTask):
-    """`BundleInferTask` that runs the installed model and no other, loaded strictly.
+    """`BundleInferTask` that runs only the installed model, loaded strictly.
 
-    Preset, quantizer, number of codes and HU window are those that `models/model.pt` names, whatever the
-    config's defaults are. Label itself would load the .pt file with the shortest name, keep random weights
+    Preset, quantizer, number of codes and HU window are those of `models/model.pt`, whatever the config's
+    defaults are. MONAI Label's own task would load the .pt file with the shortest name, keep random weights
     where names do not match, skip mixed precision, and round the geometry through ITK.
 
     Args:
@@ -49,10 +49,10 @@ class ReconstructionTask(BundleInferTask):
         """Writes int16 HU with the geometry of the input.
 
         Args:
-            data: what the postprocessing left, with `result_folder`, and `result_extension` .nii or .nii.gz
+            data: output of the postprocessing, with `result_folder`, and `result_extension` .nii or .nii.gz
                 (default).
             extension: takes precedence over `result_extension`.
-            dtype: not read: whole HU are int16.
+            dtype: ignored, since whole HU are int16.
 
         Returns:
             path of the file, and an empty result.
@@ -69,7 +69,7 @@ class ReconstructionTask(BundleInferTask):
     def run_inferer(
         self, data: dict[str, Any], convert_to_batch: bool = True, device: str = "cuda"
     ) -> dict[str, Any]:
-        """See `BasicInferTask`; in bf16 on a GPU if the config says `amp`, as inference does."""
+        """Runs the inferer; in bf16 on a GPU if the config says `amp`, as inference does."""
         is_mixed = device.startswith("cuda") and bool(self.bundle_config.get_parsed_content("amp"))
         with torch.autocast("cuda", torch.bfloat16, enabled=is_mixed):
             return super().run_inferer(data, convert_to_batch, device)

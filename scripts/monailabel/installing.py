@@ -1,4 +1,4 @@
-"""Installs what a training round was for as the served model."""
+"""Installs the checkpoint of a training round as the served model."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from scripts.install import install
 
 logger = logging.getLogger(__name__)
 
-# As `gate` of the checkpoint handler in train.yaml: what opens behind the gate.
+# The weights of the terms that the gate opens, as in `gate` of the checkpoint handler in train.yaml.
 GATED_WEIGHTS = ("image_gan_weight", "video_gan_weight", "perceptual_weight")
 
 
 def result_of_round(output_dir: Path, settings: Mapping[str, Any]) -> Path:
-    """The checkpoint that a round was for: its best one, of an adversarial round one from behind the gate.
+    """Returns the best checkpoint of a round; for an adversarial round, the best one behind the gate.
 
-    `val/psnr` falls when the gate opens; a checkpoint from before that is the base model. Training ranks
-    those behind it first, but a round may end without a validation there.
+    `val/psnr` falls when the gate opens, and a checkpoint from before that is only the base model. Training
+    ranks checkpoints behind the gate first, but a round may end without a validation there.
 
     Args:
         output_dir: of the finished run.
@@ -37,7 +37,7 @@ def result_of_round(output_dir: Path, settings: Mapping[str, Any]) -> Path:
 
 
 def install_round(output_dir: Path, settings: Mapping[str, Any], model: Path) -> Path:
-    """Puts the round's checkpoint into `model` in one step; the model before it stays beside it.
+    """Puts the round's checkpoint into `model` in one step, and keeps the previous model beside it.
 
     Args:
         output_dir: of the finished run.

@@ -1,4 +1,4 @@
-"""The app: `monailabel start_server --app scripts/monailabel --studies DIR`; see docs/monailabel.md."""
+"""Defines the app of `monailabel start_server --app scripts/monailabel`; see docs/monailabel.md."""
 
 from __future__ import annotations
 
@@ -46,26 +46,26 @@ logger = logging.getLogger(__name__)
 
 MODEL = "ctpa_vqgan"
 ENCODER = "ctpa_vqgan_codes"
-# What MONAI Label itself adds to a training request on its way to the process that trains.
+# Entries that MONAI Label adds to a training request on its way to the training process.
 ADDED_BY_LABEL = ("model", "bundle_path", "gpus", "local_rank")
-# Their lines at INFO hold whole requests and names of files, which may be a patient's.
+# Their INFO lines hold whole requests and file names, which may name a patient.
 TALKATIVE = ("monailabel.datastore.local", "monailabel.utils.async_tasks.task")
 
 
 class CTPAReconstructionApp(MONAILabelApp):
     """Serves `models/model.pt` and trains on the images of the datastore, labelled or not.
 
-    A model that training or `python -m scripts.install` puts there serves the next request.
+    If training or `python -m scripts.install` replaces that file, the next request uses the new model.
 
     Args:
         app_dir: this folder.
         studies: folder of the volumes.
         conf: `--conf KEY VALUE` of the command line; `train_configs` lists configs to merge on train.yaml,
-            and `Access.from_conf` says what opens the server.
+            and `Access.from_conf` lists the keys that open the server to others.
 
     Raises:
-        AccessError: if `conf` opens nothing or too much.
-        RequestError: if `max_voxels` is no whole number.
+        AccessError: if `conf` is invalid or would open too much.
+        RequestError: if `max_voxels` is not a whole number.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
@@ -105,7 +105,7 @@ class CTPAReconstructionApp(MONAILabelApp):
         make_logs_printable()
 
     def init_infers(self) -> dict[str, Any]:
-        """Returns the reconstruction and the encoding, or nothing as long as there is no usable model."""
+        """Returns the reconstruction and the encoding task, or none while there is no usable model."""
         self._model_stamp = self._stamp()
         try:
             tasks = ((MODEL, ReconstructionTask), (ENCODER, EncodingTask))
@@ -120,7 +120,7 @@ class CTPAReconstructionApp(MONAILabelApp):
         return {MODEL: PatchTrainingTask(BUNDLE_ROOT, self.conf)}
 
     def info(self) -> dict[str, Any]:
-        """See `MONAILabelApp`; of the model that is installed now, or in use as long as a request runs."""
+        """Describes the app with the model that is installed now, or in use while a request runs."""
         if self._lock.acquire(blocking=False):
             try:
                 self._follow_model()
@@ -143,7 +143,7 @@ class CTPAReconstructionApp(MONAILabelApp):
             request: `model`, `image` (an id of the datastore, or a path in a folder that the operator opened)
                 and what `INFERENCE` lists.
             folder: for the result; the caller removes it.
-            upload: the volume itself; None = what `image` names.
+            upload: the volume itself; None = the one that `image` names.
 
         Raises:
             HTTPException: 403 for a path, 404 for an unknown model or image, 409 without a model, 422 with
@@ -165,14 +165,14 @@ class CTPAReconstructionApp(MONAILabelApp):
                 self._follow_model()
                 if MODEL not in self._infers:
                     raise HTTPException(409, self._refusal)
-                # Label's lines at INFO hold the request with the path
+                # MONAI Label's INFO lines hold the request with its path
                 wanted = {"model": model, "image": str(path), "logging": "WARNING", **settings}
                 result = super().infer({**wanted, FOLDER: str(folder)})
             logger.info("%s: served one volume in %s s", model, result["params"]["latencies"]["total"])
             return result
 
     def check_training(self, model: str, given: Any) -> dict[str, Any]:
-        """Returns the settings of a training round when all can be used.
+        """Returns the settings of a training round if all can be used.
 
         Raises:
             HTTPException: 404 for an unknown model, 422 naming the setting.
@@ -196,7 +196,7 @@ class CTPAReconstructionApp(MONAILabelApp):
             return super().train({"model": MODEL, **settings})
 
     def _path_of(self, image: Any) -> Path:
-        """The volume that a request names; nothing outside of the datastore is looked at unless opened."""
+        """Returns the volume that a request names; looks only into the datastore and opened folders."""
         if not isinstance(image, str) or not image:
             raise RequestError(
                 f"`image` must be an id of the datastore, got {shown(image)}; see GET /datastore/?output=all"
@@ -204,7 +204,7 @@ class CTPAReconstructionApp(MONAILabelApp):
         known = self.datastore().get_image_uri(image)
         path = Path(known or image)
         if not known and not (path.is_absolute() and self.access.allows_path(path)):
-            # the same answer whether a file is there or not
+            # the answer is the same whether the file exists or not
             is_path = os.sep in image
             advice = (
                 "the operator opens a folder with --conf allow_folders"
@@ -215,7 +215,7 @@ class CTPAReconstructionApp(MONAILabelApp):
                 403 if is_path else 404,
                 f"`image` must be an id of the datastore, got {shown(image)}; {advice}",
             )
-        if not os.path.exists(path):  # unlike pathlib never an error, however long the name
+        if not os.path.exists(path):  # pathlib would raise an error for a very long name
             raise HTTPException(
                 404, f"`image`: {shown(image)} is no longer there; see GET /datastore/?output=all"
             )
@@ -246,7 +246,7 @@ class CTPAReconstructionApp(MONAILabelApp):
 
 
 def _without_paths(message: str, names: Mapping[str, str]) -> str:
-    """Puts words for paths of the server, which may hold a patient's name, and escapes control characters."""
+    """Replaces the server's paths, which may hold a patient's name, by words; escapes control characters."""
     for path in sorted(names, key=len, reverse=True):
         message = message.replace(path, names[path])
     message = message.replace(f"{BUNDLE_ROOT}{os.sep}", "")
@@ -255,7 +255,7 @@ def _without_paths(message: str, names: Mapping[str, str]) -> str:
 
 @contextmanager
 def _http_errors(names: Mapping[str, str]) -> Iterator[None]:
-    """Turns an error into an answer; Label itself would answer "Internal Server Error" and no more."""
+    """Turns an error into an answer; MONAI Label itself would only say "Internal Server Error"."""
     try:
         yield
     except HTTPException:
@@ -275,7 +275,7 @@ def _http_errors(names: Mapping[str, str]) -> Iterator[None]:
 
 
 def _is_full(error: BaseException | None) -> bool:
-    """Tells whether a full disk is behind an error."""
+    """Tells whether a full disk caused an error."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:
             return True

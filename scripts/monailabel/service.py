@@ -1,6 +1,7 @@
-"""The endpoints that the server answers; of MONAI Label's own none is served as it is.
+"""Defines the endpoints that the server answers; none of MONAI Label's own is served unchanged.
 
-MONAI Label's others read and write paths, replace the model, unpack archives, relay requests or show logs.
+MONAI Label's other endpoints read and write paths, replace the model, unpack archives, relay requests or show
+logs.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from bundle.run.names import printable, shown
 from scripts.monailabel.access import Access, Guard
 
 OUTPUTS = ("image", "json", "all")
-# What an upload may be called, and what its copy is called: a file's own name may be a patient's.
+# Allowed suffixes of uploads, and the names of their copies, since a file's own name may name a patient.
 UPLOADS = {".nii.gz": ".nii.gz", ".nii": ".nii", ".dcm": ".dcm", ".dicom": ".dcm", ".ima": ".dcm"}
 MAX_JSON_BYTES = 64 * 1024
 CHUNK_BYTES = 1024 * 1024
@@ -46,30 +47,30 @@ _FAILED = re.compile(r"HTTPException: (\d{3}): (.*)", re.DOTALL)
 
 
 class LabelApp(Protocol):
-    """What the endpoints need of the app.
+    """The part of the app that the endpoints use.
 
     Attributes:
-        max_voxels: of a volume that a request may bring.
+        max_voxels: most voxels of a volume that a request may bring.
     """
 
     max_voxels: int
 
     def info(self) -> dict[str, Any]:
-        """See `MONAILabelApp`."""
+        """Describes the app; see `MONAILabelApp`."""
 
     def infer_in_folder(self, request: dict[str, Any], folder: Path, upload: Path | None) -> dict[str, Any]:
         """Runs one inference that writes into `folder` only."""
 
     def check_training(self, model: str, given: Any) -> dict[str, Any]:
-        """Returns the settings of a training round when all can be used."""
+        """Returns the settings of a training round if all can be used."""
 
 
 def build_service(app: LabelApp, access: Access) -> ASGIApp:
-    """Returns what the server answers with.
+    """Builds the application that answers requests.
 
     Args:
         app: does the work.
-        access: who may ask.
+        access: decides who may use the server.
     """
     service = FastAPI(title="ctpa_vqgan", docs_url=None, redoc_url=None)
     service.add_middleware(
@@ -140,7 +141,7 @@ def _training(app: LabelApp) -> Callable[..., Any]:
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
-    """Answers what is not served in words; other errors as ever."""
+    """Answers requests for other endpoints with a sentence, and other errors as usual."""
     assert isinstance(error, StarletteHTTPException)
     if (error.status_code, error.detail) in ((404, "Not Found"), (405, "Method Not Allowed")):
         path = printable(request.url.path)[:60]
@@ -181,7 +182,7 @@ async def _form_of(request: Request, max_bytes: int) -> AsyncIterator[FormData]:
 
 
 def _bounded(request: Request, max_bytes: int) -> Request:
-    """Returns a request whose body ends with 413 behind so many bytes: the whole body lands on the disk."""
+    """Returns a request whose body ends with error 413 after `max_bytes`, since the whole body is kept on disk."""
     n_bytes = 0
 
     async def receive() -> Message:
@@ -201,7 +202,7 @@ def _bounded(request: Request, max_bytes: int) -> Request:
 
 @asynccontextmanager
 async def _own_folder() -> AsyncIterator[Path]:
-    """Yields a folder of this request alone, for its upload and its result; nothing of it stays."""
+    """Yields a folder for this request's upload and result; it is removed afterwards."""
     try:
         folder = Path(tempfile.mkdtemp(prefix="ctpa_vqgan_"))
     except OSError as error:
@@ -213,7 +214,7 @@ async def _own_folder() -> AsyncIterator[Path]:
 
 
 def _merged(model: str, image: str, form: FormData) -> dict[str, Any]:
-    """Returns what is asked for, after `params` has replaced what the address says, as in MONAI Label."""
+    """Returns the request's values; as in MONAI Label, `params` overrides those in the address."""
     params = form.get("params") or "{}"
     if not isinstance(params, str):
         raise HTTPException(422, "`params` must be text, got a file; write a JSON object")
@@ -230,7 +231,7 @@ def _save_upload(form: FormData, folder: Path) -> Path | None:
     name = (file.filename or "").lower()
     suffix = next((kept for end, kept in UPLOADS.items() if name.endswith(end)), None)
     if suffix is None:
-        # of the name no more than its suffix: it may be a patient's
+        # only the suffix of the name is used, since the name may be a patient's
         raise HTTPException(
             422,
             f"`file` must end in one of {', '.join(UPLOADS)}, got {shown(Path(name).suffix)}; "
@@ -281,7 +282,8 @@ def _answer(result: Mapping[str, Any], output: str) -> Response:
         return JSONResponse(result["params"])
     path = Path(result["file"])
     name = path.name
-    # open until it is sent, though the folder goes before that: nothing stays if the client goes away
+    # kept open until it is sent; the folder is removed before that, so nothing stays if the client
+    # disconnects
     file = path.open("rb")
     if output == "image":
         headers = {

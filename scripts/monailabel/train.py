@@ -1,4 +1,4 @@
-"""Training on the images of a MONAI Label datastore, labelled or not; the result becomes the served model."""
+"""Trains on the images of a MONAI Label datastore, labelled or not; the result becomes the served model."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from scripts.monailabel.installing import install_round
 logger = logging.getLogger(__name__)
 
 Case = dict[str, str]
-# Shown as options by clients, who may send all that `scripts.monailabel.values.TRAINING` lists.
+# Options that clients show. They may send all settings in `scripts.monailabel.values.TRAINING`.
 OFFERED = ("max_epochs", "epoch_length", "patch_size", "batch_size", "learning_rate")
-# Set by the task itself.
+# Settings that the task itself sets.
 OWN_SETTINGS = ("bundle_root", "dataset_dir", "output_dir", "device", "init_from", "resume_from_checkpoint")
 
 
@@ -38,11 +38,11 @@ class TrainingDataError(ValueError):
 class PatchTrainingTask(BundleTrainTask):
     """One round of `configs/train.yaml` over all images of the datastore.
 
-    Label lists the files directly in `--studies`, so the name of an image tells its patient. The round starts
-    from `models/model.pt` (its weights, strictly; `pretrained` false: from scratch), writes a folder of its
-    own below `outputs/monailabel`, and at its end installs what it was for (see `installing`) as
-    `models/model.pt`; the model before it stays as `models/model_before_training.pt`. One GPU; for several
-    use torchrun.
+    MONAI Label lists the files directly in `--studies`, so the name of an image tells its patient. The round
+    starts from the weights of `models/model.pt`, or from scratch if `pretrained` is false. It writes its own
+    folder below `outputs/monailabel`. At its end it installs its checkpoint (see `installing`) as
+    `models/model.pt`, and keeps the previous model as `models/model_before_training.pt`. It uses one GPU; for
+    several use torchrun.
 
     Args:
         root: the bundle.
@@ -62,7 +62,7 @@ class PatchTrainingTask(BundleTrainTask):
         self.output_dir = Path()
 
     def config(self) -> dict[str, Any]:
-        """Options that clients show, with their defaults."""
+        """Returns the options that clients show, with their defaults."""
         shown = super().config()
         kept = {name: shown[name] for name in ("device", "pretrained", "val_split")}
         return kept | {name: self.settings[name] for name in OFFERED}
@@ -89,10 +89,11 @@ class PatchTrainingTask(BundleTrainTask):
 
     def run_single_gpu(self, request: dict[str, Any], overrides: dict[str, Any]) -> None:
         """Runs the workflow in this process, with the server's own logging."""
-        # Label's two would hide `max_epochs` from the schedules, and handlers of merged configs.
+        # These two of MONAI Label would hide `max_epochs` from the schedules, and the handlers of merged
+        # configs.
         for name in ("train#trainer#max_epochs", "train#handlers"):
             overrides.pop(name, None)
-        # A tuple is one value to the config parser: names of files in it are never evaluated or looked up.
+        # The config parser takes a tuple as one value, so file names in it are never evaluated or looked up.
         overrides = {
             name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()
         }
@@ -100,7 +101,7 @@ class PatchTrainingTask(BundleTrainTask):
             run_id="run",
             meta_file=self.bundle_metadata_path,
             config_file=self.config_files,
-            logging_file=False,  # type: ignore[arg-type]  # leaves Label's own logging alone
+            logging_file=False,  # type: ignore[arg-type]  # keeps MONAI Label's own logging
             **(overrides | self._settings_of_round(request, self.output_dir)),
         )
 
@@ -179,7 +180,7 @@ class PatchTrainingTask(BundleTrainTask):
         return split["training"], split["validation"]
 
     def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list) -> None:
-        """Does nothing: `init_from` loads strictly; Label's handler could keep random weights unnoticed."""
+        """Does nothing: `init_from` loads strictly, MONAI Label could keep random weights unnoticed."""
 
 
 def _settings(config_files: list[str]) -> dict[str, Any]:

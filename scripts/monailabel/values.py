@@ -12,12 +12,12 @@ from bundle.data.volumes.formats import writable_suffixes
 from bundle.run.names import SHOWN_CHARACTERS, printable, shown
 from bundle.run.rules import RULES, STRIDE, Rule, number, switch, whole, word
 
-# What the config parser evaluates, looks up or replaces.
+# Signs by which the config parser evaluates, looks up or replaces text.
 CONFIG_SIGNS = ("$", "@", "%")
 
 
 class RequestError(ValueError):
-    """A request with a value that cannot be used; nothing has been done with it."""
+    """A request with a value that cannot be used; nothing was done with it."""
 
 
 # A larger batch, or more processes, would take the whole machine.
@@ -61,14 +61,14 @@ TRAINING = {
 
 
 def check_values(given: Any, rules: Mapping[str, Rule]) -> dict[str, Any]:
-    """Returns the values of a request when each has a name on the list and keeps its rule.
+    """Returns the values of a request if each has a name on the list and keeps its rule.
 
     Args:
         given: what came with the request, of any type.
         rules: what may be set.
 
     Raises:
-        RequestError: if it is no JSON object, or naming the first value that cannot be used.
+        RequestError: if it is not a JSON object, or naming the first value that cannot be used.
     """
     if not isinstance(given, dict):
         raise RequestError(f"the settings must be a JSON object, got {shown(given)}; write {{}} for none")
@@ -100,7 +100,7 @@ def largest_volume(conf: Mapping[str, str]) -> int:
 
 
 def _has_config_sign(value: Any) -> bool:
-    waiting = [value]  # and no recursion, which lists in lists would exhaust
+    waiting = [value]  # without recursion, which nested lists could exhaust
     while waiting:
         one = waiting.pop()
         if isinstance(one, dict | list):
@@ -111,7 +111,7 @@ def _has_config_sign(value: Any) -> bool:
 
 
 def _devices() -> set[str]:
-    """`cpu`, `cuda`, each GPU by its number, and each by the name that MONAI Label shows in GET /info/."""
+    """Lists `cpu`, `cuda`, and each GPU by its number and by its name in GET /info/."""
     numbers = range(torch.cuda.device_count())
     names = [torch.cuda.get_device_name(number) for number in numbers]
     shown_names = names if len(names) == 1 else [f"{name}:{number}" for number, name in enumerate(names)]

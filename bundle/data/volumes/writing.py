@@ -34,8 +34,7 @@ class CTWriter(ImageWriter):
 
     sform, qform, their codes, spacing and units equal the input's to the last bit; slope is 1, intercept 0.
     Description, calibration and header extensions may hold names and dates, so they are left out. The file
-    appears
-    under its name only when it is complete.
+    appears under its name only when it is complete.
     """
 
     def __init__(self, **kwargs: Any) -> None:

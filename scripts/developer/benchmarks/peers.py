@@ -156,7 +156,7 @@ def stock(preset: str, setting: Setting, terms: Terms, image: Tensor) -> Callabl
 
 
 def textbook(preset: str, setting: Setting, terms: Terms, image: Tensor) -> Callable[[], None]:
-    """An iteration with a generator pass for each of two optimizers, and no pass saved below the gate."""
+    """Returns an iteration with a generator pass per optimizer and all passes also below the gate."""
     network = monai_vqvae(preset, setting.num_embeddings)
     discriminators = nn.ModuleDict(
         {
