@@ -182,7 +182,7 @@ async def _form_of(request: Request, max_bytes: int) -> AsyncIterator[FormData]:
 
 
 def _bounded(request: Request, max_bytes: int) -> Request:
-    """Returns a request whose body ends with error 413 after `max_bytes`, since the whole body is kept on disk."""
+    """Returns a request whose body ends with error 413 after `max_bytes`; the body is kept on disk."""
     n_bytes = 0
 
     async def receive() -> Message:
