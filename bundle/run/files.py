@@ -100,18 +100,22 @@ def walk_files(folder: Path, max_folders: int = MAX_FOLDERS) -> Iterator[tuple[P
     Raises:
         FolderError: if there are more folders than that.
     """
-    visited: set[str] = set()
+    visited: set[tuple[int, int]] = set()
     waiting = [folder]  # a list and no recursion, which a thousand nested folders would exhaust
     while waiting:
         parent = waiting.pop()
-        real = os.path.realpath(parent)
-        if real in visited:
+        try:
+            status = os.stat(parent)
+        except OSError as error:
+            _warn_of_folder(error)
+            continue
+        if (status.st_dev, status.st_ino) in visited:
             continue
         if len(visited) == max_folders:
             raise FolderError(
                 f"{folder}: holds more than {max_folders:,} folders; name a folder with less in it"
             )
-        visited.add(real)
+        visited.add((status.st_dev, status.st_ino))
         try:
             names = sorted(name for name in os.listdir(parent) if not name.startswith("."))
         except OSError as error:
