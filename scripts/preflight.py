@@ -35,6 +35,7 @@ from bundle.run.command import (
 )
 from bundle.run.console import MessageFormatter, tell
 from bundle.run.errors import own_message, short_message
+from bundle.run.names import counted
 from bundle.run.record import run_script
 from bundle.run.rules import RULES
 
@@ -92,7 +93,7 @@ def preflight(arguments: Sequence[str]) -> Iterator[Check]:
         yield Check("config", "error", f"{files}: no training config; give configs/train.yaml")
         return
     checks = []
-    yield Check("config", "ok", f"{len(command.overrides)} overrides are known")
+    yield Check("config", "ok", f"knows {counted(len(command.overrides), 'override')}")
     for found in checks_of(parser):
         checks.append(found)
         yield found
@@ -159,7 +160,9 @@ def check_values(parser: ConfigParser) -> Check:
     if not judged:
         return outcome
     masks, doubts = (list(dict.fromkeys(lines)) for lines in judged[0])
-    told = "\n  ".join([f"{len(masks)} masks, {len(doubts)} doubtful volumes", *masks, *doubts])
+    told = "\n  ".join(
+        [f"{counted(len(masks), 'mask')}, {counted(len(doubts), 'doubtful volume')}", *masks, *doubts]
+    )
     return Check("values", "error" if masks else "warning", told) if masks or doubts else outcome
 
 

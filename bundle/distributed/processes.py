@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
+from bundle.run.names import counted
 from bundle.run.signals import StopSignals, ignore_stop_signals
 
 Item = TypeVar("Item")
@@ -31,7 +32,9 @@ class StoppedError(RuntimeError):
     """
 
     def __init__(self, number: signal.Signals, n_left: int) -> None:
-        super().__init__(f"stopped by {number.name}, {n_left} volumes are left; run it again, it goes on")
+        super().__init__(
+            f"stopped by {number.name} with {counted(n_left, 'volume')} left; run it again, it goes on"
+        )
         self.number = int(number)
 
 

@@ -19,6 +19,7 @@ from bundle.engines.trainer import AdversarialTrainer
 from bundle.inferers.tile_size import free_bytes, is_out_of_memory
 from bundle.losses.objective import GeneratorObjective
 from bundle.run.atomic import free_bytes as free_room
+from bundle.run.names import counted
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +128,8 @@ def check_data(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Check:
         for name, part in cases.items()
     }
     told = ", ".join(
-        f"{volumes} {name} volumes of {people} patients" for name, (volumes, people) in counts.items()
+        f"{counted(volumes, f'{name} volume')} of {counted(people, 'patient')}"
+        for name, (volumes, people) in counts.items()
     )
     images = [{case["image"] for case in part} for part in cases.values()]
     if len(images) > 1 and not images[0].isdisjoint(images[1]):

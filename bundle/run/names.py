@@ -42,6 +42,11 @@ def shown(value: object) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
+def counted(number: int, thing: str) -> str:
+    """Writes a number with what it counts: `1 volume`, `2 volumes`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def volume_name(image: PathLike) -> str:
     """Returns the last part of a volume's path without a suffix that a format has.
 

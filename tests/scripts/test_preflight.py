@@ -45,7 +45,7 @@ def test_a_sound_run_passes_every_check_shows_its_memory_and_leaves_no_trace(run
     assert code == 0, told
     names = "config settings data LPIPS folder start output device ranks run memory".split()
     assert [name for name in names if f"{name}: " not in told] == []
-    assert "1 training volumes of 1 patients, 1 validation volumes of 1 patients" in told
+    assert "1 training volume of 1 patient, 1 validation volume of 1 patient" in told
     assert "memory: not known, since a CPU does not tell" in told
     assert told.count("none of 2 patients falls to validation") == 1  # the split is made several times
     assert told.endswith("this run can start\n")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bundle.data.dicom.header import DicomHeader
+from bundle.run.names import counted
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Cosines and millimetres are decimal texts, often of six digits.
@@ -120,10 +121,10 @@ def _stack_fault(ordered: Sequence[DicomHeader], depths: np.ndarray) -> Fault | 
             )
         n_twice = int((distances < SAME_POSITION_MM).sum())
         if len(instances) < len(ordered):
-            return "duplicate_slices", f"{n_twice} of its slices are there twice; remove the copies"
+            return "duplicate_slices", f"holds {counted(n_twice, 'slice')} twice; remove the copies"
         return (
             "two_phases",
-            f"{n_twice} positions are taken twice, as by two phases; give one phase per series",
+            f"holds two slices at {counted(n_twice, 'position')}, as of two phases; give one per series",
         )
     tag = _interleaving_tag(ordered, depths)
     if tag:
@@ -141,7 +142,10 @@ def _stack_fault(ordered: Sequence[DicomHeader], depths: np.ndarray) -> Fault | 
     ratios = distances / step
     if (np.abs(ratios - np.rint(ratios)) <= 2 * POSITION_TOLERANCE).all():
         n_missing = int((np.rint(ratios) - 1).sum())
-        return "missing_slices", f"{n_missing} slices are missing ({found}); export the whole series again"
+        return (
+            "missing_slices",
+            f"misses {counted(n_missing, 'slice')} ({found}); export the whole series again",
+        )
     return "irregular_spacing", f"its {found}; give a series of one spacing"
 
 

@@ -46,6 +46,7 @@ TAGS = {
     "intercept": 0x00281052,
     "slope": 0x00281053,
     "rescale_type": 0x00281054,
+    "lossy": 0x00282110,
     "modality_table": 0x00283000,
 }
 # Frames use other tags than files for the same values.

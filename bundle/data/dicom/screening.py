@@ -48,9 +48,10 @@ class Refusal(NamedTuple):
 
     Attributes:
         code: a word for programs. For a whole series: not_ct, localizer, dose_report, secondary_capture,
-            too_few_slices, no_geometry, mixed_orientation, mixed_size, duplicate_slices, two_phases,
-            missing_slices, irregular_spacing, smaller_than_a_patch. For one of its files: unreadable,
-            damaged, truncated, transfer_syntax, lying_header, multi_frame, colour, missing_rescale, non_hu.
+            too_few_slices, no_geometry, mixed_patients, mixed_orientation, mixed_size, duplicate_slices,
+            two_phases, missing_slices, irregular_spacing, smaller_than_a_patch. For one of its files:
+            unreadable, damaged, truncated, transfer_syntax, lying_header, multi_frame, colour,
+            missing_rescale, non_hu.
         message: a sentence for a person; it begins with the path.
     """
 
@@ -75,7 +76,7 @@ def screen_series(path: Path, headers: Sequence[DicomHeader]) -> Screened:
     Returns:
         The geometry or the refusal.
     """
-    fault = _nature(headers) or _faults(headers)
+    fault = _nature(headers) or _faults(headers) or _mixture(headers)
     if fault is None and len(headers) < 2:
         fault = "too_few_slices", "must hold two slices or more, got 1; give the whole series"
     found = fault or series_geometry(headers)
@@ -91,7 +92,8 @@ def series_notes(headers: Sequence[DicomHeader]) -> tuple[str, ...]:
     Args:
         headers: of its slices, in which `screen_series` found no fault.
     """
-    notes = (_origin_note(headers), _end_note(headers), _unit_note(headers), _padding_note(headers))
+    finders = (_origin_note, _end_note, _unit_note, _padding_note, _loss_note)
+    notes = (find(headers) for find in finders)
     return tuple(filter(None, notes))
 
 
@@ -125,7 +127,7 @@ def _nature(headers: Sequence[DicomHeader]) -> Fault | None:
 def _file_nature(header: DicomHeader) -> Fault | None:
     if header.fault and (header.storage_class in ("", CT) or header.fault[0] != "transfer_syntax"):
         return None  # what it says about itself may be damaged too
-    kinds, modality = header.text("image_type").upper(), header.text("modality")
+    kinds, modality = header.text("image_type").upper(), header.text("modality").upper()
     if header.storage_class == CT and header.pixel_bytes is None and not modality:
         return None  # it ends before it could say so
     if (
@@ -136,7 +138,8 @@ def _file_nature(header: DicomHeader) -> Fault | None:
         return "dose_report", "is a dose report, no volume"
     if header.storage_class.startswith(SECONDARY_CAPTURE) or "SCREEN" in kinds:
         return "secondary_capture", "is a secondary capture (a stored picture of a screen), no volume"
-    if modality != "CT":
+    # without one, as some anonymisers leave it, the storage class tells
+    if modality != "CT" and (modality or header.storage_class != CT):
         name = modality if modality.isalnum() and len(modality) <= 4 else "none"
         return "not_ct", f"is not CT: its modality is {name}"
     if any(word in kinds for word in ("LOCALIZER", "SCOUT", "TOPOGRAM")):
@@ -144,6 +147,19 @@ def _file_nature(header: DicomHeader) -> Fault | None:
     if header.pixel_bytes is None and header.storage_class != CT:
         return "not_ct", "holds no pixels"
     return None
+
+
+def _mixture(headers: Sequence[DicomHeader]) -> Fault | None:
+    """Says if slices of several patients or studies share a SeriesInstanceUID, as after some anonymisers."""
+    owners = {(header.text("patient"), header.text("study_uid")) for header in headers}
+    n_owners = max(len({owner[place] for owner in owners if owner[place]}) for place in (0, 1))
+    if n_owners < 2:
+        return None
+    return (
+        "mixed_patients",
+        f"its slices are of {n_owners} patients or studies that share a SeriesInstanceUID; put each study "
+        "into a folder of its own",
+    )
 
 
 def _faults(headers: Sequence[DicomHeader]) -> Fault | None:
@@ -291,6 +307,12 @@ def _end_note(headers: Sequence[DicomHeader]) -> str:
 def _unit_note(headers: Sequence[DicomHeader]) -> str:
     if any(header.text("rescale_type").upper() == "HU_MOD" for header in headers):
         return "is in modified HU (of a multi-energy scan), which may differ from those of a plain scan"
+    return ""
+
+
+def _loss_note(headers: Sequence[DicomHeader]) -> str:
+    if any(header.text("lossy") == "01" for header in headers):
+        return "was compressed with loss (LossyImageCompression 01), so its HU are not those of the scan"
     return ""
 
 

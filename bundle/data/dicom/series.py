@@ -17,7 +17,7 @@ from bundle.data.dicom.header import DicomError, DicomHeader, is_dicom, read_dic
 from bundle.data.dicom.screening import SKIPPED, Refusal, screen_series, series_notes
 from bundle.data.volumes.nifti import SUFFIXES
 from bundle.run.files import MAX_FOLDERS, FolderError, files_in, walk_files
-from bundle.run.names import ANY_NAME, printable
+from bundle.run.names import ANY_NAME, counted, printable
 
 # A path that stands for one series may be a folder above it, but not the root of a disk.
 MAX_FOLDERS_OF_A_SERIES = 1000
@@ -164,7 +164,8 @@ def _noted(series: Series, beside: list[Path]) -> Series:
         return series
     shown = ", ".join(names[:SHOWN_NAMES]) + (", ..." if len(names) > SHOWN_NAMES else "")
     note = (
-        f"{len(names)} files beside its slices are neither DICOM nor of a known kind ({shown}); if they are "
+        f"beside its slices {'lies' if len(names) == 1 else 'lie'} {counted(len(names), 'file')} that "
+        f"{'is' if len(names) == 1 else 'are'} neither DICOM nor of a known kind ({shown}); if these are "
         "slices, the volume is shorter than the scan"
     )
     return series._replace(notes=(*series.notes, note))

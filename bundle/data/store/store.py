@@ -27,6 +27,7 @@ from bundle.distributed.collectives import on_first_rank
 from bundle.distributed.ranks import is_first, rank, wait_for_ranks, world_size
 from bundle.run.atomic import free_bytes, remove_leftovers
 from bundle.run.lock import locked
+from bundle.run.names import counted
 
 __all__ = ["PatchStore", "StoreError", "StoredVolume"]
 
@@ -93,9 +94,9 @@ class PatchStore:
         self._make_files(left, window, show_progress)
         wait_for_ranks()
         logger.info(
-            "patch store %s: %d volumes reused, %d made",
+            "patch store %s: reused %s, made %d",
             self.cache_dir,
-            len(cases) - len(missing),
+            counted(len(cases) - len(missing), "volume"),
             len(missing),
         )
         return [self._stored(path, case) for path, case in zip(paths, cases, strict=True)]
@@ -232,13 +233,14 @@ class PatchStore:
         free = self._free_bytes()
         if needed > free:
             raise StoreError(
-                f"{self.cache_dir}: about {needed / 1e9:.1f} GB are needed for {len(shapes)} volumes, "
-                f"{free / 1e9:.1f} GB are free; make room or give another {self.option}"
+                f"{self.cache_dir}: about {needed / 1e9:.1f} GB are needed for "
+                f"{counted(len(shapes), 'volume')}, {free / 1e9:.1f} GB are free; make room or give another "
+                f"{self.option}"
             )
         logger.info(
-            "patch store %s: packing %d volumes, about %.1f GB, once; later runs reuse them. "
+            "patch store %s: packing %s, about %.1f GB, once; later runs reuse them. "
             "`python -m scripts.prepare` does it beforehand, several at a time",
-            *(self.cache_dir, len(shapes), needed / 1e9),
+            *(self.cache_dir, counted(len(shapes), "volume"), needed / 1e9),
         )
 
     def _free_bytes(self) -> int:

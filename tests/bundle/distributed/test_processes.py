@@ -38,7 +38,7 @@ def test_nothing_to_do_is_done():
 
 def test_a_signal_ends_the_work_after_the_items_at_hand():
     done = []
-    with pytest.raises(StoppedError, match="stopped by SIGINT, 2 volumes are left; run it again") as stopped:
+    with pytest.raises(StoppedError, match="stopped by SIGINT with 2 volumes left; run it again") as stopped:
         for result in run_tasks(partial(doubled_or_signal, sent=signal.SIGINT, at=2), range(5), 0):
             done.append(result)
 
@@ -58,7 +58,7 @@ def test_a_signal_to_this_process_lets_its_workers_finish_what_they_have():
         for result in run_tasks(partial(doubled_or_signal, sent=signal.SIGTERM, at=0), range(5000), 1):
             done.append(result)
 
-    assert 0 in done and f"{5000 - len(done)} volumes are left" in str(stopped.value)
+    assert 0 in done and f"with {5000 - len(done):,} volumes left" in str(stopped.value)
 
 
 def test_a_killed_process_is_told():

@@ -45,7 +45,7 @@ def gpus(monkeypatch):
 
 def test_data_passes_with_its_split_and_warns_of_volumes_on_both_sides():
     split = {"training": volumes("a", "b", "c"), "validation": volumes("d")}
-    told = "3 training volumes of 3 patients, 1 validation volumes of 1 patients"
+    told = "3 training volumes of 3 patients, 1 validation volume of 1 patient"
     assert check_data(split) == Check("data", "ok", told)
 
     shared = check_data({"training": volumes("a"), "validation": volumes("a")})

@@ -1,4 +1,5 @@
 import numpy as np
+import pydicom
 import pytest
 
 from bundle.data.dicom.header import DicomError
@@ -19,6 +20,10 @@ def turned(z):
     return {"0020|0037": "1\\0\\0\\0\\0\\-1"} if z == 3 else {}
 
 
+def other_from(first, tag):
+    return lambda z: {tag: "1.2.9"} if z >= first else {}
+
+
 def alternating(z):
     return {"0020|0012": str(1 + z % 2)}
 
@@ -28,16 +33,18 @@ def copied(z):
 
 
 TURNS = {
-    "missing_slices": (dict(slice_tags=at(0, 1, 2, 3, 6, 7, 8, 9)), "2 slices are missing"),
+    "missing_slices": (dict(slice_tags=at(0, 1, 2, 3, 6, 7, 8, 9)), "misses 2 slices"),
     "irregular_spacing": (dict(slice_tags=at(0, 1, 2.4, 3, 4.7, 5, 6.3, 7)), "distances between slices run"),
-    "two_phases": (dict(slice_tags=at(0, 1, 2, 3, 0, 1, 2, 3)), "4 positions are taken twice"),
+    "two_phases": (dict(slice_tags=at(0, 1, 2, 3, 0, 1, 2, 3)), "holds two slices at 4 positions"),
     "two_phases ": (dict(slice_tags=alternating), r"phases that interleave \(by acquisition number\)"),
-    "duplicate_slices": (dict(slice_tags=copied), "1 of its slices are there twice"),
+    "duplicate_slices": (dict(slice_tags=copied), "holds 1 slice twice"),
     "localizer": (dict(tags={"0008|0008": "ORIGINAL\\PRIMARY\\LOCALIZER"}), "is a localizer"),
     "dose_report": (dict(tags={"0008|103e": "Dose Report"}), "is a dose report"),
     "secondary_capture": (dict(tags={"0008|0016": "1.2.840.10008.5.1.4.1.1.7"}), "is a secondary capture"),
     "not_ct": (dict(tags={"0008|0060": "MR"}), "is not CT: its modality is MR"),
     "non_hu": (dict(tags={"0028|1054": "OD"}), "is not in HU"),
+    "mixed_patients": (dict(slice_tags=other_from(5, "0010|0020")), "are of 2 patients or studies"),
+    "mixed_patients ": (dict(slice_tags=other_from(7, "0020|000d")), "are of 2 patients or studies"),
     "mixed_orientation": (dict(slice_tags=turned), "its slices are not parallel"),
     "too_few_slices": (dict(slices=HU[:1]), "must hold two slices or more, got 1"),
 }  # fmt: skip
@@ -153,6 +160,20 @@ def test_pixels_that_cannot_be_decoded_are_refused_and_the_next_series_is_read(w
     np.testing.assert_array_equal(read_volume(good).voxels, HU.transpose(2, 1, 0))
 
 
+@pytest.mark.parametrize("modality", ["CT", "ct", None])
+def test_a_modality_in_small_letters_or_taken_away_with_the_names_is_that_of_the_storage_class(
+    write_dicom, tmp_path, modality
+):
+    folder = write_dicom(tmp_path / "series", HU, tags={"0008|0060": modality})
+    if modality is None:  # the writer fills it in
+        for path in folder.iterdir():
+            dataset = pydicom.dcmread(path)
+            del dataset.Modality
+            dataset.save_as(path)
+
+    np.testing.assert_array_equal(read_volume(folder).voxels, HU.transpose(2, 1, 0))
+
+
 def one_position(z):
     return {"0020|0032": "0\\0\\0"}
 
@@ -177,6 +198,7 @@ NOTES = {
     },
     "its slices are numbered from 9 on": {"slice_tags": lambda z: {"0020|0013": str(9 + z)}},
     "is in modified HU": {"tags": {"0028|1054": "HU_MOD"}},
+    "was compressed with loss": {"tags": {"0028|2110": "01"}},
 }
 
 
@@ -219,5 +241,5 @@ def test_files_that_nobody_knows_are_named(write_dicom, tmp_path):
     (series,) = find_series(tmp_path)
 
     assert series.notes[0].startswith(
-        "5 files beside its slices are neither DICOM nor of a known kind (slice_0, "
+        "beside its slices lie 5 files that are neither DICOM nor of a known kind (slice_0, "
     )

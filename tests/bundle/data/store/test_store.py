@@ -80,7 +80,7 @@ def test_a_map_is_made_once_and_found_again(save_nifti, store, caplog):
         first, second = PatchStore(store.cache_dir).prepare(cases)
 
     assert first.path.stat().st_mtime_ns == before
-    assert f"patch store {store.cache_dir}: 1 volumes reused, 1 made" in caplog.text
+    assert f"patch store {store.cache_dir}: reused 1 volume, made 1" in caplog.text
     np.testing.assert_array_equal(second.read(), VOXELS // 2)
 
 
@@ -222,7 +222,7 @@ def test_a_disk_that_is_too_small_is_refused_before_it_is_full(save_nifti, store
 
     with pytest.raises(
         StoreError,
-        match=r"about 0\.0 GB are needed for 1 volumes, 0\.0 GB are free; make room or give",
+        match=r"about 0\.0 GB are needed for 1 volume, 0\.0 GB are free; make room or give",
     ):
         store.prepare([case_of(save_nifti(VOXELS))])
     assert maps(store) == []
