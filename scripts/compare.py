@@ -39,7 +39,7 @@ from bundle.drawing.planes import (
 )
 from bundle.evaluation.cases import RASVolume, read_ras
 from bundle.reports.arm_figures import noise_spectra, paired_dots, rates
-from bundle.reports.arms import Arms, read_evaluation, shared_clots, shared_volumes
+from bundle.reports.arms import Arms, likeness, read_evaluation, shared_clots, shared_volumes
 from bundle.reports.clot_sheet import clot_sheet
 from bundle.reports.comparison import PRIMARIES, Verdict, arms_differ, compare, describe_changes
 from bundle.reports.html import DISCLAIMER, PAGE, Cell, html_picture, html_table, number, paragraph, png_of
@@ -60,6 +60,7 @@ RULE = (
     "that fails. Better means: at least 6 patients, emboli not worse, and sharpness or texture better in all "
     "training seeds. Detectable is the smallest difference that so many patients show four times in five."
 )
+DOUBT = "The arms may differ in more than their discriminators:"
 AIMS = {"not worse": "not worse", "better": "better", "not inferior": "not 0.5 dB worse"}
 KINDS = {"passed": "passed", "better": "passed", "worse": "failed", "failed": "failed"}
 CAPTIONS = {
@@ -95,13 +96,20 @@ def main(arguments: Sequence[str] | None = None) -> Verdict:
     arms = {name: getattr(given, name) for name in ("base", "control", "other") if getattr(given, name)}
     read = {name: [read_evaluation(folder) for folder in folders] for name, folders in arms.items()}
     _check(read)
+    doubts = _check_training(read, given.allow_unlike)
     reference = "control" if "control" in read else "base"
     verdict = compare(*([one.judged for one in read[name]] for name in (reference, "other")))
-    content = {"compared": f"other with {reference}", "folders": _names(read)} | verdict.as_dict()
-    body = "\n".join(_page(read, reference, verdict))
+    content = {
+        "compared": f"other with {reference}",
+        "folders": _names(read),
+        "doubts": doubts,
+    } | verdict.as_dict()
+    body = "\n".join(_page(read, reference, verdict, doubts))
     given.output_dir.mkdir(parents=True, exist_ok=True)
     write_text(given.output_dir / "compare.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     write_text(given.output_dir / "compare.html", PAGE.substitute(title="Comparison", body=body))
+    for doubt in doubts:
+        tell(f"warning: {doubt}", file=sys.stderr)
     tell(f"other against {reference}: {verdict.verdict} ({verdict.reason})")
     tell(f"figures and pictures: {given.output_dir / 'compare.html'}")
     return verdict
@@ -123,15 +131,29 @@ def _check(read: Arms) -> None:
         raise CompareError("the folders must share patients, got none; evaluate one data set in all of them")
 
 
+def _check_training(read: Arms, allow_unlike: bool) -> list[str]:
+    """Returns why the arms may differ in more than their discriminators; refuses those that do."""
+    found = likeness(read)
+    if found.faults and not allow_unlike:
+        more = f" (and {len(found.faults) - 1} more)" if len(found.faults) > 1 else ""
+        raise CompareError(
+            f"{found.faults[0]}{more}; name arms of one base, data order and seed, or compare them all the "
+            "same with --allow_unlike"
+        )
+    return found.faults + found.unknown
+
+
 def _names(read: Arms) -> dict[str, list[str]]:
     return {name: [printable(one.folder.name) for one in arm] for name, arm in read.items()}
 
 
-def _page(read: Arms, reference: str, verdict: Verdict) -> Iterator[str]:
+def _page(read: Arms, reference: str, verdict: Verdict, doubts: Sequence[str]) -> Iterator[str]:
     yield "<h1>Comparison of two ways to train</h1>"
     yield paragraph(DISCLAIMER, "notice")
     yield paragraph(f"{ARMS['other']}, compared with {ARMS[reference]}: {verdict.verdict}.", "verdict")
     yield paragraph(f"Why: {verdict.reason}.")
+    if doubts:
+        yield paragraph(f"{DOUBT} {'; '.join(doubts)}.", "notice")
     yield paragraph(RULE)
     yield "<h2>Tests, in their fixed order</h2>"
     yield _tests(verdict, reference)
@@ -288,6 +310,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--base", required=True, help="evaluations of the base checkpoints, one per training seed", **several)
     add("--other", required=True, help="of base trained on, with discriminators", **several)
     add("--control", help="of base trained on for as long, without discriminators", **several)
+    add(
+        "--allow_unlike",
+        action="store_true",
+        help="compare arms of different bases, data or seeds all the same, and say so on the page",
+    )
     add("--output_dir", type=Path, required=True, help="folder of compare.html and compare.json")
     return parser.parse_args(arguments)
 

@@ -39,8 +39,8 @@ def install(checkpoint: Path, output: Path, name: str | None = None, half: bool 
 
     Args:
         checkpoint: file that training wrote.
-        output: file to write. It holds `model`, `network`, and fingerprints of the voxels it was trained on;
-            hashes of patients are left out.
+        output: file to write. It holds `model`, `network`, `recipe`, and fingerprints of the voxels it was
+            trained on; hashes of patients are left out.
         name: that programs print when they use the model.
         half: whether to store the weights in half precision, at half the size.
 
@@ -64,6 +64,7 @@ def install(checkpoint: Path, output: Path, name: str | None = None, half: bool 
     trained_on = without_patients(content.get("trained_on", {}))
     model = _halved(content["model"], generator) if half else content["model"]
     kept = {"model": model, "network": network, "trained_on": trained_on}
+    kept |= {"recipe": content["recipe"]} if "recipe" in content else {}
     kept |= {"name": name} if name else {}
     write_checkpoint(output, kept, WRITE_ADVICE)
 

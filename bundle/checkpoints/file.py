@@ -1,9 +1,9 @@
 """Reads and writes checkpoints: one dictionary of tensors and plain numbers, written whole or not at all.
 
 `model` holds the generator's state dict, where every MONAI consumer looks for it. `network` says which
-generator and HU window it belongs to, `trained_on` what it has seen. A training checkpoint also holds
-discriminators, optimizers, schedules, counters and random states. An installed model may hold a `name`, and
-its weights in half precision; the generator still computes in float32.
+generator and HU window it belongs to, `trained_on` what it has seen, `recipe` how it was trained. A training
+checkpoint also holds discriminators, optimizers, schedules, counters and random states. An installed model
+may hold a `name`, and its weights in half precision; the generator still computes in float32.
 
 A file is a zip archive with a CRC for every part. torch does not compare them and would load a weight with a
 flipped bit without an error, so they are compared before torch opens the file.
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bundle.checkpoints.trained_on import is_sound
+from bundle.checkpoints import recipe, trained_on
 from bundle.run.atomic import UnwritableError, complete_or_absent
 from bundle.run.names import printable, shown
 from bundle.run.rules import NETWORK_SETTINGS, network_settings, settings_fault
@@ -228,8 +228,10 @@ def _fault_of_parts(content: Mapping[str, Any]) -> str | None:
     fault = settings_fault(content["network"])
     if fault is not None:
         return f"{fault}; use another checkpoint"
-    if not is_sound(content.get("trained_on", {})):
+    if not trained_on.is_sound(content.get("trained_on", {})):
         return "`trained_on` must hold lists of 16 hexadecimal digits; use another checkpoint"
+    if not recipe.is_sound(content.get("recipe", {})):
+        return "`recipe` must hold numbers by name, and `base` 64 hexadecimal digits; use another checkpoint"
     name = content.get("name", "")
     if not isinstance(name, str) or len(name) > LONGEST_NAME:
         return f"`name` must be text of up to {LONGEST_NAME} characters, got {shown(name)}; use another file"

@@ -22,6 +22,7 @@ from bundle.checkpoints.folder import best_paths, newest_sound_checkpoint, rolli
 from bundle.checkpoints.state import TrainingState
 from bundle.distributed.collectives import gather, on_first_rank
 from bundle.engines.trainer import AdversarialTrainer
+from bundle.networks.fingerprint import fingerprint
 from bundle.run.names import printable
 
 logger = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ class StartFrom:
         else:
             self.state.trained_on_before = self.content.get("trained_on", {})
             matched = load_generator(self.state.network, path, self.content)
+            self.state.base = fingerprint(self.state.network)
             parts = Counter(name.partition(".")[0] for name in self.content["model"])
             told = ", ".join(f"{part} {count}" for part, count in parts.items())
             moments = "taken along" if self.state.take_moments(self.content) else "fresh"

@@ -2,13 +2,14 @@
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from bundle.checkpoints.recipe import BASE, ITERATIONS, plain_facts
 from bundle.checkpoints.trained_on import TrainedOn, joined
 from bundle.engines.optimizers import ScheduledAdam
 from bundle.engines.trainer import AdversarialTrainer
@@ -30,9 +31,11 @@ class TrainingState:
         optimizers: by name; None stands for a network that this run does not have.
         trained_on: tells which patients and volumes the networks see in this run, asked when the first
             checkpoint is written; see `TrainedOn`. None: nothing is recorded.
+        recipe: settings by which runs can be compared, such as the seed; numbers and lists of them.
 
     Attributes:
         trained_on_before: what the networks saw before this run, out of the checkpoint it started from.
+        base: fingerprint of the weights that this run started from; "" for random ones, None if unknown.
         learning_rate_share: of the config's rate, at which the generator learns; see `scale_learning_rate`.
     """
 
@@ -43,6 +46,7 @@ class TrainingState:
         discriminators: nn.ModuleDict,
         optimizers: dict[str, ScheduledAdam | None],
         trained_on: Callable[[], TrainedOn] | None = None,
+        recipe: Mapping[str, Any] | None = None,
     ) -> None:
         self.network = network
         self.settings = settings
@@ -51,6 +55,8 @@ class TrainingState:
         self._trained_on = trained_on
         self._trained_on_here: TrainedOn | None = None
         self.trained_on_before: TrainedOn = {}
+        self._recipe = plain_facts(recipe or {})
+        self.base: str | None = ""
         self.learning_rate_share = 1.0
 
     @property
@@ -62,6 +68,11 @@ class TrainingState:
         if self._trained_on_here is None:
             self._trained_on_here = self._trained_on() if self._trained_on else {}
         return joined(self.trained_on_before, self._trained_on_here)
+
+    def recipe(self, iteration: int) -> dict[str, Any]:
+        """Returns how the weights came to be; see `bundle.checkpoints.recipe`."""
+        known = {} if self.base is None else {BASE: self.base}
+        return self._recipe | known | {ITERATIONS: iteration}
 
     def scale_learning_rate(self, share: float) -> None:
         """Sets the share of the config's rate at which the generator learns, for the whole run."""
@@ -99,6 +110,7 @@ class TrainingState:
             "model": self.network.state_dict(),
             "network": self.settings,
             "trained_on": self.trained_on(),
+            "recipe": self.recipe(engine.state.iteration),
             "discriminators": self.discriminators.state_dict(),
             "optimizers": {name: part.state_dict() for name, part in self.optimizers.items()},
             "schedules": {
@@ -121,6 +133,7 @@ class TrainingState:
         """
         self.network.load_state_dict(content["model"])
         self.trained_on_before = content.get("trained_on", {})
+        self.base = content.get("recipe", {}).get(BASE)
         self.discriminators.load_state_dict(content["discriminators"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(content["optimizers"][name])

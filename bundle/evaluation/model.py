@@ -5,6 +5,7 @@ Dimension letters: X Y Z voxels, x y z cells of the code map (x = X / stride, ro
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,6 +52,8 @@ class TrainedModel:
         settings: `network_settings` of the checkpoint.
         trained_on: `{"patients": hashes, "voxels": fingerprints}`, empty where the checkpoint does not say.
         sha256: fingerprint of the weights.
+        recipe: how the weights came to be, and `data`, a hash of all volumes they have seen; empty where the
+            checkpoint does not say.
 
     Raises:
         CheckpointError: if the file cannot be used.
@@ -74,6 +77,10 @@ class TrainedModel:
         self.device = torch.device(device)
         told = content.get("trained_on", {})
         self.trained_on = {kind: set(told.get(kind, ())) for kind in KINDS}
+        self.recipe: dict[str, Any] = dict(content.get("recipe", {}))
+        if self.recipe:
+            voxels = " ".join(sorted(self.trained_on["voxels"]))
+            self.recipe["data"] = hashlib.sha256(voxels.encode()).hexdigest()[:16]
         self.stride, self.halo = self.network.stride, self.network.halo
         self.tile_size = [tile_size] * 3 if isinstance(tile_size, int) else list(tile_size)
         if any(side % self.stride or side < 2 * self.stride for side in self.tile_size):

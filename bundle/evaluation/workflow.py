@@ -303,6 +303,7 @@ class Evaluation:
         if self.model is not None:
             use = code_use(self.code_counts)
             about |= {"network": self.model.settings, "model_sha256": self.model.sha256}
+            about |= {"recipe": self.model.recipe}
             about |= {
                 "codes_used_over_all_volumes": plain(use.usage),
                 "code_perplexity": plain(use.perplexity),

@@ -16,7 +16,12 @@ from bundle.reports.kept import read_kept
 from bundle.reports.rows import MODEL, PAIRS, Row
 from bundle.reports.tables import METRICS, TableError, read_metrics
 from bundle.run.files import open_regular_text
+from bundle.run.names import printable, shown
 
+BASE = "base"
+SAME = (BASE, "iterations", "seed", "batch_size", "patch_size", "vessel_ratio", "learning_rate", "data")
+"""Facts of training in which an arm must not differ from its control."""
+GAN_WEIGHTS = ("image_gan_weight", "video_gan_weight")
 FILES = ("stem", "original", "reconstruction")
 """What volumes.json says of each volume."""
 
@@ -66,6 +71,69 @@ def read_evaluation(folder: Path) -> Evaluated:
         raise TableError(
             f"{folder}: its summary.json or volumes.json cannot be read ({error!r:.200}); evaluate again"
         ) from error
+
+
+class Likeness(NamedTuple):
+    """Whether arms differ in nothing but what is compared: sentences that say where they do, or may.
+
+    Attributes:
+        faults: what differs.
+        unknown: what no file tells, as of pairs and of checkpoints of older versions.
+    """
+
+    faults: list[str]
+    unknown: list[str]
+
+
+def likeness(read: Arms) -> Likeness:
+    """Looks whether all arms started from the base checkpoint and saw the same data in the same order.
+
+    Args:
+        read: with the arms `base`, `other` and perhaps `control`.
+    """
+    faults, unknown = [], []
+    trained = {name: arm for name, arm in read.items() if name != "base"}
+    for name, arm in trained.items():
+        for base, one in zip(read["base"], arm, strict=True):
+            if BASE not in _recipe(one) or not base.about.get("model_sha256"):
+                unknown.append(f"{_told(name, one)} does not say from which weights it was trained")
+            elif _recipe(one)[BASE] != base.about["model_sha256"]:
+                faults.append(f"{_told(name, one)} was not trained from {_told('base', base)}")
+        models = [one.about["model_sha256"] for one in arm if one.about.get("model_sha256")]
+        if len(set(models)) < len(models):
+            faults.append(f"`--{name}` names one model more than once; each must have a seed of its own")
+        faults += _wrong_weights(name, arm)
+    return Likeness([*faults, *_unlike_control(read)], unknown)
+
+
+def _unlike_control(read: Arms) -> Iterator[str]:
+    """Names facts of training in which an arm differs from the control of the same seed."""
+    for control, other in zip(read.get("control", ()), read["other"], strict=False):
+        for fact in SAME:
+            values = [_recipe(one).get(fact) for one in (control, other)]
+            if None not in values and values[0] != values[1]:
+                told = f"{shown(values[0])} in {_told('control', control)}, {shown(values[1])} in"
+                yield f"`{fact}` of training must be the same, got {told} {_told('other', other)}"
+
+
+def _wrong_weights(name: str, arm: Sequence[Evaluated]) -> Iterator[str]:
+    """Names arms that were trained the other way round than their option says."""
+    for one in arm:
+        weights = [_recipe(one).get(weight) for weight in GAN_WEIGHTS]
+        if None in weights:
+            continue
+        if (name == "other") != any(weights):
+            way = "without" if name == "other" else "with"
+            yield f"{_told(name, one)} was trained {way} discriminators"
+
+
+def _recipe(one: Evaluated) -> Mapping[str, Any]:
+    recipe = one.about.get("recipe")
+    return recipe if isinstance(recipe, dict) else {}
+
+
+def _told(name: str, one: Evaluated) -> str:
+    return f"--{name} {printable(str(one.folder))}"
 
 
 class SharedClot(NamedTuple):

@@ -152,3 +152,73 @@ def test_arms_without_volumes_leave_the_figures(tmp_path, original):
     main(["--base", str(folders[0]), "--other", str(folders[1]), "--output_dir", str(tmp_path / "out")])
     page = (tmp_path / "out" / "compare.html").read_text(encoding="utf-8")
     assert "no reconstruction was kept for other; evaluate with --write_volumes true" in page
+
+
+BASE_SHA, DATA = "b" * 64, "d" * 16
+
+
+def about_of(model, gan, **changed):
+    """What an evaluation says of an arm that was trained from the base."""
+    recipe = {"base": BASE_SHA, "iterations": 1000, "seed": 1, "batch_size": 2, "patch_size": [64, 64, 64]}
+    recipe |= {"vessel_ratio": 0.2, "learning_rate": 3e-4, "image_gan_weight": gan, "video_gan_weight": gan}
+    return ABOUT | {"model_sha256": model * 64, "recipe": recipe | {"data": DATA} | changed}
+
+
+@pytest.fixture
+def arms(tmp_path, original):
+    """Runs a comparison of arms that say how they were trained; returns the doubts on its page."""
+
+    def run(control=None, other=None, *, more=()):
+        abouts = {"base": about_of("b", 0.0, base=""), "control": control or about_of("c", 0.0)}
+        abouts["other"] = other or about_of("e", 1.0)
+        words = []
+        for name, about in abouts.items():
+            folder = evaluation(tmp_path / name, original, 0.3, n_patients=1, about=about)
+            words += [f"--{name}", str(folder)]
+        main([*words, "--output_dir", str(tmp_path / "out"), *more])
+        return json.loads((tmp_path / "out" / "compare.json").read_text(encoding="utf-8"))["doubts"]
+
+    return run
+
+
+def test_arms_of_one_base_leave_no_doubt(arms, tmp_path):
+    assert arms() == []
+    assert "may differ" not in (tmp_path / "out" / "compare.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("unlike", "message"),
+    [
+        ({"other": about_of("e", 1.0, base="a" * 64)}, "--other .*other was not trained from --base"),
+        ({"other": about_of("e", 1.0, seed=2)}, "`seed` of training must be the same, got 1 in --control"),
+        ({"other": about_of("e", 1.0, iterations=900)}, "`iterations` of training .* 900 in --other"),
+        ({"other": about_of("e", 1.0, data="f" * 16)}, "`data` of training must be the same"),
+        ({"other": about_of("e", 1.0, patch_size=[32] * 3)}, r"`patch_size` .* got \[64, 64, 64\]"),
+        ({"other": about_of("e", 0.0)}, "--other .* was trained without discriminators"),
+        ({"control": about_of("c", 1.0)}, "--control .* was trained with discriminators"),
+    ],
+)
+def test_arms_that_differ_in_more_than_discriminators_are_refused(arms, unlike, message, tmp_path):
+    with pytest.raises(CompareError, match=f"{message}.*--allow_unlike"):
+        arms(**unlike)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unlike_arms_that_are_wanted_are_told_on_the_page(arms, tmp_path, capsys):
+    (doubt,) = arms(other=about_of("e", 1.0, seed=2), more=["--allow_unlike"])
+    assert "`seed`" in doubt and f"warning: {doubt}" in capsys.readouterr().err
+    page = (tmp_path / "out" / "compare.html").read_text(encoding="utf-8")
+    assert "may differ in more than their discriminators" in page and "`seed` of training" in page
+
+
+def test_folders_that_do_not_say_how_they_were_trained_raise_a_doubt(arms):
+    (doubt,) = arms(other=ABOUT)
+    assert doubt.startswith("--other") and doubt.endswith("does not say from which weights it was trained")
+
+
+def test_one_model_is_no_second_seed(tmp_path, original):
+    base = evaluation(tmp_path / "base", original, 0.3, about=about_of("b", 0.0, base=""))
+    other = [evaluation(tmp_path / name, original, 0.2, about=about_of("e", 1.0)) for name in ("x", "y")]
+    words = ["--base", str(base), str(base), "--other", *map(str, other)]
+    with pytest.raises(CompareError, match="`--other` names one model more than once"):
+        main([*words, "--output_dir", str(tmp_path / "out")])

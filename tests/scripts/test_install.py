@@ -19,6 +19,7 @@ def generator():
 def checkpoint(tmp_path, generator):
     path = tmp_path / "run" / "last.pt"
     content = {"model": generator.state_dict(), "network": NETWORK, "trainer": {"iteration": 9}}
+    content["recipe"] = {"base": "c" * 64}
     write_checkpoint(path, content | {"trained_on": {"patients": ["a" * 16], "voxels": ["b" * 16]}})
     return path
 
@@ -35,7 +36,8 @@ def test_installed_model_holds_the_generator_bit_for_bit_and_nothing_of_the_trai
 
     content = read_checkpoint(output)
     weights = generator.state_dict()
-    assert set(content) - {"format_version"} == {"model", "network", "trained_on"}
+    assert set(content) - {"format_version"} == {"model", "network", "trained_on", "recipe"}
+    assert content["recipe"] == {"base": "c" * 64}
     assert content["network"] == NETWORK
     assert content["model"].keys() == weights.keys()
     assert all(torch.equal(content["model"][name], weights[name]) for name in weights)

@@ -151,7 +151,7 @@ def test_everything_of_a_run_is_in_the_checkpoint_and_loads_with_weights_only(
     ).run()
     content = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
     parts = {"model", "network", "discriminators", "optimizers", "schedules", "trainer", "random", "extras"}
-    parts |= {"trained_on"}
+    parts |= {"trained_on", "recipe"}
     assert set(content) == parts | {"format_version"}
     torch.testing.assert_close(content["model"], dict(run.network.state_dict()), rtol=0, atol=0)
     assert {"quantizer.embedding", "quantizer.initialized", "quantizer.updates"} <= set(content["model"])

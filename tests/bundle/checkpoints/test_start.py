@@ -8,6 +8,7 @@ from ignite.engine import Events
 from bundle.checkpoints.file import CheckpointError, network_settings, read_checkpoint, write_checkpoint
 from bundle.checkpoints.handler import CheckpointHandler
 from bundle.checkpoints.start import DEFAULTS, LoadGenerator, StartFrom, continues_run, settings_of
+from bundle.networks.fingerprint import fingerprint
 
 BASE, ADVERSARIAL = (0, 0, 0), (1.0, 0.0, 4.0)
 # Two epochs of 4 iterations, ended in the middle of the second; the gate opens after iteration 3.
@@ -79,6 +80,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_by_bit(tmp_path, tiny_vq
         found = run.state.state_dict(run.trainer)
         for part in ("model", "discriminators", "optimizers", "schedules", "trainer"):
             torch.testing.assert_close(found[part], expected[part], rtol=0, atol=0)
+        assert found["recipe"] == expected["recipe"] == {"base": "", "iterations": SHAPE["max_iterations"]}
         assert history.seen == {n: seen for n, seen in histories[0].seen.items() if n > iteration}
 
 
@@ -146,6 +148,7 @@ def test_init_from_loads_every_tensor_and_leaves_counters_and_discriminators_alo
     assert seen == [0]
     assert run.sampler.start_iteration == 0
     assert run.optimizer.schedule.last_epoch == 1
+    assert run.state.recipe(1) == {"base": fingerprint(base.network), "iterations": 1}
     weights = list(base.network.state_dict())
     in_encoder = sum(name.startswith("encoder.") for name in weights)
     assert f"{len(weights)} tensors matched (encoder {in_encoder}, " in caplog.text

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.checkpoints.file import CheckpointError, network_settings, write_checkpoint
+from bundle.checkpoints.file import CheckpointError, network_settings, read_checkpoint, write_checkpoint
 from bundle.evaluation.model import TrainedModel
 from bundle.inferers.halo import HaloInferer
 from bundle.networks.vqgan import build_vqgan
@@ -51,6 +51,15 @@ def test_tiles_that_look_the_same_are_taken_over_and_nothing_else(checkpoint, vo
     assert np.array_equal(shortcut.indices, whole.indices)
     assert np.array_equal(shortcut.recon, whole.recon)
     assert not np.array_equal(whole.recon, plain.recon)
+
+
+def test_a_model_knows_how_it_was_trained_where_its_checkpoint_says_so(checkpoint, tmp_path):
+    assert TrainedModel(checkpoint).recipe == {}
+    content = read_checkpoint(checkpoint) | {"recipe": {"seed": 3, "base": ""}}
+    for name, voxels in {"a": ["0" * 16, "1" * 16], "b": ["0" * 16]}.items():
+        write_checkpoint(tmp_path / name, content | {"trained_on": {"voxels": voxels}})
+    a, b = (TrainedModel(tmp_path / name).recipe for name in "ab")
+    assert (a["seed"], a["base"]) == (3, "") and a["data"] != b["data"]
 
 
 def test_a_model_knows_what_it_was_trained_on(checkpoint):
