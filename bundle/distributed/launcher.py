@@ -73,13 +73,21 @@ def refuse_misuse(joins: bool, overlay: str | None = None) -> None:
         told = f"{size} processes were started, but these configs let each do the whole work"
         how = f"list {overlay} too, or start one process" if overlay else "start one process"
         raise LaunchError(f"{told}; {how} (without torchrun, or with srun --ntasks=1)")
+
+
+def idle_tasks_note(joins: bool) -> str:
+    """Says that a SLURM job has tasks that do nothing; empty if it has none.
+
+    Nothing is wrong with it: an interactive job may ask for several and use one.
+
+    Args:
+        joins: whether the config lets several processes work together.
+    """
     tasks = _number("SLURM_NTASKS", 1)
-    if tasks > 1 and not {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"} & set(os.environ):
-        how = "start it with srun or torchrun" if joins else "ask for --ntasks=1"
-        raise LaunchError(
-            f"this SLURM job asked for {tasks} tasks, but one process was started; {how}, or with "
-            "srun --ntasks=1 if one is meant"
-        )
+    if tasks < 2 or {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"} & set(os.environ):
+        return ""
+    how = "to use them all, start it with srun or torchrun" if joins else "ask for --ntasks=1 next time"
+    return f"this SLURM job asked for {tasks} tasks, but one process was started; {how}"
 
 
 def _number(name: str, default: int) -> int:

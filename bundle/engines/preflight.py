@@ -11,7 +11,7 @@ from torch import nn
 
 from bundle.data.volumes.formats import format_of
 from bundle.distributed.collectives import gather, on_first_rank
-from bundle.distributed.launcher import LaunchError, refuse_misuse
+from bundle.distributed.launcher import LaunchError, idle_tasks_note, refuse_misuse
 from bundle.distributed.ranks import is_joined, world_size
 from bundle.distributed.shares import batch_share
 from bundle.engines.advice import ADVICE
@@ -173,6 +173,9 @@ def check_ranks() -> Check:
         refuse_misuse(is_joined())
     except LaunchError as error:
         return Check("ranks", "error", str(error))
+    note = idle_tasks_note(is_joined())
+    if note:
+        return Check("ranks", "warning", note)
     ranks = world_size()
     return Check("ranks", "ok", "1 process" if ranks == 1 else f"{ranks} processes that train together")
 

@@ -5,6 +5,7 @@ The rule of each single setting is in `bundle.run.rules`; rules across settings 
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from monai.bundle import ConfigExpression, ConfigParser, ReferenceResolver
 
-from bundle.distributed.launcher import launched, refuse_misuse
+from bundle.distributed.launcher import idle_tasks_note, launched, refuse_misuse
 from bundle.distributed.shares import batch_share
 from bundle.networks.discriminators import MIN_PATCH_SIZE
 from bundle.run.command import (
@@ -27,6 +28,8 @@ from bundle.run.console import tidy_console
 from bundle.run.errors import short_message
 from bundle.run.record import report_error
 from bundle.run.rules import NETWORK_SETTINGS, PATHS, RULES, SWITCHES, SettingsError, check
+
+logger = logging.getLogger(__name__)
 
 ADVERSARIAL_MARK = "_with_disc"  # in the name of an output folder
 JOIN = "join"  # the id under which a config says how the processes of a launcher work together
@@ -69,6 +72,9 @@ def check_settings(across: Callable[[Mapping[str, Any]], None] | None = None) ->
 def _join_processes(parser: ConfigParser, command: Command | None, has_shard: bool) -> None:
     joins, files = JOIN in parser.get(), command.config_files if command is not None else []
     refuse_misuse(joins or has_shard, _overlay_that_joins(files))
+    note = idle_tasks_note(joins)
+    if note and parser.get("trains_vqgan") is not True:  # there the preflight tells it
+        logger.warning("%s", note)
     if joins:
         parser.get_parsed_content(JOIN)
 

@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from bundle.distributed.launcher import Launched, LaunchError, launched, local_device, refuse_misuse
+from bundle.distributed.launcher import (
+    Launched,
+    LaunchError,
+    idle_tasks_note,
+    launched,
+    local_device,
+    refuse_misuse,
+)
 from bundle.distributed.ranks import is_first, is_joined, rank, wait_for_ranks, world_size
 from bundle.run.rules import SettingsError
 
@@ -56,7 +63,7 @@ def test_before_they_meet_the_first_process_is_first_and_works_alone(environment
         (TORCHRUN, "8 processes were started, but", None),
         (SRUN, "8 processes were started, but", None),
         ({**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, None, None),
-        ({"SLURM_NTASKS": "8"}, "ask for --ntasks=1, or", "start it with srun or torchrun, or"),
+        ({"SLURM_NTASKS": "8"}, None, None),
         ({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1"}, None, None),
     ],
 )
@@ -97,3 +104,14 @@ def test_every_process_gets_a_gpu_of_its_own_or_a_refusal(environment, monkeypat
             local_device()
     else:
         assert local_device() == torch.device(expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "is_told"),
+    [({}, False), ({"SLURM_NTASKS": "8"}, True), (SRUN, False), (TORCHRUN_IN_SRUN, False)],
+)
+def test_tasks_of_a_job_that_do_nothing_are_told_and_refuse_nothing(environment, values, is_told):
+    environment(values)
+
+    assert ("8 tasks, but one process" in idle_tasks_note(False)) == is_told
+    assert ("start it with srun or torchrun" in idle_tasks_note(True)) == is_told

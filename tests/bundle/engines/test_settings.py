@@ -75,3 +75,15 @@ def test_true_and_false_of_the_command_line_are_what_yaml_reads_them_as(typed, m
 
     assert (parser["amp"], parser["preset"]) == (meant, "true")
     assert parser.get_parsed_content("used") is meant
+
+
+@pytest.mark.parametrize(("trains_vqgan", "n_told"), [(False, 1), (True, 0)])  # there the preflight tells it
+def test_a_command_that_uses_one_of_several_tasks_is_told_so_once(monkeypatch, caplog, trains_vqgan, n_told):
+    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    step = {"_target_": "bundle.engines.settings.check_settings"}
+
+    ConfigParser({"trains_vqgan": trains_vqgan, "step": step}).get_parsed_content("step")
+
+    assert caplog.text.count("asked for 4 tasks, but one process was started; ask for") == n_told
