@@ -37,6 +37,7 @@ from bundle.drawing.planes import (
     mark,
     panel_size,
 )
+from bundle.emboli.readings import PLACES
 from bundle.evaluation.cases import RASVolume, read_ras
 from bundle.reports.arm_figures import noise_spectra, paired_dots, rates
 from bundle.reports.arms import Arms, likeness, read_evaluation, shared_clots, shared_volumes
@@ -60,6 +61,8 @@ RULE = (
     "that fails. Better means: at least 6 patients, emboli not worse, and sharpness or texture better in all "
     "training seeds. Detectable is the smallest difference that so many patients show four times in five."
 )
+PARTS = tuple(f", {place}" for place in PLACES if place != "all")
+"""Ends of the names of emboli in some of the vessels; `metrics.csv` holds them."""
 DOUBT = "The arms may differ in more than their discriminators:"
 AIMS = {"not worse": "not worse", "better": "better", "not inferior": "not 0.5 dB worse"}
 KINDS = {"passed": "passed", "better": "passed", "worse": "failed", "failed": "failed"}
@@ -163,16 +166,27 @@ def _page(read: Arms, reference: str, verdict: Verdict, doubts: Sequence[str]) -
         if figure is not None:
             yield f"<h2>{title}</h2>"
             yield html_picture(png_of(figure), CAPTIONS[title])
+    yield from _same_slices(read)
+    yield "<h2>All other figures, which decide nothing</h2>"
+    yield paragraph(
+        "Emboli in all vessels; metrics.csv of each folder tells central ones from those in the lungs."
+    )
+    yield _other_figures(read, reference)
+
+
+def _same_slices(read: Arms) -> Iterator[str]:
     yield "<h2>The same slices in all arms</h2>"
+    told = set()
     for shown in _chosen_slices(read):
         try:
             yield html_picture(
                 _slice_picture(read, shown), f"{shown.why}: {shown.volume}, slice {shown.z + 1}"
             )
         except (VolumeError, CompareError, OSError) as error:
-            yield paragraph(f"{shown.volume} is not drawn: {printable(str(error))}", "notice")
-    yield "<h2>All other figures, which decide nothing</h2>"
-    yield _other_figures(read, reference)
+            reason = f"{shown.volume} is not drawn: {printable(str(error))}"
+            if reason not in told:
+                yield paragraph(reason, "notice")
+            told.add(reason)
 
 
 def _tests(verdict: Verdict, reference: str) -> str:
@@ -208,11 +222,13 @@ def _other_figures(read: Arms, reference: str) -> str:
             word_for(change.metric).good,
             number(spoken(change.metric, change.reference, with_unit=False)),
             number(spoken(change.metric, change.other, with_unit=False)),
-            number(spoken(change.metric, *change.difference)),
+            number(spoken(change.metric, *change.difference, signed=True)),
             change.n_patients,
         )
         for change in changes
-        if (change.region, change.metric) not in decided and not change.metric.endswith("_original")
+        if (change.region, change.metric) not in decided
+        and not change.metric.endswith("_original")
+        and not change.region.endswith(PARTS)
     ]
     heads = [number(name) for name in (reference, "other", "other less " + reference, "patients")]
     return html_table(("Figure", "Good value", *heads), lines)

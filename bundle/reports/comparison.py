@@ -22,6 +22,8 @@ N_FLIPS = 20_000
 PSNR_MARGIN_DB = 0.5
 Z_OF_POWER = 1.96 + 0.84
 """Two-sided 5 % and a power of 80 %."""
+TOO_FEW = "too few patients"
+"""Outcome of a test that no difference could pass or fail: a guard that cannot fail guards nothing."""
 BETTER, WORSE, NOT_SHOWN, DESCRIPTIVE = "better", "worse", "not shown", "descriptive only"
 
 
@@ -90,7 +92,7 @@ class Test(NamedTuple):
         seeds_agree: whether the mean difference has one sign in all training seeds.
         detectable: smallest difference that this many patients would show four times in five.
         reached: whether the order of tests came so far.
-        outcome: `better`, `worse`, `passed`, `failed`, `not shown` or `not measured`.
+        outcome: `better`, `worse`, `passed`, `failed`, `not shown`, `not measured` or `too few patients`.
     """
 
     name: str
@@ -145,7 +147,7 @@ def compare(reference: Sequence[Sequence[Row]], other: Sequence[Sequence[Row]]) 
         n_most = max(n_most, differences.shape[1])
         test = _test(primary, differences, means, is_open)
         tests.append(test)
-        is_open = is_open and test.outcome not in ("worse", "failed", "not shown")
+        is_open = is_open and test.outcome not in ("worse", "failed", "not shown", TOO_FEW)
     return _verdict(tuple(tests), n_most)
 
 
@@ -221,7 +223,7 @@ def _test(primary: Primary, differences: np.ndarray, means: tuple[float, float],
         primary.name, primary.aim, *means, interval, p,
         int(np.sum(of_patients > 0)), int(np.sum(of_patients < 0)), n, seeds_agree,
         Z_OF_POWER * spread / math.sqrt(n), reached,
-        _outcome(primary.aim, interval, p, seeds_agree),
+        _outcome(primary.aim, interval, p, seeds_agree) if n >= MIN_PATIENTS else TOO_FEW,
     )  # fmt: skip
 
 
@@ -246,13 +248,13 @@ def _verdict(tests: tuple[Test, ...], n_patients: int) -> Verdict:
         )
         return Verdict(DESCRIPTIVE, reason, tests)
     guards = [test for test in tests if test.aim == "not worse"]
-    missing = [test.name for test in guards if test.outcome == "not measured"]
+    missing = [f"{test.name}: {test.outcome}" for test in guards if test.outcome in ("not measured", TOO_FEW)]
     worse = [test.name for test in guards if test.reached and test.outcome == "worse"]
     better = [test.name for test in tests if test.reached and test.outcome == "better"]
     if worse:
         return Verdict(WORSE, f"{', '.join(worse)}: significantly worse", tests)
     if missing:
-        return Verdict(NOT_SHOWN, f"{', '.join(missing)}: not measured, so harm cannot be ruled out", tests)
+        return Verdict(NOT_SHOWN, f"{', '.join(missing)}, so harm cannot be ruled out", tests)
     if better:
         failed = [test.name for test in tests if test.aim == "not inferior" and test.outcome == "failed"]
         note = f"; {', '.join(failed)}: non-inferiority is not shown" if failed else ""

@@ -61,13 +61,18 @@ def read_kept(folder: Path, stem: str) -> Mapping[str, np.ndarray]:
                     raise ValueError(f"it would unpack to {size} bytes")
             file.seek(0)
             with np.load(file) as arrays:
-                found = {name: arrays[name] for name in SHAPES}
+                found = {name: _array(arrays, name) for name in SHAPES}
         _check(found)
     except FileNotFoundError:
         return {}
     except (*_UNREADABLE, zlib.error) as error:
         raise KeptError(f"{path}: cannot be read ({error!r:.200}); evaluate again") from error
     return found
+
+
+def _array(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """Returns an array; an empty one where the evaluation was made before there were such."""
+    return arrays[name] if name in arrays else np.empty((0,) * len(SHAPES[name]))
 
 
 def _check(found: Mapping[str, np.ndarray]) -> None:

@@ -121,7 +121,9 @@ def word_for(metric: str) -> Word:
     return WORDS.get(metric, Word(metric.replace("_", " "), ".4g", "", "", ""))
 
 
-def spoken(metric: str, value: Any, low: Any = None, high: Any = None, with_unit: bool = True) -> str:
+def spoken(
+    metric: str, value: Any, low: Any = None, high: Any = None, with_unit: bool = True, signed: bool = False
+) -> str:
     """Formats a figure for people, with its interval if there is one.
 
     Args:
@@ -130,13 +132,15 @@ def spoken(metric: str, value: Any, low: Any = None, high: Any = None, with_unit
         low: lower end of the interval.
         high: upper end.
         with_unit: whether the unit stands behind.
+        signed: whether a plus stands before a positive number, as of a difference.
     """
     word = word_for(metric)
     if _is_unknown(value):
         return DASH
-    text = _number(word.form, value)
+    form = f"+{word.form}" if signed and not word.form.startswith("+") else word.form
+    text = _number(form, value)
     if not _is_unknown(low) and not _is_unknown(high):
-        text += f" ({_number(word.form, low)} to {_number(word.form, high)})"
+        text += f" ({_number(form, low)} to {_number(form, high)})"
     return f"{text} {word.unit}" if with_unit and word.unit else text
 
 

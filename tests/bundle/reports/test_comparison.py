@@ -93,6 +93,15 @@ def test_without_clot_figures_nothing_is_called_better():
 def test_few_patients_give_a_description_only(n_patients, changes):
     found = verdict(n_patients, **changes)
     assert found.verdict == DESCRIPTIVE and f"n = {n_patients}" in found.reason
+    assert {test.outcome for test in found.tests} == {"too few patients"}
+
+
+def test_a_guard_that_too_few_patients_could_trip_guards_nothing():
+    """Clots in 5 of 8 patients: no loss could be significant, so gains elsewhere are not called better."""
+    arms = [arm(8, n, lpips=-0.1 * n, clot_contrast=-0.3 * n) for n in (0, 1)]
+    few = [[r for r in rows if r.region != CLOT or r.patient < "p5"] for rows in arms]
+    found = compare(*([rows] for rows in few))
+    assert found.verdict == NOT_SHOWN and "emboli of 4 mm: too few patients, so harm" in found.reason
 
 
 def test_seeds_that_disagree_show_nothing():
