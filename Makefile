@@ -34,7 +34,7 @@ demo: $(INSTALLED)  ## train on the embedded CT crop and reconstruct it (5 minut
 	$(BIN)/python -m scripts.demo
 
 test: $(INSTALLED)  ## run all tests, in two processes of one core each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 $(LABEL_INSTALLED): $(INSTALLED)
 	rm -rf "$(LABEL)"

@@ -13,6 +13,7 @@ import torch
 
 from bundle.networks.quantizer import EMACodebook
 from bundle.networks.vqgan import VQGAN, Preset
+from tests.commands import Python
 
 
 @pytest.fixture(autouse=True)
@@ -137,3 +138,16 @@ def as_rank(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
             return work()
 
     return call
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Python]:
+    """Runs `python -m` in forks of one process that has imported torch and MONAI."""
+    warm = Python(tmp_path_factory.mktemp("python"))
+    yield warm
+    warm.process.communicate()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts whole workflows first: their files take longest, and both processes should end together."""
+    items.sort(key=lambda item: "workflows" not in item.path.parts)

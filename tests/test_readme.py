@@ -93,7 +93,7 @@ class Clone:
             path = folder / "DIR" / f"p{n}" / "ct.nii.gz"
             write_phantom(path, (32, 28, 24), np.diag([1.0, 1.0, 2.0, 1.0]), seed=n)
         self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        server = [sys.executable, str(ROOT / "tests" / "workflows" / "warm_python.py")]
+        server = [sys.executable, str(ROOT / "tests" / "warm_python.py")]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "utf-8"}
         self.warm = subprocess.Popen(server, cwd=folder, env=self.environment, **pipes)
 

@@ -1,1 +1,1 @@
-"""CT volumes from files to patches: reading, writing, datalists, the patch store and a phantom."""
+"""CT volumes from files to patches: formats, DICOM, data sets, the patch store, patches and latents."""

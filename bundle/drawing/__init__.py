@@ -1,1 +1,1 @@
-"""Drawing of CT: planes, pictures of reconstructions, videos."""
+"""Draws CT: planes, pictures of reconstructions, videos."""

@@ -1,1 +1,1 @@
-"""Ignite handlers: the two updates, the gate, validation, checkpoints, logs and pictures."""
+"""Ignite handlers: the two updates, the gate, validation, curves, pictures, health and stop signals."""

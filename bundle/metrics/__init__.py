@@ -1,1 +1,1 @@
-"""Figures that say how close a reconstructed volume is to its original."""
+"""Measures how close a reconstructed volume is to its original."""

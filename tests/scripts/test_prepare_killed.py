@@ -130,6 +130,7 @@ def killed(source, tmp_path_factory):
         return dict(zip(KILLS, threads.map(run, KILLS), strict=True))
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("kind", KILLS)
 def test_after_a_kill_the_next_run_ends_as_if_nothing_had_happened(killed, source, whole, kind):
     store = killed[kind][0]
@@ -151,6 +152,7 @@ def test_a_kill_between_a_volume_and_its_counts_loses_nothing(source, whole, tmp
     assert contents(store) == whole
 
 
+@pytest.mark.ranks
 def test_a_lost_worker_is_told_in_one_line(killed):
     _, code, said = killed["worker"]
 

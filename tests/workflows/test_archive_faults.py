@@ -12,7 +12,7 @@ import pytest
 
 from bundle.data.volumes.phantom import write_phantom
 from bundle.run.lock import lock_folder, release_folder
-from tests.workflows.conftest import ENVIRONMENT, ROOT
+from tests.commands import ENVIRONMENT, ROOT
 from tests.workflows.torchrun import torchrun
 
 pytestmark = pytest.mark.ranks

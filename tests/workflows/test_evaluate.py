@@ -1,17 +1,10 @@
 """configs/evaluate.yaml as a user types it: what it writes, and what its exit code tells."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/evaluate.yaml"]
 
 
 def save(path, voxels):
@@ -19,7 +12,7 @@ def save(path, voxels):
 
 
 @pytest.fixture
-def pairs(tmp_path):
+def pairs(python, tmp_path):
     voxels = np.full((32, 28, 9), -1000, np.int16)
     voxels[4:28, 4:24] = 40
     save(tmp_path / "a.nii.gz", voxels + np.random.default_rng(0).integers(-20, 20, voxels.shape, np.int16))
@@ -28,16 +21,15 @@ def pairs(tmp_path):
     def evaluate(*names):
         table = tmp_path / "pairs.csv"
         table.write_text("original,reconstruction\n" + "".join(f"a.nii.gz,{name}.nii.gz\n" for name in names))
-        command = [*COMMAND, "--pairs", str(table), "--output_dir", str(tmp_path / "out")]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8")
+        words = ["--pairs", str(table), "--output_dir", str(tmp_path / "out")]
+        return python("monai.bundle", "run", "--config_file", "configs/evaluate.yaml", *words)
 
     return evaluate
 
 
 def test_pairs_are_evaluated_and_the_exit_code_is_0(pairs, tmp_path):
     done = pairs("a")
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.code == 0, done.output[-2000:]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
     assert summary["figures"]["pairs"]["whole"]["psnr"]["mean"] == "inf"
     record = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
@@ -46,7 +38,7 @@ def test_pairs_are_evaluated_and_the_exit_code_is_0(pairs, tmp_path):
 
 def test_a_refused_volume_is_counted_and_the_exit_code_is_3(pairs, tmp_path):
     done = pairs("a", "short")
-    assert done.returncode == 3, done.stderr[-2000:]
+    assert done.code == 3, done.output[-2000:]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
     assert summary["counts"]["evaluated"] == summary["counts"]["refused"] == 1
     assert "must have one shape" in summary["refused"][0]["reason"]

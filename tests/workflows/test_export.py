@@ -112,6 +112,7 @@ def onnx_models(python, checkpoint, tmp_path_factory):
     return run
 
 
+@pytest.mark.ranks  # minutes, for three exports by torch's dynamo
 @torch.no_grad()
 def test_onnx_gives_the_same_at_other_sizes(onnx_models, network, inputs):
     for image, indices in zip(inputs["encoder"], inputs["decoder"], strict=True):

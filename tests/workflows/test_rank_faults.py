@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.workflows.conftest import ENVIRONMENT, ROOT
+from tests.commands import ENVIRONMENT, ROOT
 from tests.workflows.torchrun import torchrun
 
 pytestmark = pytest.mark.ranks

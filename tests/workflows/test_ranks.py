@@ -98,12 +98,13 @@ def test_three_validation_volumes_give_the_figures_of_one_process(base):
     assert len([value for value in curves_of(base[1])["val/psnr"] if not math.isnan(value)]) == 1
 
 
+@pytest.mark.ranks
 def test_an_adversarial_run_across_the_gate_and_one_validation_volume_are_those_of_one_process(adversarial):
     assert_close_curves(adversarial[2], adversarial[1], 1e-4)
     assert not all(math.isnan(value) for value in curves_of(adversarial[2])["train/disc_loss"])
 
 
-@pytest.mark.parametrize("runs", ["base", "adversarial"])
+@pytest.mark.parametrize("runs", ["base", pytest.param("adversarial", marks=pytest.mark.ranks)])
 def test_all_ranks_hold_the_same_weights_moments_codes_and_random_states_to_the_last_bit(request, runs):
     folder = request.getfixturevalue(runs)[2]
     first, second = (content_of(folder / f"rank_{rank}.pt") for rank in range(2))
@@ -119,7 +120,7 @@ def test_rank_0_alone_writes(base):
     assert json.loads((base[2] / "run.json").read_text(encoding="utf-8"))["status"] == "finished"
 
 
-@pytest.mark.parametrize("ranks", [2, 1])
+@pytest.mark.parametrize("ranks", [2, pytest.param(1, marks=pytest.mark.ranks)])
 def test_a_run_of_two_ranks_goes_on_bit_by_bit_on_two_and_as_closely_as_ever_on_one(
     base, train, datalist, tmp_path, ranks
 ):

@@ -1,6 +1,5 @@
 """What can happen to the bytes of a checkpoint, and on a full disk."""
 
-import io
 import os
 import subprocess
 import sys
@@ -14,28 +13,13 @@ from torch import nn
 from bundle.checkpoints.file import (
     FORMAT_VERSION,
     CheckpointError,
-    network_settings,
     read_checkpoint,
     read_settings,
     write_checkpoint,
 )
+from tests.bundle.checkpoints.conftest import SETTINGS, saved
 
 ROOT = Path(__file__).resolve().parents[3]
-SETTINGS = network_settings("default", "ema", 1024, -1000, 1000)
-
-
-@pytest.fixture
-def checkpoint(tmp_path):
-    """A complete file of a small network."""
-    path = tmp_path / "model.pt"
-    write_checkpoint(path, {"model": nn.Linear(30, 40).state_dict(), "network": SETTINGS})
-    return path
-
-
-def saved(content):
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
 
 
 def test_a_flipped_bit_never_changes_what_is_read(checkpoint):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.ranks
 SCRIPT = Path(__file__).with_name("codebook_on_ranks.py")
 ROOT = SCRIPT.parents[3]
 

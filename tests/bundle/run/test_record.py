@@ -2,7 +2,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from bundle.run.atomic import UnwritableError
 from bundle.run.command import UnknownOverrideError
 from bundle.run.record import OutputFolderError, finish_run, report_error, run_script, start_run
 
-ROOT = Path(__file__).resolve().parents[3]
 CONFIG = """
 bundle_root: .
 output_dir: {output}
@@ -48,34 +46,31 @@ def output_dir(tmp_path):
             handler.close()
 
 
-def run_monai(*words):
-    command = [sys.executable, "-m", "monai.bundle", "run", *map(str, words)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=300
-    )
+@pytest.fixture
+def run_monai(python):
+    return lambda *words: python("monai.bundle", "run", *map(str, words))
 
 
 def record_of(folder):
     return json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
 
 
-def test_plain_monai_run_refuses_an_unknown_id_and_writes_nothing(config_file, tmp_path):
+def test_plain_monai_run_refuses_an_unknown_id_and_writes_nothing(run_monai, config_file, tmp_path):
     done = run_monai("--config_file", config_file, "--maxepochs", 9)
 
-    assert done.returncode != 0
-    assert done.stderr.splitlines()[-1].endswith("got `maxepochs` (did you mean `max_epochs`?)")
-    assert "Traceback" not in done.stderr
+    assert done.code != 0
+    assert done.output.splitlines()[-1].endswith("got `maxepochs` (did you mean `max_epochs`?)")
+    assert "Traceback" not in done.output
     assert not (tmp_path / "out").exists()
 
 
-def test_plain_monai_run_leaves_a_record_without_secrets(config_file, tmp_path):
+def test_plain_monai_run_leaves_a_record_without_secrets(run_monai, config_file, tmp_path):
     secrets = ["--api_token", "abc123", "--tracking_uri=https://me:abc123@host/x"]
 
     done = run_monai("--config_file", config_file, "--max-epochs", 2, "--network#bias", "False", *secrets)
 
     record = record_of(tmp_path / "out")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.output
     assert (record["status"], record["seed"]) == ("finished", 3)
     assert record["figures"] == {"outputs": 2, "bad": "nan"}
     assert record["overrides"]["max_epochs"] == record["config"]["max_epochs"] == 2
@@ -86,16 +81,16 @@ def test_plain_monai_run_leaves_a_record_without_secrets(config_file, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run.json", "training.log"]
 
 
-def test_failed_run_says_why_in_its_last_line_in_the_log_and_in_the_record(config_file, tmp_path):
+def test_failed_run_says_why_in_its_last_line_in_the_log_and_in_the_record(run_monai, config_file, tmp_path):
     done = run_monai("--config_file", config_file, "--network::in_features", 3)
 
-    message = done.stderr.splitlines()[-1]
-    assert done.returncode != 0
+    message = done.output.splitlines()[-1]
+    assert done.code != 0
     assert message.startswith("error: RuntimeError: mat1 and mat2")
-    assert "Traceback" in done.stderr
+    assert "Traceback" in done.output
     record = record_of(tmp_path / "out")
     assert record["status"] == "failed"
-    assert done.stderr.rstrip().endswith(record["error"])
+    assert done.output.rstrip().endswith(record["error"])
     assert "RuntimeError: mat1 and mat2" in (tmp_path / "out" / "training.log").read_text(encoding="utf-8")
 
 

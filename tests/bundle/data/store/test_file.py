@@ -10,21 +10,7 @@ import pytest
 from bundle.data.store import file as volume_file
 from bundle.data.store.export import export_volume
 from bundle.data.store.store import PatchStore, StoreError
-
-VOXELS = np.random.default_rng(0).integers(-2048, 3072, (20, 18, 40)).astype(np.int16)
-
-
-@pytest.fixture
-def store(tmp_path):
-    return PatchStore(tmp_path / "cache")
-
-
-def case_of(path):
-    return {"image": str(path), "patient": "p1"}
-
-
-def maps(store):
-    return sorted(path.name for path in store.cache_dir.iterdir())
+from tests.bundle.data.store.conftest import VOXELS, case_of, maps
 
 
 def flip(path, place):

@@ -3,8 +3,7 @@ import pytest
 
 from bundle.data.store.packing import pack_volume
 from bundle.data.volumes.reading import VolumeError
-
-VOXELS = np.random.default_rng(0).integers(-2048, 3072, (20, 18, 40)).astype(np.int16)
+from tests.bundle.data.store.conftest import VOXELS
 
 
 def a_damaged_stream(save_nifti, write_dicom, folder):

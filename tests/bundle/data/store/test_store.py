@@ -13,21 +13,7 @@ from bundle.data.store.file import read_layout
 from bundle.data.store.store import PatchStore, StoreError
 from bundle.data.volumes.fingerprint import voxel_fingerprint
 from bundle.data.volumes.reading import VolumeError
-
-VOXELS = np.random.default_rng(0).integers(-2048, 3072, (20, 18, 40)).astype(np.int16)
-
-
-@pytest.fixture
-def store(tmp_path):
-    return PatchStore(tmp_path / "cache")
-
-
-def case_of(path):
-    return {"image": str(path), "patient": "p1"}
-
-
-def maps(store):
-    return sorted(path.name for path in store.cache_dir.iterdir())
+from tests.bundle.data.store.conftest import VOXELS, case_of, maps
 
 
 @pytest.mark.parametrize(
