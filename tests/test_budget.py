@@ -115,6 +115,20 @@ def is_below(name: str, parent: str) -> bool:
     return name == parent or name.startswith(f"{parent}.")
 
 
+def test_what_a_function_does_begins_with_a_verb():
+    """In the third person, such as `Returns`, so its last letter is an s."""
+    offenders = [
+        f"{name_of(path)}: {node.name}: {said.splitlines()[0]}"
+        for path in PRODUCT
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (said := ast.get_docstring(node))
+        and not said.split()[0].rstrip(".,:;").endswith("s")
+    ]
+
+    assert offenders == []
+
+
 def test_no_file_is_called_utils():
     assert [name_of(path) for path in PYTHON if "util" in path.stem] == []
 

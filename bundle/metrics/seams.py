@@ -86,7 +86,7 @@ def seam_score(
 
 
 def _typical(excess: Tensor) -> float:
-    """Geometric mean of the middle 80 %: few squares, where organs end, would outweigh all others."""
+    """Returns the geometric mean of the middle 80 %; a few squares at organ borders would outweigh all."""
     n = len(excess)
     middle = excess.sort().values[round(OUTLIERS * n) : n - round(OUTLIERS * n)]
     return float(middle.mean().exp())
@@ -118,6 +118,6 @@ def _beside(plane: int, stride: int) -> Iterator[int]:
 
 
 def _jump(volume: Tensor, axis: int, plane: int, window: tuple[float, float]) -> Tensor:
-    """Mean absolute difference between voxels `plane - 1` and `plane`, in squares of 8 x 8 voxels."""
+    """Returns the mean absolute difference of voxels `plane - 1` and `plane`, in squares of 8 x 8 voxels."""
     before, after = (volume.select(axis, n).float().clamp(*window) for n in (plane - 1, plane))
     return F.avg_pool2d((after - before).abs()[None, None], BLOCK, ceil_mode=True)[0, 0]

@@ -51,7 +51,7 @@ class CommandParser(argparse.ArgumentParser):
     """Reads a command line; an error line repeats words of it as printable text."""
 
     def error(self, message: str) -> NoReturn:
-        """See `argparse.ArgumentParser`."""
+        """Ends the command; see `argparse.ArgumentParser`."""
         super().error(printable(message))
 
 
