@@ -32,7 +32,7 @@ def test_a_run_that_a_damaged_volume_ends_does_not_wait_for_its_readers(python, 
         content[: len(content) // 2] = bytes(len(content) // 2)
         path.write_bytes(content)
 
-    settings = {"dataset_dir": dataset, "cache_dir": cache, "num_workers": 1}
+    settings = {"dataset_dir": dataset, "cache_dir": cache, "num_workers": 2}
     done = python.run_cold("base", **settings, output_dir=tmp_path / "out")
 
     assert done.code == 1
