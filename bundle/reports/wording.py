@@ -147,7 +147,7 @@ def spoken(
 def _number(form: str, value: Any) -> str:
     if isinstance(value, str) or math.isinf(value):
         return "\N{INFINITY}"
-    if form.startswith("+") and float(f"{value:{form}}") == 0:
+    if form.startswith("+") and float(f"{value:{form}}".rstrip("%")) == 0:
         form = form[1:]
         value = 0.0
     return f"{value:{form}}".replace("-", MINUS).replace("%", " %")

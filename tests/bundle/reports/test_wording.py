@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from bundle.reports.wording import spoken, word_for
+from bundle.reports.wording import WORDS, spoken, word_for
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,9 @@ def test_a_figure_is_told_with_its_unit_and_as_many_digits_as_mean_something(tol
 
 def test_a_figure_without_words_is_called_by_its_name():
     assert word_for("something_new").label == "something new" and spoken("something_new", 1.5) == "1.5"
+
+
+@pytest.mark.parametrize("metric", WORDS)
+def test_a_difference_of_every_figure_can_be_told(metric):
+    assert spoken(metric, 3.0, -1.5, 4.0, signed=True).startswith("+")
+    assert not spoken(metric, 0.0, signed=True).startswith("+")
