@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import numpy as np
 from nibabel.affines import voxel_sizes
@@ -101,10 +101,11 @@ def cases_of_pairs(table: str | Path) -> list[EvaluationCase]:
     table = Path(table)
     try:
         with open_regular_text(table, "utf-8-sig", "") as file:
-            rows = list(csv.DictReader(file, restkey="", restval=""))
+            reader = csv.DictReader(file, restkey="", restval="", delimiter=_delimiter(file))
+            rows = {number: row for row in reader if (number := reader.line_num)}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise PairsError(f"{table}: cannot be read as a CSV table ({error}); correct it") from error
-    columns = set(rows[0]) if rows else set()
+    columns = set(next(iter(rows.values()), ()))
     missing = [name for name in COLUMNS if name not in columns]
     if missing or not rows:
         raise PairsError(
@@ -112,15 +113,19 @@ def cases_of_pairs(table: str | Path) -> list[EvaluationCase]:
             f"{'lacks ' + ', '.join(missing) if rows else 'has no line'}; correct it"
         )
     cases: dict[tuple[str, str], EvaluationCase] = {}
-    for number, row in enumerate(rows, start=2):
+    patients: dict[str, str] = {}
+    taken = {(row.get("patient") or "").strip(): 1 for row in rows.values()}
+    for number, row in rows.items():
         values = {name: (row.get(name) or "").strip() for name in (*COLUMNS, *OPTIONAL_COLUMNS)}
         _check_row(table, number, values)
         key = values["original"], values["reconstruction"]
         original, reconstruction = (table.parent / value for value in key)
         name = printable(volume_name(original))
-        case = cases.setdefault(
-            key, EvaluationCase(name, values["patient"] or name, original, reconstruction)
+        patient = values["patient"] or patients.get(key[0]) or _unique(name, taken)
+        patients[key[0]] = (
+            patient  # one original is one patient, and files of one name in two folders are two
         )
+        case = cases.setdefault(key, EvaluationCase(name, patient, original, reconstruction))
         if values["inserted_original"]:
             inserted = (values[f"inserted_{part}"] for part in COLUMNS)
             pair = [table.parent / value for value in inserted]
@@ -128,7 +133,16 @@ def cases_of_pairs(table: str | Path) -> list[EvaluationCase]:
     return _with_unique_names(list(cases.values()))
 
 
+def _delimiter(file: TextIO) -> str:
+    """Returns what parts the columns, by the header: spreadsheets of many countries write semicolons."""
+    header = file.readline()
+    file.seek(0)
+    return next((one for one in (",", ";", "\t") if one in header), ",")
+
+
 def _check_row(table: Path, number: int, values: Mapping[str, str]) -> None:
+    if any("\0" in value for value in values.values()):
+        raise PairsError(f"{table}, line {number}: must hold text, got a zero byte; write the table anew")
     for name in COLUMNS:
         if not values[name]:
             raise PairsError(f"{table}, line {number}: `{name}` is empty; name a file")
@@ -236,18 +250,24 @@ def _shift(original: np.ndarray, recon: np.ndarray) -> tuple[int, int, int]:
 
 
 def _with_unique_names(cases: Sequence[EvaluationCase]) -> list[EvaluationCase]:
-    names: set[str] = set()
-    stems: set[str] = set()
+    names: dict[str, int] = {}
+    stems: dict[str, int] = {}
     for case in cases:
         case.name = _unique(case.name, names)
         case.stem = _unique(re.sub(r"[^A-Za-z0-9_-]+", "_", case.name)[:100], stems)
     return list(cases)
 
 
-def _unique(text: str, taken: set[str]) -> str:
-    """Returns `text`, with a number appended if it is taken, and remembers it as taken."""
-    number, chosen = 2, text
+def _unique(text: str, taken: dict[str, int]) -> str:
+    """Returns `text`, with a number appended if it is taken, and remembers it as taken.
+
+    Args:
+        text: a name.
+        taken: the last number that was given to each name, or 1.
+    """
+    chosen = text
     while chosen in taken:
-        chosen, number = f"{text}_{number}", number + 1
-    taken.add(chosen)
+        taken[text] += 1
+        chosen = f"{text}_{taken[text]}"
+    taken[chosen] = 1
     return chosen

@@ -1,10 +1,12 @@
 """configs/evaluate.yaml as a user types it: what it writes, and what its exit code tells."""
 
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import yaml
 
 
 def save(path, voxels):
@@ -34,6 +36,14 @@ def test_pairs_are_evaluated_and_the_exit_code_is_0(pairs, tmp_path):
     assert summary["figures"]["pairs"]["whole"]["psnr"]["mean"] == "inf"
     record = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
     assert record["status"] == "finished" and record["figures"]["evaluated"] == 1
+
+
+def test_two_evaluations_in_one_folder_are_refused():
+    """Each would overwrite the other's tables; `start_run` locks what is not shared."""
+    config = Path(__file__).resolve().parents[2] / "configs" / "evaluate.yaml"
+    steps = yaml.safe_load(config.read_text(encoding="utf-8"))["run"]
+    (start,) = (step for step in steps if isinstance(step, dict) and "start_run" in step["_target_"])
+    assert "shared" not in start
 
 
 def test_a_refused_volume_is_counted_and_the_exit_code_is_3(pairs, tmp_path):

@@ -60,6 +60,8 @@ def test_names_that_no_path_may_hold_become_harmless(tmp_path):
         ("", "has no line"),
         ("original,reconstruction\n", "has no line"),
         ("original,recon\na,b\n", "lacks reconstruction"),
+        ("original,reconstruction\n\na.nii,b.nii\n\na.nii,\n", "line 5: `reconstruction` is empty"),
+        ("original,reconstruction\na\0.nii,b.nii\n", "line 2: must hold text, got a zero byte"),
         ("original,reconstruction\na.nii,\n", "line 2: `reconstruction` is empty"),
         ("original,reconstruction,inserted_original\na,b,c\n", "line 2: .*belong together"),
     ],
@@ -67,6 +69,28 @@ def test_names_that_no_path_may_hold_become_harmless(tmp_path):
 def test_a_table_that_cannot_be_used_is_refused(tmp_path, text, message):
     with pytest.raises(PairsError, match=message):
         cases_of_pairs(table(tmp_path, text))
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_tables_of_spreadsheets_are_read_whatever_parts_their_columns(tmp_path, mark):
+    path = tmp_path / "pairs.csv"
+    path.write_bytes("original,reconstruction\r\na,b\r\n".replace(",", mark).encode("utf-8-sig"))
+    (case,) = cases_of_pairs(path)
+    assert (case.original, case.reconstruction) == (tmp_path / "a", tmp_path / "b")
+
+
+def test_patients_are_told_apart_by_their_originals_where_the_table_does_not_name_them(tmp_path):
+    lines = ["1/ct.nii,a.nii,", "2/ct.nii,b.nii,", "1/ct.nii,c.nii,", "3/ct.nii,d.nii,ct"]
+    cases = cases_of_pairs(table(tmp_path, "\n".join(["original,reconstruction,patient", *lines])))
+    assert [case.patient for case in cases] == ["ct_2", "ct_3", "ct_2", "ct"]
+    assert [case.name for case in cases] == ["ct", "ct_2", "ct_3", "ct_4"]
+
+
+def test_ten_thousand_files_of_one_name_get_names_of_their_own_at_once(tmp_path, time_limit):
+    lines = "".join(f"{n}/ct.nii,r/{n}.nii\n" for n in range(10_000))
+    cases = cases_of_pairs(table(tmp_path, "original,reconstruction\n" + lines))
+    assert cases[-1].name == "ct_10000"
+    assert len({case.stem for case in cases}) == len({case.patient for case in cases}) == 10_000
 
 
 def test_a_missing_table_is_one_clear_line(tmp_path):
