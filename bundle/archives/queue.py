@@ -22,7 +22,7 @@ from bundle.data.cases.patients import Case
 from bundle.run.atomic import remove_leftovers, write_text
 from bundle.run.console import csv_cells
 from bundle.run.errors import EXIT_REFUSED
-from bundle.run.names import of_part
+from bundle.run.names import counted, of_part
 from bundle.run.rules import check
 
 logger = logging.getLogger(__name__)
@@ -139,9 +139,10 @@ class VolumeQueue(Sampler[int]):
         self.write_list()
         n_left = len(self.cases) - sum(counts.values())
         told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-        logger.info("%d volumes: %s", len(self.cases), told)
+        logger.info("%s: %s", counted(len(self.cases), "volume"), told)
         if n_left:
-            raise JobError(f"{n_left} of {len(self.cases)} volumes are not finished; run it again")
+            everything = counted(len(self.cases), "volume")
+            raise JobError(f"not finished: {n_left} of {everything}; run it again")
         return {"volumes": len(self.cases), **counts, "seconds": seconds}
 
     def write_list(self) -> None:
@@ -208,6 +209,6 @@ class VolumeQueue(Sampler[int]):
         done, total = written + existing + skipped, len(self.cases)
         left_s = (time.monotonic() - self.start) / (written + skipped) * (total - done)
         logger.info(
-            "%d of %d volumes: %d written, %d there before, %d skipped; about %s left",
-            *(done, total, written, existing, skipped, timedelta(seconds=round(left_s))),
+            "%d of %s: %d written, %d there before, %d skipped; about %s left",
+            *(done, counted(total, "volume"), written, existing, skipped, timedelta(seconds=round(left_s))),
         )

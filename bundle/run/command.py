@@ -8,6 +8,7 @@ import difflib
 import functools
 import inspect
 import io
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,9 @@ _NOT_FOR_USERS = (
     "run",
     "finalize",
 )  # MONAI's own lists of steps: valid ids, but no user means them
+
+
+_OF_SETTING = re.compile(r"@(\w+)|\$@network_settings\['(\w+)'\]")
 
 
 class UnknownOverrideError(ValueError):
@@ -261,11 +265,12 @@ def _problem_of(name: str, value: Any, parser: ConfigParser, known: Sequence[str
 
 
 def _top_level_source(name: str, parser: ConfigParser) -> str | None:
-    """Returns the setting that a nested id takes its value from."""
+    """Returns the setting that a nested id takes its value from, also by way of `network_settings`."""
     parent, _ = ReferenceResolver.split_id(name, last=True)
     value = parser.get(name) if parent else None
-    is_setting = isinstance(value, str) and value[:1] == "@" and value[1:] in RULES
-    return value[1:] if is_setting and isinstance(value, str) else None
+    found = _OF_SETTING.fullmatch(value) if isinstance(value, str) else None
+    source = (found[1] or found[2]) if found else None
+    return source if source in RULES else None
 
 
 def _is_known(name: str, parser: ConfigParser) -> bool:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Protocol
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from fastapi.exception_handlers import http_exception_handler
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from monailabel.config import settings as label_settings
 from monailabel.endpoints import datastore, login, train
@@ -29,6 +30,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message
 
 from bundle.run.names import printable, shown
@@ -81,6 +83,7 @@ def build_service(app: LabelApp, access: Access) -> ASGIApp:
         allow_headers=["*"],
     )
     service.add_exception_handler(StarletteHTTPException, _answer_error)
+    service.add_exception_handler(RequestValidationError, _answer_invalid)
     if label_settings.MONAI_LABEL_AUTH_ENABLE:
         service.include_router(login.router, prefix=label_settings.MONAI_LABEL_API_STR)
     service.include_router(_endpoints(app), prefix=label_settings.MONAI_LABEL_API_STR)
@@ -152,6 +155,14 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     return await http_exception_handler(request, error)
 
 
+async def _answer_invalid(request: Request, error: Exception) -> Response:
+    """Answers a parameter of the wrong type in a sentence, as everything else."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    detail = f"`{first['loc'][-1]}` cannot be used ({first['msg']}), got {shown(first['input'])}; correct it"
+    return JSONResponse({"detail": detail}, 422)
+
+
 def _check_query(query: Mapping[str, str]) -> str:
     for name in query:
         if name not in ("image", "output"):
@@ -170,6 +181,8 @@ async def _form_of(request: Request, max_bytes: int) -> AsyncIterator[FormData]:
         form = await _bounded(request, max_bytes + MAX_JSON_BYTES).form(max_files=1, max_fields=1)
     except OSError as error:
         raise _full(error) from error
+    except ClientDisconnect as error:
+        raise _gone() from error
     try:
         for name in form:
             if name not in ("params", "file"):
@@ -246,6 +259,11 @@ def _save_upload(form: FormData, folder: Path) -> Path | None:
     return path
 
 
+def _gone() -> HTTPException:
+    """Ends a request whose client went away; without it the log would get a traceback for each."""
+    return HTTPException(400, "the request ended before its body did; send it again")
+
+
 def _full(error: OSError) -> HTTPException:
     if error.errno in FULL:
         return HTTPException(
@@ -258,12 +276,15 @@ def _full(error: OSError) -> HTTPException:
 
 async def _json_of(request: Request) -> dict[str, Any]:
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_JSON_BYTES:
-            raise HTTPException(
-                422, f"the settings must be at most {MAX_JSON_BYTES} bytes; leave most of them out"
-            )
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_JSON_BYTES:
+                raise HTTPException(
+                    422, f"the settings must be at most {MAX_JSON_BYTES} bytes; leave most of them out"
+                )
+    except ClientDisconnect as error:
+        raise _gone() from error
     return _parsed(body.decode("utf-8", "replace") or "{}", "the settings")
 
 

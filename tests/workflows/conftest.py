@@ -69,7 +69,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def copy(archive: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The archive unpacked by Python, with a model of random weights installed."""
-    folder = tmp_path_factory.mktemp("unpacked")
+    folder = tmp_path_factory.mktemp("in a folder with blanks")
     with zipfile.ZipFile(archive) as content:
         content.extractall(folder)
     (folder / "ctpa_vqgan" / "models").mkdir()

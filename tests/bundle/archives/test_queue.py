@@ -168,7 +168,7 @@ def test_volumes_that_nobody_finished_are_an_error(queues):
     next(iter(queue))
     queue.count_written()
 
-    with pytest.raises(JobError, match="2 of 3 volumes are not finished; run it again"):
+    with pytest.raises(JobError, match="not finished: 2 of 3 volumes; run it again"):
         queue.finish()
 
 

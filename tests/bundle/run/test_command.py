@@ -4,6 +4,7 @@ import pytest
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from bundle.run.command import (
+    BUNDLE_ROOT,
     Command,
     UnknownOverrideError,
     arguments_from_anywhere,
@@ -153,6 +154,20 @@ def test_overrides_that_monai_obeys_are_accepted(command, words):
 def test_overrides_that_monai_would_ignore_are_refused_with_the_nearest_names(command, words, message):
     with pytest.raises(UnknownOverrideError, match=message):
         check_overrides(command(*words))
+
+
+@pytest.mark.parametrize("config", ["train", "inference", "encode", "decode"])
+@pytest.mark.parametrize("name", ["preset", "quantizer", "num_embeddings"])
+def test_a_part_of_the_network_is_set_by_its_setting_which_the_checkpoint_will_name(config, name):
+    words = [
+        "--config_file",
+        str(BUNDLE_ROOT / "configs" / f"{config}.yaml"),
+        f"--network_def::{name}",
+        "512",
+    ]
+
+    with pytest.raises(UnknownOverrideError, match=f"is set by `{name}`; write --{name} 512"):
+        check_overrides(Command(words))
 
 
 def test_all_unknown_ids_are_listed_at_once_with_the_files(command, config_file):

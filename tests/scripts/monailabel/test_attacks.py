@@ -5,6 +5,8 @@ import json
 import os
 import resource
 import shutil
+import socket
+import time
 
 import nibabel as nib
 import numpy as np
@@ -313,6 +315,29 @@ def test_a_body_larger_than_any_volume_that_is_allowed_is_not_written_to_the_dis
     assert answer.json()["detail"].startswith("`file` must have at most 16,065,536 bytes, got more;")
     assert server.left_over == []
     assert server.get("/info/").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/infer/ctpa_vqgan", "/train/ctpa_vqgan"])
+def test_a_client_that_goes_away_in_the_middle_leaves_no_traceback(server, path):
+    before = server.log.read_text(encoding="utf-8").count("Traceback")
+    kind = b"multipart/form-data; boundary=x" if "infer" in path else b"application/json"
+    head = b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: %s\r\nContent-Length: 1000\r\n\r\n"
+    host, port = server.address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as client:
+        client.sendall(head % (path.encode(), kind) + b"--x\r\n")
+
+    assert server.get("/info/").status_code == 200
+    time.sleep(0.5)
+    assert server.log.read_text(encoding="utf-8").count("Traceback") == before
+    assert server.left_over == []
+
+
+def test_a_parameter_of_another_type_is_refused_in_a_sentence(server):
+    answer = server.ask("POST", "/train/ctpa_vqgan?run_sync=maybe\x1b", json={})
+
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("`run_sync` cannot be used (Input should be a valid boolean")
+    assert answer.json()["detail"].endswith(r"got 'maybe\x1b'; correct it")
 
 
 def test_a_full_temporary_folder_leaves_nothing_and_is_told(server, tmp_path):
