@@ -11,7 +11,7 @@ LABEL_NEEDS := scripts/monailabel/requirements.txt scripts/monailabel/requiremen
 LABEL_INSTALLED := $(LABEL)/.installed-$(shell cat pyproject.toml $(LABEL_NEEDS) | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-label demo test test-ranks test-label test-viewer check bench chaos clean
+.PHONY: help venv venv-label demo test test-ranks test-slow test-label test-viewer check bench chaos clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -47,8 +47,11 @@ $(LABEL_INSTALLED): $(INSTALLED)
 
 venv-label: $(LABEL_INSTALLED)  ## build MONAI Label's environment in .venv-label (once; 0.7 GB more)
 
-test-ranks: $(INSTALLED)  ## kill, stop and restart runs of several processes, and what else takes minutes there
+test-ranks: $(INSTALLED)  ## kill, stop and restart runs of several processes (10 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m ranks
+
+test-slow: $(INSTALLED)  ## run the slowest tests of one process: export to ONNX, diffusion, resume (3 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 test-label: $(LABEL_INSTALLED)  ## run a real MONAI Label server against its tests (1 minute)
 	$(LABEL)/bin/python -m pytest -q tests/scripts/monailabel

@@ -81,6 +81,7 @@ def test_a_bad_volume_is_skipped_named_and_counted_and_the_exit_code_tells(alone
     assert "5 of 5 volumes: 4 written, 0 there before, 1 skipped; about 0:00:00 left" in log_of(folder)
 
 
+@pytest.mark.slow
 def test_shards_make_together_what_one_process_makes_each_in_a_log_of_its_own(
     python, scans, checkpoint, alone, out
 ):
@@ -115,7 +116,7 @@ def test_the_same_shard_twice_is_refused_and_another_one_is_welcome(python, scan
     other.expect_success()
 
 
-@pytest.mark.parametrize("workflow", ["encode", "inference"])
+@pytest.mark.parametrize("workflow", [pytest.param("encode", marks=pytest.mark.slow), "inference"])
 def test_a_second_run_makes_what_is_missing_and_what_another_model_has_made(
     python, scans, checkpoint, other_checkpoint, out, workflow
 ):

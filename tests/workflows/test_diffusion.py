@@ -37,6 +37,7 @@ def folder(python, dataset, checkpoint, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_noise_is_predicted_better_than_by_zero_for_training_and_other_patients(folder):
     figures = json.loads((folder / "run" / "run.json").read_text(encoding="utf-8"))["figures"]
 
@@ -44,6 +45,7 @@ def test_the_noise_is_predicted_better_than_by_zero_for_training_and_other_patie
     assert all(0 < value < 0.9 for value in figures.values()), figures
 
 
+@pytest.mark.slow
 def test_the_sample_is_a_ct_volume_in_the_place_of_the_first_validation_patch(folder, network):
     sample = nib.load(folder / "run" / "sample.nii.gz")
     voxels = np.asarray(sample.dataobj)
@@ -56,6 +58,7 @@ def test_the_sample_is_a_ct_volume_in_the_place_of_the_first_validation_patch(fo
     assert sample.header.get_zooms() == (1.0, 1.0, 2.0)
 
 
+@pytest.mark.slow
 def test_statistics_lie_beside_the_vqgan_that_they_belong_to_and_in_the_trained_model(folder, network):
     statistics = read_statistics(folder / "model_codes.json", "codes", fingerprint(network))
     content = read_checkpoint(folder / "run" / "checkpoints" / "last.pt")
@@ -65,6 +68,7 @@ def test_statistics_lie_beside_the_vqgan_that_they_belong_to_and_in_the_trained_
     build_denoiser(content["diffusion"]["channels"], 8, [32, 32, 32]).load_state_dict(content["model"])
 
 
+@pytest.mark.slow
 def test_another_vqgan_than_the_one_that_encoded_is_refused(python, folder, tmp_path, out):
     content = torch.load(folder / "model.pt", weights_only=True)
     content["model"]["encoder.blocks.0.conv.bias"] += 1e-3
@@ -75,6 +79,7 @@ def test_another_vqgan_than_the_one_that_encoded_is_refused(python, folder, tmp_
     ended.expect_refusal("ct_codes.npz", "encoded by another model", output_dir=out)
 
 
+@pytest.mark.slow
 def test_the_code_of_the_page_runs_on_what_its_commands_leave(folder, dataset, monkeypatch):
     monkeypatch.chdir(folder)
     code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))

@@ -74,6 +74,7 @@ def test_torchscript_gives_the_same_at_other_sizes_where_the_bundle_is_not(
     check_torchscript(network, inputs, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @torch.no_grad()
@@ -112,7 +113,7 @@ def onnx_models(python, checkpoint, tmp_path_factory):
     return run
 
 
-@pytest.mark.ranks  # minutes, for three exports by torch's dynamo
+@pytest.mark.slow
 @torch.no_grad()
 def test_onnx_gives_the_same_at_other_sizes(onnx_models, network, inputs):
     for image, indices in zip(inputs["encoder"], inputs["decoder"], strict=True):

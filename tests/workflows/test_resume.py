@@ -108,7 +108,7 @@ def test_a_run_killed_in_a_write_in_a_validation_and_between_renames_ends_as_if_
     assert len(record_of(folder)["earlier_starts"]) == 3
 
 
-@pytest.mark.ranks
+@pytest.mark.slow
 def test_a_run_stopped_in_a_validation_then_by_ctrl_c_in_a_write_then_damaged_ends_as_if_it_had_not_been(
     start, whole, tmp_path
 ):

@@ -41,7 +41,7 @@ def test_a_reconstruction_is_that_of_the_inferer(checkpoint, tile_size):
     assert np.array_equal(coded.indices, inferer.encode(image, model.network)[0].numpy())
 
 
-@pytest.mark.parametrize("voxel", [(0, 0, 0), (33, 28, 21)])
+@pytest.mark.parametrize("voxel", [pytest.param((0, 0, 0), marks=pytest.mark.slow), (33, 28, 21)])
 def test_tiles_that_look_the_same_are_taken_over_and_nothing_else(checkpoint, voxel):
     model = TrainedModel(checkpoint, tile_size=16)
     plain = model.reconstruct(volume())

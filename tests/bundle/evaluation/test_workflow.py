@@ -170,6 +170,7 @@ def test_a_foreign_inserted_volume_is_named(twice):
     assert "recon.nii.gz is not what `seed` 0 makes of the original" in warning
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(twice):
     folder, _ = twice
     row = "ras/original.nii.gz,ras/recon.nii.gz,ras,,"

@@ -5,6 +5,7 @@ from monai.networks.nets import VQVAE, PatchDiscriminator
 from bundle.networks.vqgan import VQGAN
 from scripts.developer.benchmarks import peers
 
+pytestmark = pytest.mark.slow
 TINY = peers.Setting(side=32, batch=1, num_embeddings=16, rounds=1)
 BELOW = peers.ALL._replace(is_gate_open=False)
 
