@@ -19,6 +19,7 @@ case "$target" in
 esac
 test "$target" != "$FAILING"
 """
+TARGETS = ["venv", "test", "test-ranks", "test-slow", "test-viewer", "venv-label", "test-label"]
 FIFTEEN_DAYS_S = 15 * 24 * 3600
 
 
@@ -49,21 +50,11 @@ def test_all_suites_run_and_their_closing_lines_stand_last(run, tmp_path):
     done = run()
 
     assert done.returncode == 0, done.stderr
-    assert targets(tmp_path) == [
-        "venv",
-        "test",
-        "test-ranks",
-        "test-slow",
-        "test-viewer",
-        "venv-label",
-        "test-label",
-    ]
+    assert targets(tmp_path) == TARGETS
     assert done.stdout.splitlines()[-2:] == ["5 passed in 1.23s", "7 passed in 3.21s"]
 
 
-@pytest.mark.parametrize(
-    "failing", ["venv", "test", "test-ranks", "test-slow", "test-viewer", "venv-label", "test-label"]
-)
+@pytest.mark.parametrize("failing", TARGETS)
 def test_a_failure_of_any_step_fails_the_run_and_ends_it(run, tmp_path, failing):
     done = run(failing)
 

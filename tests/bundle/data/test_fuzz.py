@@ -40,7 +40,7 @@ def mutated(content: bytes, edits, first: int, last: int) -> bytes:
     return bytes(raw)
 
 
-@pytest.fixture(scope="module", params=[None, "JPEG", "JPEG2000"])
+@pytest.fixture(scope="module", params=[None, "JPEG", pytest.param("JPEG2000", marks=pytest.mark.slow)])
 def series(request, write_dicom, tmp_path_factory):
     """Three slices; the middle one's bytes and where its pixels begin."""
     folder = write_dicom(tmp_path_factory.mktemp("series") / "ct", HU, compressor=request.param)
