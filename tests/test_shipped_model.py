@@ -13,8 +13,8 @@ from scripts.developer.shipped_model import COMMON, DEVELOPMENT, TEST, TRAINING
 from tests.guide import ROOT
 
 CARD = INSTALLED_MODEL.with_name("MODEL_CARD.md").read_text(encoding="utf-8")
-SHA256 = "a09552122056f1209596eda0bb2e9dc9ca302e684969a14f1ee32eeb4a4ce8eb"
-PSNR_DB = 31.72
+SHA256 = "a98219c07f52d357be5b0b45426043875e294a3d5a820601d2349e1666d91191"
+PSNR_DB = 31.95
 UNSEEN = {
     "05d2a4ebf00bf97c": "lidc_idri_0001",
     "cd0f0d06b4899419": "qin_lsc_0028",
@@ -36,6 +36,15 @@ def test_the_file_is_the_one_that_the_card_describes(content):
     assert {name: content["network"][name] for name in ("preset", "num_embeddings")} == {
         name: COMMON[name] for name in ("preset", "num_embeddings")
     }
+
+
+def test_the_model_to_compare_with_differs_in_its_training_only(content):
+    path = INSTALLED_MODEL.with_name("model_adversarial.pt")
+    other = read_checkpoint(path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert sha256 in CARD and other["name"].split(",")[0] in CARD
+    assert other["network"] == content["network"] and other["trained_on"] == content["trained_on"]
+    assert any((other["model"][name] != value).any() for name, value in content["model"].items())
 
 
 def test_it_reconstructs_a_patient_that_it_has_not_seen_as_well_as_the_card_says():
