@@ -7,6 +7,7 @@ so that no other site can reach the server through a host name of its own.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,6 +41,7 @@ class ViewerServer(ThreadingHTTPServer):
     def __init__(self, contents: Mapping[str, Content], port: int = 0) -> None:
         super().__init__((LOOPBACK, port), _Handler)
         self.contents = contents
+        self.making = threading.Lock()  # a whole volume takes a GB while it is read: one at a time
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -66,7 +68,8 @@ class _Handler(BaseHTTPRequestHandler):
         if content is None:
             return self._answer(HTTPStatus.NOT_FOUND, "text/plain", b"there is nothing at this address")
         try:
-            made = content.make()
+            with self.server.making:
+                made = content.make()
         except (OSError, ValueError, MemoryError) as error:
             told = printable(" ".join(str(error).split())) or type(error).__name__
             logger.warning("%s", told)
@@ -86,8 +89,8 @@ class _Handler(BaseHTTPRequestHandler):
         }
         for name, value in headers.items():
             self.send_header(name, value)
-        self.end_headers()
         try:
+            self.end_headers()
             self.wfile.write(body)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True  # the browser has closed the connection
