@@ -147,7 +147,7 @@ def clot_figures(readings: Sequence[Reading], size_mm: int, contrast: float, pla
 
 
 def all_clot_figures(readings: Sequence[Reading]) -> Iterator[tuple[str, Figure]]:
-    """Returns every kind of emboli, named as in `clot 4 mm, contrast 1, all`, and its figures."""
+    """Yields every kind of emboli, named as in `clot 4 mm, contrast 1, all`, with each figure."""
     for size_mm in SIZES_MM:
         for contrast in CONTRASTS:
             for place in PLACES:

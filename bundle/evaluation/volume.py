@@ -218,7 +218,7 @@ def _add_emboli(
 
 
 def rows_of(found: Findings, volume: str, patient: str, method: str) -> Iterator[Row]:
-    """Returns the figures as rows of `metrics.csv`."""
+    """Yields the figures as rows of `metrics.csv`."""
     for region, metric, value, low, high, n, note in found.figures:
         yield Row(volume, patient, method, region, metric, value, low, high, n, note)
 
