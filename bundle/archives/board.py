@@ -6,7 +6,7 @@ No process group is needed, since each volume belongs to one process and nothing
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -16,6 +16,7 @@ import torch.distributed as distributed
 from bundle.distributed.launcher import LaunchError, launched
 from bundle.distributed.ranks import launcher_store
 from bundle.run.errors import own_message, short_message
+from bundle.run.names import printable
 from bundle.run.signals import StopRequested
 
 PIECE_CHARACTERS = 1 << 20  # the store refuses a message of 8 MiB
@@ -64,16 +65,22 @@ class Board:
         """Waits until a counter has reached `count`, in short steps so that a stop signal can end the wait.
 
         Raises:
-            JobError: if it takes longer than `timeout_s`.
+            JobError: if it takes longer than `timeout_s`, or if an error has ended another process.
         """
         end = time.monotonic() + self.timeout_s
         while self.count(name) < count:
+            self._require_others()
             if time.monotonic() > end:
                 raise JobError(
                     f"waited {self.timeout_s:g} s for other processes of this job; look into their logs, or "
                     "give a larger --store_timeout_s"
                 )
             time.sleep(POLL_S)
+
+    def _require_others(self) -> None:
+        """Ends the waiting for a process that will not come: without torchrun nobody else ends it."""
+        if self.store.check(["error"]):
+            raise JobError(self.store.get("error").decode())
 
     def append(self, name: str, item: Any) -> None:
         """Adds an item, which JSON must be able to hold, to a list that all processes share."""
@@ -126,9 +133,14 @@ class Board:
                 "the same command again to go on"
             ) from error
         except Exception as error:
-            told = own_message(error) or short_message(error)
-            self.store.set("error", f"process {self.rank} of {self.world_size}: {told}")
+            if not isinstance(error, JobError):
+                self._tell_others(own_message(error) or short_message(error))
             raise
+
+    def _tell_others(self, told: str) -> None:
+        first_line = printable((told.splitlines() or [""])[0])
+        with suppress(distributed.DistError):  # the error itself matters more
+            self.store.set("error", f"process {self.rank} of {self.world_size}: {first_line}")
 
 
 def part_of(board: Board, shard_index: int = 0, shard_count: int = 1) -> str:

@@ -25,8 +25,9 @@ def archive_cases(
     Raises:
         See `inference_cases`; in processes that wait for the list also JobError.
     """
-    if not board.is_first:
-        return board.receive("cases")
-    cases = inference_cases(dataset_dir, on_error, shard_index, shard_count)
-    board.publish("cases", cases)
+    with board.errors_told():
+        if not board.is_first:
+            return board.receive("cases")
+        cases = inference_cases(dataset_dir, on_error, shard_index, shard_count)
+        board.publish("cases", cases)
     return cases

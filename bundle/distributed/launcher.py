@@ -5,7 +5,13 @@ from typing import NamedTuple
 
 import torch
 
+from bundle.run.names import shown
 from bundle.run.rules import SettingsError
+
+# Variables in which launchers tell a process its number, how many there are, and its number on its machine.
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+MAX_DIGITS = 9
 
 
 class LaunchError(ValueError):
@@ -29,9 +35,9 @@ class Launched(NamedTuple):
 def launched() -> Launched:
     """Returns what the launcher says; without a launcher there is one process, with `srun` one per task."""
     if "WORLD_SIZE" in os.environ:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        names = TORCHRUN
     elif _number("SLURM_STEP_NUM_TASKS", 1) > 1:  # set only inside of srun
-        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+        names = SRUN
     else:
         return Launched(0, 1, 0)
     rank, size, local_rank = map(_number, names, (0, 1, 0))
@@ -66,8 +72,9 @@ def refuse_misuse(joins: bool, overlay: str | None = None) -> None:
         overlay: the config that would let them.
 
     Raises:
-        LaunchError: says how to start instead.
+        LaunchError: says how to start instead; also if the launcher's variables make no sense.
     """
+    _check_variables()
     size = launched().size
     if size > 1 and not joins:
         told = f"{size} processes were started, but these configs let each do the whole work"
@@ -90,6 +97,32 @@ def idle_tasks_note(joins: bool) -> str:
     return f"this SLURM job asked for {tasks} tasks, but one process was started; {how}"
 
 
+def _check_variables() -> None:
+    """Refuses variables that make no sense: each process would take itself for the first, or the only one."""
+    names = TORCHRUN if "WORLD_SIZE" in os.environ else SRUN
+    for name in names:
+        value = os.environ.get(name)
+        if value is not None and not _is_number(value):
+            raise LaunchError(
+                f"`{name}` must be a whole number from 0, got {shown(value)}; start with torchrun or srun, "
+                f"which set it, or unset {name}"
+            )
+    if "WORLD_SIZE" not in os.environ and _number("SLURM_STEP_NUM_TASKS", 1) <= 1:
+        return
+    here, (rank, size, _) = launched(), names
+    if here.size < 1 or here.rank >= here.size or (here.size > 1 and rank not in os.environ):
+        got = f"{os.environ.get(rank, 'none')} and {here.size}"
+        raise LaunchError(
+            f"`{rank}` must be below `{size}`, got {got}; start with torchrun or srun, which set both, or "
+            f"unset {size}"
+        )
+
+
 def _number(name: str, default: int) -> int:
     value = os.environ.get(name, "")
-    return int(value) if value.isdecimal() else default
+    return int(value) if _is_number(value) else default
+
+
+def _is_number(value: str) -> bool:
+    """Tells whether a text is one of the numbers that launchers write."""
+    return value.isascii() and value.isdecimal() and len(value) <= MAX_DIGITS

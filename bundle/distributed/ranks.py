@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from bundle.distributed.launcher import LaunchError, launched
+from bundle.run.names import shown
 from bundle.run.rules import check
 
 _patient: list[Any] = []  # a second group of the same processes, with a longer time limit
@@ -106,14 +107,23 @@ def launcher_store(limit: timedelta) -> dist.Store:
             "`MASTER_ADDR` and `MASTER_PORT` must be set for srun without torchrun, e.g. export MASTER_PORT="
             "29500 MASTER_ADDR=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1)"
         )
+    port = os.environ["MASTER_PORT"]
+    if not (port.isascii() and port.isdecimal() and 0 < int(port[:9]) < 1 << 16):
+        raise LaunchError(
+            f"`MASTER_PORT` must be a port from 1 to 65535, got {shown(port)}; e.g. export MASTER_PORT=29500"
+        )
     is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store: dist.Store = dist.TCPStore(
         os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
+        int(port),
         is_master=launched().rank == 0 and not is_served,
         timeout=limit,
         multi_tenant=True,
     )
+    if not is_served:
+        # Jobs that were given one port on one machine by mistake must not read each other's words.
+        job = "_".join(os.environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+        store = dist.PrefixStore(f"job_{job}", store)
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         # torchrun's store keeps its keys over a restart (measured: 4 of 12 restarts failed); on several
         # nodes each node counts its own restarts, so this count would separate them

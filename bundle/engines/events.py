@@ -8,6 +8,7 @@ from ignite.engine import EventEnum
 from torch import Tensor
 
 from bundle.engines.optimizers import PendingStep
+from bundle.losses.discriminator import ImageFeatures
 from bundle.networks.vqgan import Reconstruction
 
 
@@ -38,6 +39,8 @@ class MicroBatch:
         share: b / B, the weight of this micro-batch's mean losses in the iteration's.
         is_first: the first of the iteration: gradients start from zero.
         is_last: the last of the iteration: gradients are complete.
+        real_features: what the discriminators gave for the images in the generator's step, until they have
+            used it in their own: their weights are the same in both.
     """
 
     image: Tensor
@@ -46,6 +49,7 @@ class MicroBatch:
     share: float
     is_first: bool
     is_last: bool
+    real_features: ImageFeatures = field(default_factory=dict)
 
 
 @dataclass

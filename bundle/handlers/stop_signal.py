@@ -7,9 +7,10 @@ from functools import partial
 from ignite.engine import Engine, Events
 
 from bundle.distributed.collectives import any_rank
+from bundle.distributed.launcher import launched
 from bundle.engines.trainer import AdversarialTrainer
 from bundle.handlers.validation import ValidationStopped
-from bundle.run.signals import StopSignals
+from bundle.run.signals import PASSED_ON_S, StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,8 @@ class StopOnSignal:
             engine.validator.add_event_handler(Events.ITERATION_COMPLETED, self._leave_validation)
 
     def _react(self, engine: AdversarialTrainer, received: signal.Signals) -> None:
-        logger.warning("%s: saving, then ending; a second signal ends at once", received.name)
+        passed_on = f", {PASSED_ON_S:g} s from now or later," if launched().size > 1 else ""
+        logger.warning("%s: saving, then ending; a second signal%s ends at once", *(received.name, passed_on))
         if self._is_validating:
             self._is_validating = False
             engine.state.stopped_by = received

@@ -54,6 +54,7 @@ class GeneratorUpdate:
                 micro.positions,
                 share_open,
                 without=engine.memory_fallback.switched_off,
+                real_features=micro.real_features,
             )
         (total * micro.share).backward()
         engine.add_losses({"loss": total, **terms})
@@ -112,7 +113,9 @@ class DiscriminatorUpdate:
         self.discriminators.requires_grad_(True)
         try:
             with engine.autocast():
-                loss, penalty = self.objective(names, micro.image, fake, micro.positions, micro.share)
+                loss, penalty = self.objective(
+                    names, micro.image, fake, micro.positions, micro.share, micro.real_features
+                )
             ((loss + penalty) * micro.share).backward()
         finally:
             self.discriminators.requires_grad_(False)

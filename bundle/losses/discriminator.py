@@ -1,6 +1,6 @@
 """Weighs and sums the discriminators' losses in their own step."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,28 @@ from bundle.losses.adversarial import hinge_discriminator_loss
 from bundle.losses.stabilisers import LeCamAnchors, r1_penalty
 from bundle.losses.views import discriminator_views
 from bundle.run.rules import check
+
+# What discriminators give for the images of a micro-batch: by name, for each view, all maps, logits last.
+ImageFeatures = dict[str, list[list[Tensor]]]
+
+
+def features_of_images(discriminator: nn.Module, views: Sequence[Tensor], trains: bool) -> list[list[Tensor]]:
+    """Runs a frozen discriminator on images.
+
+    Args:
+        discriminator: frozen before and after.
+        views: images as it sees them.
+        trains: whether its own step uses the result too, so that gradients must reach its weights.
+
+    Returns:
+        for each view all feature maps, logits last.
+    """
+    discriminator.requires_grad_(trains)
+    try:
+        with torch.set_grad_enabled(trains):
+            return [discriminator(view) for view in views]
+    finally:
+        discriminator.requires_grad_(False)
 
 
 class DiscriminatorObjective:
@@ -42,7 +64,13 @@ class DiscriminatorObjective:
         self.anchors = LeCamAnchors()
 
     def __call__(
-        self, names: Collection[str], image: Tensor, reconstruction: Tensor, positions: Tensor, share: float
+        self,
+        names: Collection[str],
+        image: Tensor,
+        reconstruction: Tensor,
+        positions: Tensor,
+        share: float,
+        real_features: ImageFeatures | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Returns weighted hinge losses and weighted penalties of a micro-batch, two float32 scalars.
 
@@ -52,16 +80,22 @@ class DiscriminatorObjective:
             reconstruction: of the same shape, detached.
             positions: (b, 3) slice positions.
             share: of the micro-batch in its iteration, for LeCam's averages.
+            real_features: what the generator's step has kept of the images; used up here. R1 needs a pass of
+                its own.
         """
+        kept_features = {} if real_features is None else real_features
         loss = penalty = torch.zeros((), device=reconstruction.device)
         for name in names:
             real_views = discriminator_views(image, positions, name)
             fake_views = discriminator_views(reconstruction, positions, name)
             weight, views = self.weights[name], len(real_views)
-            for real, fake in zip(real_views, fake_views, strict=True):
+            kept = kept_features.pop(name, [])
+            if self.r1_gamma > 0:
+                kept = []
+            for number, (real, fake) in enumerate(zip(real_views, fake_views, strict=True)):
                 if self.r1_gamma > 0:
                     real = real.detach().clone().requires_grad_(True)
-                real_logits = self.discriminators[name](real)[-1]
+                real_logits = (kept[number] if kept else self.discriminators[name](real))[-1]
                 fake_logits = self.discriminators[name](fake)[-1]
                 loss = loss + weight * hinge_discriminator_loss(real_logits, fake_logits) / views
                 if self.r1_gamma > 0:

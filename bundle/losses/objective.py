@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bundle.losses.adversarial import hinge_generator_loss
+from bundle.losses.discriminator import ImageFeatures, features_of_images
 from bundle.losses.feature_matching import feature_matching_loss
 from bundle.losses.views import discriminator_views, take_slices
 from bundle.networks.vqgan import Reconstruction
@@ -74,6 +75,7 @@ class GeneratorObjective(nn.Module):
         positions: Tensor,
         gate: float,
         without: Collection[str] = (),
+        real_features: ImageFeatures | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the total loss and its terms by the names of their curves.
 
@@ -83,6 +85,8 @@ class GeneratorObjective(nn.Module):
             positions: (B, 3) slice positions.
             gate: 0 below the gate; above it the share, up to 1, of adversarial and feature-matching terms.
             without: `video` or `perceptual`: terms to leave out as if their weights were 0.
+            real_features: gets what the discriminators give for the images, for their own step on the same
+                micro-batch; None = there is none.
         """
         terms = {
             "recon_loss": self._l1(image, reconstruction.image),
@@ -97,7 +101,11 @@ class GeneratorObjective(nn.Module):
             total = total + perceptual_weight * terms["perceptual_loss"]
         names = [name for name in self.discriminators if name not in without]
         if gate > 0 and names:
-            adversarial, feature = self._adversarial(names, image, reconstruction.image, positions)
+            kept = {} if real_features is None else real_features
+            trains = real_features is not None
+            adversarial, feature = self._adversarial(
+                names, image, reconstruction.image, positions, kept, trains
+            )
             terms["gen_loss"] = adversarial
             total = total + gate * adversarial
             if self.gan_feat_weight > 0:
@@ -111,22 +119,29 @@ class GeneratorObjective(nn.Module):
         return (image[..., x, y, z].float() - reconstruction[..., x, y, z].float()).abs().mean()
 
     def _adversarial(
-        self, names: Collection[str], image: Tensor, reconstruction: Tensor, positions: Tensor
+        self,
+        names: Collection[str],
+        image: Tensor,
+        reconstruction: Tensor,
+        positions: Tensor,
+        kept: ImageFeatures,
+        trains: bool,
     ) -> tuple[Tensor, Tensor]:
         """Returns weighted hinge terms and unweighted feature matching, summed over the discriminators."""
         adversarial = feature = torch.zeros((), device=image.device)
         for name in names:
             discriminator = self.discriminators[name]
-            real_views = discriminator_views(image, positions, name)
+            if self.gan_feat_weight > 0:
+                kept[name] = features_of_images(
+                    discriminator, discriminator_views(image, positions, name), trains
+                )
             fake_views = discriminator_views(reconstruction, positions, name)
-            for real, fake in zip(real_views, fake_views, strict=True):
+            for number, fake in enumerate(fake_views):
                 fake_features = discriminator(fake)
                 hinge = hinge_generator_loss(fake_features[-1])
                 adversarial = adversarial + self.gan_weights[name] * hinge / len(fake_views)
                 if self.gan_feat_weight > 0:
-                    with torch.no_grad():
-                        real_features = discriminator(real)
-                    matching = feature_matching_loss(real_features, fake_features)
+                    matching = feature_matching_loss(kept[name][number], fake_features)
                     feature = feature + matching / len(fake_views)
         return adversarial, feature
 

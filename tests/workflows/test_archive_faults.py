@@ -160,4 +160,41 @@ def test_a_bad_header_refuses_the_job_before_anything_is_written(encode, out, tm
 
     assert [one.code for one in ended] == [1, 1]
     assert "1 of 2 volumes cannot be used" in ended[0].message
+    assert "resume_from_checkpoint" not in ended[1].output
     assert not out.exists()
+
+
+def test_a_full_disk_of_one_process_ends_the_other_at_once_with_the_reason(encode, dataset, out):
+    limit = {"_target_": "tests.workflows.killing.limit_files", "size": 20_000, "rank": 1}
+
+    ended = encode(limit, dataset_dir=dataset, keep_latents="true")
+
+    assert [one.code for one in ended] == [1, 1]
+    assert "cannot be written (File too large); make room" in ended[1].last_line
+    assert ended[0].last_line.startswith("error: process 1 of 2: ")
+    assert "cannot be written (File too large); make room" in record_of(out)["error"]
+
+
+def test_two_processes_and_shards_reconstruct_what_one_process_does_and_skip_what_it_skips(
+    python, checkpoint, out, tmp_path
+):
+    dataset = write_scans(tmp_path / "data", 4)
+    bad = dataset / "p1" / "ct.nii.gz"
+    bad.write_bytes(bad.read_bytes()[:500])
+    settings = {"dataset_dir": dataset, "ckpt_path": checkpoint, "on_error": "skip"}
+    files = ["configs/inference.yaml", "configs/multi_gpu_inference.yaml", "configs/smoke.yaml"]
+
+    alone = python.run("inference", output_dir=tmp_path / "alone", **settings)
+    settings |= {"output_dir": out, "shard_count": 2}
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    run = ("monai.bundle", "run", "--config_file", str(files), *words, "--shard_index")
+    codes = [[one.code for one in python.on_ranks(2, *run, str(shard))] for shard in range(2)]
+
+    assert alone.code == 3 and codes == [[0, 0], [3, 0]]
+    results = [
+        {path.relative_to(folder): path.read_bytes() for path in folder.glob("p*/*")}
+        for folder in (tmp_path / "alone", out)
+    ]
+    assert results[0] == results[1] and len(results[0]) == 6
+    lists = [path.read_text(encoding="utf-8") for path in (tmp_path / "alone").glob("skipped*")]
+    assert lists == [(out / "skipped_shard_1_of_2.csv").read_text(encoding="utf-8")]

@@ -12,6 +12,17 @@ from typing import Any
 import torch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+_ends: list[float] = []  # when no further row shall begin
+
+
+def limit_time(minutes: float) -> None:
+    """Lets no further row of a table begin after so many minutes from now."""
+    _ends[:] = [time.monotonic() + 60 * minutes]
+
+
+def has_time() -> bool:
+    """Tells whether another row may begin."""
+    return not _ends or time.monotonic() < _ends[0]
 
 
 def describe_machine() -> dict[str, Any]:
@@ -26,7 +37,10 @@ def describe_machine() -> dict[str, Any]:
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, float]:
-    """Measures seconds and extra peak memory in MiB of one call."""
+    """Measures seconds and extra peak memory in MiB of one call.
+
+    With one thread of a CPU they are seconds of its core, which leave out what other programs do meanwhile.
+    """
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -38,9 +52,10 @@ def timed(run: Callable[[], Any]) -> tuple[float, float]:
     before_mib, done, peaks = resident_mib("self"), threading.Event(), [0.0]
     watcher = threading.Thread(target=lambda: peaks.append(watch_resident("self", lambda: not done.is_set())))
     watcher.start()
-    start = time.perf_counter()
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     run()
-    seconds = time.perf_counter() - start
+    seconds = clock() - start
     done.set()
     watcher.join()
     return seconds, max(0.0, max(peaks) - before_mib)

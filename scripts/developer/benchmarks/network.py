@@ -5,17 +5,22 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from monai.bundle import ConfigParser
+from monai.transforms import Compose
 from torch import Tensor
 
 from bundle.checkpoints.file import network_settings, write_checkpoint
 from bundle.data.volumes.phantom import make_phantom, write_phantom
 from bundle.inferers.halo import HaloInferer
 from bundle.networks.vqgan import PRESETS, VQGAN, build_vqgan
-from scripts.developer.benchmarks.measuring import DEVICE, timed, watch_resident
+from bundle.run.console import tell
+from scripts.developer.benchmarks.measuring import DEVICE, has_time, timed, watch_resident
 
 BUNDLE_ROOT = Path(__file__).resolve().parents[3]
 VOLUME = (512, 512, 604)
@@ -50,12 +55,7 @@ def measure_presets(output: Path) -> list[dict[str, Any]]:
 
 def measure_volume(output: Path) -> list[dict[str, Any]]:
     """Measures `configs/inference.yaml` on 512 x 512 x 302 and x 604 voxels: time, peak memory."""
-    network = build_vqgan("lite", "ema", 1024)
-    checkpoint = output / "lite.pt"
-    write_checkpoint(
-        checkpoint,
-        {"model": network.state_dict(), "network": network_settings("lite", "ema", 1024, -1000, 1000)},
-    )
+    checkpoint = _random_model(output, "lite")
     rows = []
     for slices in (302, 604):
         volume = output / f"phantom_{slices}.nii.gz"
@@ -77,6 +77,69 @@ def measure_volume(output: Path) -> list[dict[str, Any]]:
     voxels = VOLUME[0] * VOLUME[1] * 302
     growth = (rows[1]["peak resident MiB"] - rows[0]["peak resident MiB"]) * 2**20 / voxels
     return [*rows, {"slices": "bytes per further voxel", "seconds": None, "peak resident MiB": growth}]
+
+
+def measure_stages(output: Path, tiny: bool = False) -> list[dict[str, Any]]:
+    """Measures the stages of `configs/inference.yaml` on volumes of several sizes, .nii.gz to .nii.gz.
+
+    Takes `default` on a GPU and `lite` elsewhere, with random weights. The last column says what the network
+    takes per voxel: tiles of large volumes have halos, one that is a single tile has none.
+    """
+    preset = "default" if DEVICE.type == "cuda" and not tiny else "lite"
+    checkpoint = _random_model(output, preset)
+    rows = []
+    for shape in [(48, 48, 40)] if tiny else [(128, 128, 128), (256, 256, 256), VOLUME]:
+        if has_time():
+            rows.append({"preset": preset, **_stages(output, checkpoint, shape)})
+            tell(str(rows[-1]), flush=True)
+    return rows
+
+
+def _stages(output: Path, checkpoint: Path, shape: tuple[int, int, int]) -> dict[str, Any]:
+    name = "x".join(map(str, shape))
+    volume = output / f"phantom_{name}.nii.gz"
+    if not volume.exists():
+        write_phantom(volume, shape, np.diag([0.7, 0.7, 0.55, 1]), 0)
+    parser = ConfigParser(ConfigParser.load_config_file(BUNDLE_ROOT / "configs" / "inference.yaml"))
+    places = {"dataset_dir": volume, "ckpt_path": checkpoint, "output_dir": output / "reconstruction"}
+    parser.update({name: str(place) for name, place in places.items()})
+    names = ("network", "inferer", "preprocessing", "postprocessing")
+    network: Any
+    network, tiling, before, after = (parser.get_parsed_content(name) for name in names)
+    network.eval()
+    torch.backends.cudnn.allow_tf32 = False  # as the config sets it
+    seconds: dict[str, float] = {}
+
+    def stage(name: str, call: Callable[..., Any], *arguments: Any) -> Any:
+        results: list[Any] = []
+        seconds[name], _ = timed(lambda: results.append(call(*arguments)))
+        return results[0]
+
+    item = stage("read", before.transforms[0], {"image": str(volume)})
+    item = stage("scale", Compose(before.transforms[1:]), item)
+    indices = stage("encode", tiling.encode, item["image"][None].as_tensor(), network)
+    decoded = stage("decode", tiling.decode, indices, network)
+    x, y, z = item["image"].shape[1:]
+    item["pred"] = decoded[0, :, :x, :y, :z]
+    item = stage("scale back", Compose(after.transforms[:-1]), item)
+    stage("write", after.transforms[-1], item)
+    network_s = seconds["encode"] + seconds["decode"]
+    return {
+        "voxels": " x ".join(map(str, shape)),
+        **seconds,
+        "all": sum(seconds.values()),
+        "encode and decode, us per voxel": 1e6 * network_s / (x * y * z),
+    }
+
+
+def _random_model(output: Path, preset: str) -> Path:
+    network = build_vqgan(preset, "ema", 1024)
+    with torch.no_grad():
+        network.quantizer.prepare(lambda: network.encode_latent(torch.rand(1, 1, 64, 64, 64) * 2 - 1))
+    checkpoint = output / f"{preset}.pt"
+    settings = network_settings(preset, "ema", 1024, -1000, 1000)
+    write_checkpoint(checkpoint, {"model": network.state_dict(), "network": settings})
+    return checkpoint
 
 
 def measure_halo(output: Path) -> list[dict[str, Any]]:

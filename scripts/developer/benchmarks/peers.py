@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +33,8 @@ from bundle.losses.perceptual import SlicePerceptualLoss
 from bundle.losses.views import draw_positions, take_slices
 from bundle.networks.discriminators import build_discriminators
 from bundle.networks.vqgan import PRESETS, build_vqgan
-from scripts.developer.benchmarks.measuring import DEVICE, timed
+from bundle.run.console import tell
+from scripts.developer.benchmarks.measuring import DEVICE, has_time, timed
 
 EMBEDDING_DIM = 8
 RATE = 1e-4
@@ -50,6 +52,14 @@ class Setting(NamedTuple):
 
 ON_GPU = Setting(side=128, batch=1, num_embeddings=16384, rounds=10)
 ON_CPU = Setting(side=64, batch=2, num_embeddings=16384, rounds=3)
+TINY = Setting(side=32, batch=1, num_embeddings=16, rounds=1)  # to try the program
+
+
+def setting_of_device(tiny: bool) -> tuple[Setting, str]:
+    """Returns what is measured on this device, and the preset."""
+    if tiny:
+        return TINY, "lite"
+    return (ON_GPU, "default") if DEVICE.type == "cuda" else (ON_CPU, "lite")
 
 
 class Terms(NamedTuple):
@@ -67,35 +77,40 @@ VOLUME_ONLY = Terms(0.0, 0.5, 0.0, 0.0)
 ALL = Terms(1.0, 0.5, 4.0, 0.1)
 
 
-def measure_peers(output: Path) -> list[dict[str, Any]]:
+class Options(NamedTuple):
+    """Ways to run our iteration, as the product does it by default."""
+
+    is_fused: bool = True  # Adam, on a GPU
+    perceptual_in_bf16: bool = False
+    slices_last: bool = False  # channels-last in the slice discriminator
+    is_compiled: bool = False
+
+
+AS_SHIPPED = Options()
+
+
+def measure_peers(output: Path, tiny: bool = False) -> list[dict[str, Any]]:
     """Seconds and extra peak memory of an iteration, ours and theirs in turns; medians and their ratio."""
-    setting = ON_GPU if DEVICE.type == "cuda" else ON_CPU
+    setting, preset_of_device = setting_of_device(tiny)
     comparisons = {
         "stock, L1 only": (L1_ONLY, stock),
         "stock, 3D discriminator": (VOLUME_ONLY, stock),
         "textbook, below the gate": (ALL._replace(is_gate_open=False), textbook),
         "textbook, behind the gate": (ALL, textbook),
     }
-    presets = ("default",) if DEVICE.type == "cuda" else ("default", "lite")
-    return [
-        {"preset": preset, "against": name, **_compare(preset, setting, terms, peer)}
-        for preset, (name, (terms, peer)) in itertools.product(presets, comparisons.items())
-    ]
+    presets = dict.fromkeys((preset_of_device, "lite" if tiny else "default"))
+    rows = []
+    for preset, (name, (terms, peer)) in itertools.product(presets, comparisons.items()):
+        if has_time():
+            rows.append({"preset": preset, "against": name, **_compare(preset, setting, terms, peer)})
+            tell(json.dumps(rows[-1]), flush=True)  # all of them take an hour on a slow core
+    return rows
 
 
 def _compare(preset: str, setting: Setting, terms: Terms, peer: Callable[..., Any]) -> dict[str, Any]:
-    torch.manual_seed(0)
-    image = torch.rand(setting.batch, 1, *(setting.side,) * 3, device=DEVICE) * 2 - 1
+    image = random_image(setting)
     sides = {"ours": ours(preset, setting, terms, image), "theirs": peer(preset, setting, terms, image)}
-    for step in sides.values():
-        step()  # Adam's moments, the codebook's start
-    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    for _ in range(setting.rounds):
-        for name, step in sides.items():
-            gc.collect()
-            measured[name].append(timed(step))
-    seconds = {name: statistics.median(time for time, _ in rows) for name, rows in measured.items()}
-    memory = {name: statistics.median(mib for _, mib in rows) for name, rows in measured.items()}
+    seconds, memory = in_turns(sides, setting.rounds)
     return {
         "seconds, ours": seconds["ours"],
         "theirs": seconds["theirs"],
@@ -105,18 +120,56 @@ def _compare(preset: str, setting: Setting, terms: Terms, peer: Callable[..., An
     }
 
 
-def ours(preset: str, setting: Setting, terms: Terms, image: Tensor) -> Callable[[], Any]:
+def random_image(setting: Setting) -> Tensor:
+    """Draws a batch (B, 1, X, Y, Z) in [-1, 1]."""
+    torch.manual_seed(0)
+    return torch.rand(setting.batch, 1, *(setting.side,) * 3, device=DEVICE) * 2 - 1
+
+
+def in_turns(
+    sides: Mapping[str, Callable[[], Any]], rounds: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Runs all sides once to start them, then in turns; returns medians of seconds and of extra peak MiB."""
+    for step in sides.values():
+        step()  # Adam's moments, the codebook's start
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, step in sides.items():
+            gc.collect()
+            measured[name].append(timed(step))
+    seconds = {name: statistics.median(time for time, _ in rows) for name, rows in measured.items()}
+    memory = {name: statistics.median(mib for _, mib in rows) for name, rows in measured.items()}
+    return seconds, memory
+
+
+class HalfPerceptualLoss(SlicePerceptualLoss):
+    """LPIPS in bf16, which the product has in float32."""
+
+    def forward(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Returns what the parent does, from bf16 features."""
+        with torch.autocast(fake.device.type, torch.bfloat16):
+            return self.lpips(real.detach(), fake).float().flatten()
+
+
+def ours(
+    preset: str, setting: Setting, terms: Terms, image: Tensor, options: Options = AS_SHIPPED
+) -> Callable[[], Any]:
     """Returns an iteration of this project's trainer."""
     network = build_vqgan(preset, "ema", setting.num_embeddings).to(DEVICE)
     discriminators = build_discriminators(terms.image, terms.video, device=DEVICE)
-    perceptual = SlicePerceptualLoss("vgg", "random").to(DEVICE) if terms.perceptual else None
+    if options.slices_last and "image" in discriminators:
+        discriminators["image"].to(memory_format=torch.channels_last)
+    kind = HalfPerceptualLoss if options.perceptual_in_bf16 else SlicePerceptualLoss
+    perceptual = kind("vgg", "random").to(DEVICE) if terms.perceptual else None
     weights = (terms.perceptual, terms.image, terms.video, terms.features)
     objective = GeneratorObjective(1.0, 0.25, *weights, discriminators, perceptual)
     gate = IterationGate(0 if terms.is_gate_open else 10**6)
-    handlers: list[Any] = [GeneratorUpdate(ScheduledAdam(network.parameters(), RATE), objective, gate)]
-    if len(discriminators):
-        optimizer = ScheduledAdam(discriminators.parameters(), RATE)
-        handlers.append(DiscriminatorUpdate(optimizer, objective, gate))
+    parts = [network, discriminators] if len(discriminators) else [network]
+    optimizers = [ScheduledAdam(part.parameters(), RATE) for part in parts]
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["fused"] = group["fused"] and options.is_fused
+    handlers: list[Any] = [GeneratorUpdate(optimizers[0], objective, gate)]
+    handlers += [DiscriminatorUpdate(optimizer, objective, gate) for optimizer in optimizers[1:]]
     trainer = AdversarialTrainer(
         DEVICE,
         max_epochs=1,
@@ -125,6 +178,7 @@ def ours(preset: str, setting: Setting, terms: Terms, image: Tensor) -> Callable
         network=network,
         micro_batch_size=setting.batch,
         amp=True,
+        torch_compile=options.is_compiled,
         train_handlers=handlers,
     )
     return trainer.run

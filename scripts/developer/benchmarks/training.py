@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import statistics
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +22,19 @@ from bundle.losses.objective import GeneratorObjective
 from bundle.losses.perceptual import SlicePerceptualLoss
 from bundle.networks.discriminators import build_discriminators
 from bundle.networks.vqgan import build_vqgan
+from bundle.run.console import tell
+from scripts.developer.benchmarks.measuring import DEVICE, has_time
+from scripts.developer.benchmarks.peers import (
+    ALL,
+    AS_SHIPPED,
+    L1_ONLY,
+    Options,
+    Terms,
+    in_turns,
+    ours,
+    random_image,
+    setting_of_device,
+)
 
 
 class Setting(NamedTuple):
@@ -33,12 +49,73 @@ class Setting(NamedTuple):
 
 ON_GPU = Setting("default", side=128, batch=4, gate=100, iterations=200)
 ON_CPU = Setting("lite", side=64, batch=1, gate=5, iterations=10)
+TINY = Setting("lite", side=32, batch=1, gate=4, iterations=7)  # to try the program
+
+# What is left away or done otherwise, against the iteration with all losses as the product runs it.
+VARIANTS: dict[str, tuple[Terms, Options]] = {
+    "L1 only": (L1_ONLY, AS_SHIPPED),
+    "below the gate": (ALL._replace(is_gate_open=False), AS_SHIPPED),
+    "without LPIPS": (ALL._replace(perceptual=0.0), AS_SHIPPED),
+    "without the slice discriminator": (ALL._replace(image=0.0), AS_SHIPPED),
+    "without the volume discriminator": (ALL._replace(video=0.0), AS_SHIPPED),
+    "without feature matching": (ALL._replace(features=0.0), AS_SHIPPED),
+    "LPIPS in bf16": (ALL, Options(perceptual_in_bf16=True)),
+    "slice discriminator channels-last": (ALL, Options(slices_last=True)),
+    "Adam not fused": (ALL, Options(is_fused=False)),
+    "generator compiled": (ALL, Options(is_compiled=True)),
+}
 
 
-def measure_training(output: Path) -> list[dict[str, Any]]:
+def measure_variants(output: Path, tiny: bool = False) -> list[dict[str, Any]]:
+    """Measures where the time of an iteration with all losses goes: each variant in turns with it.
+
+    A GPU also says how often an iteration makes Python wait for it.
+    """
+    setting, preset = setting_of_device(tiny)
+    image, rows = random_image(setting), []
+    for name, (terms, options) in VARIANTS.items():
+        if not has_time() or (options.is_compiled and DEVICE.type != "cuda"):
+            continue
+        torch.manual_seed(0)
+        sides = {
+            "all": ours(preset, setting, ALL, image),
+            "variant": ours(preset, setting, terms, image, options),
+        }
+        seconds, memory = in_turns(sides, setting.rounds)
+        rows.append(
+            {
+                "variant": name,
+                "seconds": seconds["variant"],
+                "all losses, seconds": seconds["all"],
+                "all losses take so many times as long": seconds["all"] / seconds["variant"],
+                "MiB": memory["variant"],
+                "all losses, MiB": memory["all"],
+                "waits for the GPU": _waits(sides["variant"]),
+            }
+        )
+        tell(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def _waits(step: Callable[[], Any]) -> int | None:
+    """Counts how often an iteration makes Python wait for the GPU; None on a CPU."""
+    if DEVICE.type != "cuda":
+        return None
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(one.message) for one in told)
+
+
+def measure_training(output: Path, tiny: bool = False) -> list[dict[str, Any]]:
     """Measures the default objective on random patches; LPIPS takes a random VGG, which costs the same."""
     cuda = torch.cuda.is_available()
     setting, device = (ON_GPU, torch.device("cuda")) if cuda else (ON_CPU, torch.device("cpu"))
+    setting = TINY if tiny else setting
     trainer = _make_trainer(setting, device)
     ends, peaks = [], []
 

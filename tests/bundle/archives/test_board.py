@@ -43,8 +43,28 @@ def test_the_first_process_says_what_has_ended_another_one(boards):
         raise StopRequested(signal.SIGTERM)
 
 
+def test_an_error_of_one_process_ends_the_waiting_of_the_others_in_its_own_words(boards):
+    first, second = boards(2)
+    with pytest.raises(ValueError), second.errors_told():
+        raise ValueError(f"{NOT_UTF8}: no such voxel\nand so on")
+
+    with pytest.raises(JobError, match=r"^process 1 of 2: ValueError: /data/caf\S+: no such voxel$"):
+        first.wait_for("ended", 1)
+
+
+def test_an_error_is_itself_even_if_nobody_can_be_told(boards, monkeypatch):
+    (board,) = boards(1)
+
+    def fail(*_):
+        raise distributed.DistNetworkError("Broken pipe")
+
+    monkeypatch.setattr(board, "store", type("Gone", (), {"set": fail})())
+    with pytest.raises(ValueError, match="no such voxel"), board.errors_told():
+        raise ValueError("no such voxel")
+
+
 def test_a_process_whose_store_has_gone_says_so_and_how_to_go_on():
-    with pytest.raises(JobError, match="has ended or does not answer.* run the same line again"):
+    with pytest.raises(JobError, match="has ended or does not answer.* run the same command again"):
         with Board().errors_told():
             raise distributed.DistNetworkError("Connection reset by peer")
 

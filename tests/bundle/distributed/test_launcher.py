@@ -1,3 +1,6 @@
+import socket
+from datetime import timedelta
+
 import pytest
 import torch
 
@@ -9,8 +12,17 @@ from bundle.distributed.launcher import (
     local_device,
     refuse_misuse,
 )
-from bundle.distributed.ranks import is_first, is_joined, rank, wait_for_ranks, world_size
+from bundle.distributed.ranks import (
+    is_first,
+    is_joined,
+    join,
+    launcher_store,
+    rank,
+    wait_for_ranks,
+    world_size,
+)
 from bundle.run.rules import SettingsError
+from tests.commands import free_port
 
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 SLURM = ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID")
@@ -81,6 +93,69 @@ def test_the_refusal_names_the_config_that_would_help(environment):
     environment(TORCHRUN)
     with pytest.raises(LaunchError, match="list configs/multi_gpu_train.yaml too, or start one process"):
         refuse_misuse(False, "configs/multi_gpu_train.yaml")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {**TORCHRUN, "WORLD_SIZE": "eight"},
+            "`WORLD_SIZE` must be a whole number from 0, got 'eight'; start",
+        ),
+        ({**TORCHRUN, "LOCAL_RANK": "1e3"}, "`LOCAL_RANK` must be a whole number from 0, got '1e3'"),
+        ({**TORCHRUN, "WORLD_SIZE": "٨"}, "`WORLD_SIZE` must be a whole number from 0"),
+        ({**TORCHRUN, "RANK": "8"}, "`RANK` must be below `WORLD_SIZE`, got 8 and 8; start"),
+        ({"WORLD_SIZE": "2"}, "`RANK` must be below `WORLD_SIZE`, got none and 2"),
+        ({"WORLD_SIZE": "0"}, "`RANK` must be below `WORLD_SIZE`, got none and 0"),
+        ({**SRUN, "SLURM_PROCID": "\x1b[31m-1"}, r"`SLURM_PROCID` must be a whole number from 0, got '\\x1b"),
+        ({**SRUN, "SLURM_PROCID": "8"}, "`SLURM_PROCID` must be below `SLURM_STEP_NUM_TASKS`, got 8 and 8"),
+        (
+            {"SLURM_STEP_NUM_TASKS": "9" * 5000},
+            "`SLURM_STEP_NUM_TASKS` must be a whole number from 0, got '9",
+        ),
+    ],
+)
+def test_what_no_launcher_writes_is_refused_before_each_process_takes_itself_for_the_first(
+    environment, values, message
+):
+    environment(values)
+    launched()
+    with pytest.raises(LaunchError, match=message):
+        refuse_misuse(True)
+
+
+@pytest.mark.parametrize("port", ["here", "0", "65536", "-1", "٣", "", "9" * 5000])
+def test_a_port_that_is_none_is_refused(environment, monkeypatch, port):
+    environment({**TORCHRUN, "RANK": "0"})
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", port)
+    with pytest.raises(LaunchError, match="`MASTER_PORT` must be a port from 1 to 65535, got '"):
+        launcher_store(timedelta(seconds=1))
+
+
+def test_jobs_that_share_a_port_by_mistake_do_not_read_each_others_words(environment, monkeypatch):
+    port, stores = free_port(), []
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    for job, number in (("7", "0"), ("7", "1"), ("8", "1")):
+        environment({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": number})
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        stores.append(launcher_store(timedelta(seconds=10)))
+    stores[0].set("word", "mine")
+
+    assert [store.check(["word"]) for store in stores] == [True, True, False]
+
+
+def test_a_port_that_another_program_has_is_told_with_what_to_look_at(environment, monkeypatch):
+    environment({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"})
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(other.getsockname()[1]))
+        with pytest.raises(LaunchError, match="the 2 processes did not meet .*; .* MASTER_PORT"):
+            join("cpu", rank_timeout_s=1)
+    assert not is_joined()
 
 
 @pytest.mark.parametrize(

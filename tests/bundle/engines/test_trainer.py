@@ -4,11 +4,13 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.handlers import from_engine
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bundle.engines.events import AdversarialEvents
 from bundle.engines.optimizers import build_optimizer
 from bundle.engines.trainer import AdversarialTrainer
 from bundle.handlers.gate import IterationGate
+from bundle.handlers.nonfinite import HealthGuard
 from bundle.handlers.updates import GeneratorUpdate
 from bundle.losses.discriminator import DiscriminatorObjective
 from bundle.losses.objective import GeneratorObjective
@@ -54,6 +56,40 @@ def test_below_the_gate_the_generator_is_trained_as_without_discriminators(tiny_
         torch.equal(a, b)
         for a, b in zip(with_gate.state_dict().values(), without.state_dict().values(), strict=True)
     )
+
+
+@pytest.mark.parametrize(("pretrain", "passes"), [(0, 3), (1, 2)])
+def test_discriminators_see_the_images_once_per_iteration_and_the_reconstruction_once_per_step(
+    tiny_vqgan, small_run, pretrain, passes
+):
+    setup = small_run(tiny_vqgan(), iterations=1, start=0, pretrain=pretrain)
+    counters = [count_calls(discriminator) for discriminator in setup.discriminators.values()]
+    setup.run()
+    assert [len(counter) for counter in counters] == [passes, passes]
+
+
+class HostReads(TorchDispatchMode):
+    """Counts operations that make Python wait for a GPU, since it needs their result."""
+
+    NAMES = ("aten._local_scalar_dense", "aten.nonzero", "aten.equal", "aten.is_nonzero")
+    count, is_counting = 0, True
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += self.is_counting and str(func).startswith(self.NAMES)
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_iteration_waits_once_for_the_device_and_that_is_for_the_guard(tiny_vqgan, small_run, tmp_path):
+    guard = lambda run: [HealthGuard(run.state, tmp_path, "rollback", 10, 0.5)]  # noqa: E731
+    setup, reads, counts = small_run(tiny_vqgan(), iterations=2, start=0, handlers=guard), HostReads(), []
+    for optimizer in (setup.optimizer, setup.discriminator_optimizer):
+        # on a CPU Adam reads its own count, on a GPU it is fused
+        optimizer.register_step_pre_hook(lambda *_: setattr(reads, "is_counting", False))
+        optimizer.register_step_post_hook(lambda *_: setattr(reads, "is_counting", True))
+    setup.trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: counts.append(reads.count))
+    with reads:
+        setup.run()
+    assert counts[1] - counts[0] == 1
 
 
 def test_above_the_gate_the_generator_feels_the_discriminators(tiny_vqgan, small_run):
@@ -179,8 +215,10 @@ def test_accumulated_micro_batches_give_the_full_batch_s_gradients(tiny_vqgan, s
             (setup.optimizer, setup.network),
             (setup.discriminator_optimizer, setup.discriminators),
         ):
-            optimizer.step = lambda module=module, size=size: gradients.setdefault(size, []).append(
-                torch.cat([p.grad.flatten() for p in module.parameters()])
+            optimizer.register_step_pre_hook(
+                lambda *_, module=module, size=size: gradients.setdefault(size, []).append(
+                    torch.cat([p.grad.flatten() for p in module.parameters()])
+                )
             )
         setup.run()
         gradients[size].append(setup.network.quantizer.embedding.clone())

@@ -1,0 +1,143 @@
+"""How time and memory grow with patients, patch size, codes and processes; draws `scaling.png`."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import multiprocessing
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch.distributed as dist
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from bundle.archives.board import Board
+from bundle.archives.cases import archive_cases
+from bundle.run.atomic import complete_or_absent
+from bundle.run.console import tell
+from scripts.developer.benchmarks.measuring import has_time, timed
+from scripts.developer.benchmarks.peers import L1_ONLY, Setting, ours, random_image
+
+PRESET = "lite"
+BASE = Setting(side=48, batch=1, num_embeddings=1024, rounds=3)
+RANKS_BATCH = 4
+AXES = {
+    "patients": (250, 1000, 4000),
+    "patch size": (32, 48, 64, 96),
+    "codes": (256, 1024, 4096, 16384, 65536),
+    "processes": (1, 2, 4),
+}
+TINY_AXES = {"patients": (5, 10), "patch size": (16, 32), "codes": (8, 16), "processes": (1, 2)}
+TOLD = {
+    "patients": "volumes of an archive, found and checked",
+    "patch size": "voxels per side of a patch, one iteration",
+    "codes": "codes K, one iteration",
+    "processes": f"processes on one core each, {RANKS_BATCH} patches together",
+}
+
+
+def measure_scaling(output: Path, tiny: bool = False) -> list[dict[str, Any]]:
+    """Measures seconds and extra peak MiB by each quantity alone, best of three, and draws them.
+
+    Patches are trained with L1 only, by `lite`. Processes exchange gradients by gloo; their seconds are
+    those of one, so that a machine with fewer cores than processes gives figures too.
+    """
+    measures: dict[str, Callable[[int], tuple[float, float]]] = {
+        "patients": _patients,
+        "patch size": lambda side: _iteration(BASE._replace(side=side)),
+        "codes": lambda count: _iteration(BASE._replace(num_embeddings=count)),
+        "processes": _processes,
+    }
+    rows = []
+    for name, values in (TINY_AXES if tiny else AXES).items():
+        for value in values:
+            if has_time():
+                seconds, mib = measures[name](value)
+                rows.append({"grows": name, "value": value, "seconds": seconds, "MiB": mib})
+                tell(json.dumps(rows[-1]), flush=True)
+    if rows:
+        draw(rows, output / "scaling.png")
+    return rows
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draws time above and memory below, a column for each quantity; dashed: in proportion to it.
+
+    Args:
+        rows: as `measure_scaling` gives them.
+        path: of the picture.
+    """
+    names = list(dict.fromkeys(row["grows"] for row in rows))
+    figure = Figure(figsize=(3.2 * len(names), 5.2), layout="constrained")
+    panels = figure.subplots(2, len(names), squeeze=False)
+    for column, name in enumerate(names):
+        found = [row for row in rows if row["grows"] == name]
+        values = np.array([row["value"] for row in found], float)
+        power = {"patch size": 3, "processes": -1}.get(name, 1)
+        for panel, what in zip(panels[:, column], ("seconds", "MiB"), strict=True):
+            measured = np.array([row[what] for row in found])
+            panel.plot(values, measured, "o-", color="tab:blue")
+            if what == "seconds":
+                proportion = measured[-1] * (values / values[-1]) ** power
+                panel.plot(values, proportion, "--", color="grey", linewidth=1)
+            panel.set(xscale="log", yscale="log" if (measured > 0).all() else "linear", ylabel=what)
+            panel.set_xticks(values, [f"{value:g}" for value in values], minor=False)
+            panel.minorticks_off()
+            panel.grid(alpha=0.3)
+        panels[1, column].set_xlabel(TOLD[name])
+    with complete_or_absent(path) as unfinished:
+        FigureCanvasAgg(figure).print_png(str(unfinished))
+
+
+def _best(step: Callable[[], Any], rounds: int = BASE.rounds) -> tuple[float, float]:
+    measured = [timed(step) for _ in range(rounds)]
+    return min(seconds for seconds, _ in measured), max(mib for _, mib in measured)
+
+
+def _patients(count: int) -> tuple[float, float]:
+    content = gzip.compress(nib.Nifti1Image(np.zeros((8, 8, 8), np.int16), np.eye(4)).to_bytes())
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(count):
+            patient = Path(folder, f"p{number:06d}")
+            patient.mkdir()
+            (patient / "ct.nii.gz").write_bytes(content)
+        return _best(lambda: archive_cases(folder, Board()))
+
+
+def _iteration(setting: Setting) -> tuple[float, float]:
+    step = ours(PRESET, setting, L1_ONLY, random_image(setting))
+    step()  # Adam's moments, the codebook's start
+    return _best(step)
+
+
+def _processes(count: int) -> tuple[float, float]:
+    """Trains with a share of the batch in each of so many forks; figures of the first."""
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    with tempfile.TemporaryDirectory() as folder:
+        forks = [
+            context.Process(target=_train_together, args=(rank, count, f"{folder}/meet", results))
+            for rank in range(count)
+        ]
+        for fork in forks:
+            fork.start()
+        for fork in forks:
+            fork.join()
+    if any(fork.exitcode for fork in forks):
+        raise RuntimeError(f"one of {count} processes that trained together failed; see above")
+    return results.get()
+
+
+def _train_together(rank: int, count: int, place: str, results: Any) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=count)
+    setting = BASE._replace(side=32, batch=RANKS_BATCH // count)
+    figures = _iteration(setting)
+    dist.barrier()
+    if rank == 0:
+        results.put(figures)
+    dist.destroy_process_group()
