@@ -61,8 +61,8 @@ class Recipe:
 RECIPES = {
     "base": Recipe(),
     "betas": Recipe(betas=(0.9, 0.99)),
-    "rate": Recipe(learning_rate=1.4e-3),
-    "betas+rate": Recipe(betas=(0.9, 0.99), learning_rate=1.4e-3),
+    "double rate": Recipe(learning_rate=1.4e-3),
+    "half rate": Recipe(learning_rate=3.5e-4),
     "smooth": Recipe(smooth_l1=0.02),
 }
 
