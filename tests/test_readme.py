@@ -26,6 +26,7 @@ from bundle.data.volumes.phantom import write_phantom
 from tests.guide import GUIDE, ROOT, TEXTS, commands_in
 
 COMMANDS = commands_in(GUIDE)
+RANDOM_WEIGHTS = "random_vgg16.pth"
 LAUNCHER = "scripts/train_with_discriminator.sh"
 RUN = "python -m monai.bundle run"
 WORKFLOW = (
@@ -119,7 +120,7 @@ class Clone:
 
     def run(self, line: str) -> None:
         """Runs one command of the README to its end."""
-        words = words_of(line)
+        words = [RANDOM_WEIGHTS if word == "vgg16-397923af.pth" else word for word in words_of(line)]
         if line.startswith(LAUNCHER):
             words = self.launch(words, line in AS_PROCESS)
         elif "--config_file" in words:
@@ -162,12 +163,12 @@ class Clone:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory, write_dicom):
-    """Leaves the folder's vgg16-397923af.pth with torchvision's names and random numbers in it."""
+    """Has a file of random LPIPS weights; under torchvision's name its hash would be asked for."""
     clone = Clone(tmp_path_factory.mktemp("readme") / "clone")
     write_dicom(clone.folder / "SERIES", np.zeros((12, 16, 20), np.int16))
     features = torchvision.models.vgg16(weights=None).features.state_dict()
     weights = {f"features.{name}": tensor for name, tensor in features.items()}
-    torch.save(weights, clone.folder / "vgg16-397923af.pth")
+    torch.save(weights, clone.folder / RANDOM_WEIGHTS)
     clone.keep_base_run()
     yield clone
     clone.warm.communicate()
