@@ -86,15 +86,19 @@ def test_a_device_passes_if_it_computes_in_the_wanted_precision(gpus):
     ("environment", "level", "told"),
     [
         ({}, "ok", "1 process"),
-        ({"WORLD_SIZE": "2"}, "error", "start one process (without torchrun,"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "error", "start one process (without torchrun,"),
         ({"SLURM_NTASKS": "4"}, "warning", "this SLURM job asked for 4 tasks, but one process was started"),
         ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}, "ok", "1 process"),
-        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}, "error", "or with srun --ntasks=1)"),
+        (
+            {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"},
+            "error",
+            "or with srun --ntasks=1)",
+        ),
         ({"SLURM_NTASKS": "many"}, "ok", "1 process"),
     ],
 )
 def test_processes_that_are_not_connected_fail_and_idle_tasks_are_told(monkeypatch, environment, level, told):
-    for name in ("WORLD_SIZE", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
+    for name in ("WORLD_SIZE", "RANK", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -65,7 +65,7 @@ def train(rank: int, folder: Path, bad: tuple[int, ...], rolls_back: bool) -> di
 
 def run_rank(folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
-    os.environ["WORLD_SIZE"] = str(RANKS)
+    os.environ |= {"WORLD_SIZE": str(RANKS), "RANK": str(rank)}
     meeting_point = f"file://{folder}/meeting_point"
     dist.init_process_group("gloo", meeting_point, timedelta(seconds=60), RANKS, rank)
     torch.save(train(rank, folder, bad=(2,), rolls_back=False), folder / f"{rank}.pt")
