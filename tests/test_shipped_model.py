@@ -1,6 +1,7 @@
 """The model that ships: the file that its card describes, what it reconstructs, and what it never saw."""
 
 import hashlib
+import re
 
 import pytest
 import torch
@@ -52,6 +53,18 @@ def test_it_reconstructs_a_patient_that_it_has_not_seen_as_well_as_the_card_says
     recon = load_model(device="cpu").reconstruct(VALIDATION)[0].as_subclass(torch.Tensor)
     assert reconstruction_figures(image, recon, -1000, 1000).psnr == pytest.approx(PSNR_DB, abs=0.1)
     assert f"{PSNR_DB:.2f} dB" in CARD
+
+
+@pytest.mark.slow
+def test_the_seam_scores_of_the_guide_are_measured_by_its_code(tmp_path, monkeypatch, capsys):
+    guide = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    (tmp_path / "ct.nii.gz").symlink_to(VALIDATION)
+    (tmp_path / "models").symlink_to(INSTALLED_MODEL.parent)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs/evaluation.md", "exec"), {})
+    exact, raised, small_halo = map(float, capsys.readouterr().out.split())
+    assert exact < 1.01 and min(raised, small_halo) > 1.02
 
 
 def test_no_patient_of_the_test_or_of_the_choice_of_recipes_was_trained_on(content):

@@ -23,6 +23,7 @@ from bundle.viewing.views import Place, View, nifti_bytes
 MAX_PAGE_BYTES = 40 * 2**20
 MIB = 2**20
 COMPRESSION = 6
+PARTS = ("original", "reconstruction")
 HERE = Path(__file__).parent
 
 
@@ -60,7 +61,7 @@ def page_text(title: str, views: Sequence[View], hu_min: float, hu_max: float, n
     blocks, described = [], []
     for n, view in enumerate(views):
         files = {}
-        for part, voxels in (("original", view.original), ("reconstruction", view.recon)):
+        for part, voxels in zip(PARTS, (view.original, view.recon), strict=True):
             packed = gzip.compress(nifti_bytes(voxels, view.affine), COMPRESSION, mtime=0)
             blocks.append((f"{part}-{n}", base64.b64encode(packed).decode()))
             files[part] = {"block": f"{part}-{n}"}
@@ -104,6 +105,8 @@ def render_page(
     # Scripts run only if their hash is named here; names out of files never become one.
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
     sources = " ".join(f"'sha256-{one}'" for one in hashes)
+    # A page that holds its volumes may ask nobody, one of the server nobody but the server.
+    reached = "'self'" if any("url" in view[part] for view in views for part in PARTS) else "'none'"
     data = json.dumps(content).replace("<", "\\u003c")
     held = "".join(
         f'<script type="application/octet-stream" id="{name}">{b}</script>\n' for name, b in blocks
@@ -112,6 +115,7 @@ def render_page(
         title=escape(title),
         notice=escape(notice),
         sources=sources,
+        reached=reached,
         data=f'<script type="application/json" id="content">{data}</script>\n{held}',
         scripts="".join(f"<script>{text}</script>\n" for text in scripts),
     )

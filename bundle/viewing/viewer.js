@@ -3,6 +3,7 @@
 (() => {
   const HEADER_BYTES = 352; // of the NIfTI files that views.py writes; int16 follows
   const MAX_ZOOM = 16;
+  const LINE_PX = 1.5; // of the cross-hair: never less than a pixel, however large or small the volume
   const NAMES = ["original", "reconstruction", "difference"];
   const content = JSON.parse(document.getElementById("content").textContent);
   const title = document.title.replace(/^loading: /, "");
@@ -139,6 +140,19 @@
     element.addEventListener("dblclick", twice, { capture: true });
   }
 
+  // NiiVue's line is so many mm wide: in a small box, or in one that is shown small, that is less than a pixel.
+  function drawThinLines(panel) {
+    const draw = panel.drawCrosshairs3D.bind(panel);
+    panel.drawCrosshairs3D = (...how) => {
+      const tile = panel.screenSlices[panel.screenSlices.length - 1];
+      const perPixel = Math.abs(tile.fovMM[0]) / Math.abs(tile.leftTopWidthHeight[2]);
+      const width = LINE_PX * (window.devicePixelRatio || 1) * perPixel;
+      if (width !== panel.opts.crosshairWidth && panel.crosshairs3D) panel.crosshairs3D.mm = [NaN, NaN, NaN];
+      panel.opts.crosshairWidth = width;
+      return draw(...how);
+    };
+  }
+
   function differenceColours() {
     const stops = content.difference_colours;
     const map = { R: [], G: [], B: [], A: [], I: [] };
@@ -159,9 +173,8 @@
       const panel = new niivue.Niivue({
         backColor: [0, 0, 0, 1],
         crosshairColor: [0.25, 0.9, 0.45, 0.8],
-        crosshairWidth: 0.15,
-        crosshairWidthUnit: "percent",
-        crosshairGap: 6,
+        crosshairWidthUnit: "mm",
+        crosshairGap: 8, // in half widths, so that the voxel in the middle stays visible
         dragAndDropEnabled: false,
         dragMode: 0, // the wheel turns slices; with 3 it would zoom
         mouseEventConfig: { leftButton: { primary: 8 }, rightButton: 3, centerButton: 3 },
@@ -178,6 +191,7 @@
       });
       await panel.attachToCanvas(at(`panel-${n}`));
       takeGestures(panel, at(`panel-${n}`).parentElement);
+      drawThinLines(panel);
       panel.addColormap("difference", differenceColours());
       panel.onLocationChange = () => tellWhere(panel);
       state.panels.push(panel);

@@ -79,6 +79,13 @@ def test_a_page_opens_from_a_disk_without_a_complaint_and_asks_nobody(page):
     assert "a notice" in page.evaluate("document.body.innerText")
 
 
+def test_a_page_from_a_disk_cannot_ask_anybody(page):
+    for address in ("data:,x", "file:///etc/hostname", "http://127.0.0.1:9/"):
+        assert page.evaluate(f"fetch('{address}').then(() => 'got it', () => 'refused')") == "refused"
+    blocked = [one for one in page.complaints() if "violates the following Content Security Policy" in one]
+    assert len(blocked) == 3
+
+
 def test_the_difference_is_computed_inside_the_window(page):
     go_to(page, 0)
     assert page.evaluate("viewer.at") == {"voxel": [34, 20, 15], "values": [150, 50, -100]}
@@ -141,6 +148,61 @@ def test_planes_and_the_scale_of_the_difference_can_be_changed(page, tmp_path):
     choose(page, "range", 100)
     go_to(page, 0)
     assert colour(page, tmp_path, 2, BALL) == pytest.approx([190, 235, 255], abs=12)
+
+
+def green_lines(page, tmp_path, shape, spacing_mm, voxel):
+    """Measures the cross-hair in every picture of all panels as a reader sees it.
+
+    Returns for each picture: the shares of its height and of its width that show the line through the voxel,
+    and how many pixels wide the upright line is.
+    """
+    page.screenshot(tmp_path / "lines.png")
+    with Image.open(tmp_path / "lines.png") as shot:
+        red, green, blue = np.moveaxis(np.asarray(shot.convert("RGB"), np.int16), -1, 0)
+    is_line = green - np.maximum(red, blue) > 40
+    pictures = page.evaluate(
+        "viewer.panels.flatMap(p => { const r = p.canvas.getBoundingClientRect(); return p.screenSlices.map("
+        "s => { const [x, y, w, h] = s.leftTopWidthHeight;"
+        " return [s.axCorSag, r.x + x + w / 2, r.y + y + h / 2, w / Math.abs(s.fovMM[0])] }) })"
+    )
+    found = []
+    for plane, middle_x, middle_y, px_per_mm in pictures:
+        across, up = [(0, 1), (0, 2), (1, 2)][plane]
+        sizes = [shape[axis] * spacing_mm[axis] * px_per_mm for axis in (across, up)]
+        left, top = middle_x - sizes[0] / 2, middle_y - sizes[1] / 2
+        # the patient's right, or the front, is on the left; the front, or the head, is up
+        x = round(left + (shape[across] - voxel[across] - 0.5) * spacing_mm[across] * px_per_mm)
+        y = round(top + (shape[up] - voxel[up] - 0.5) * spacing_mm[up] * px_per_mm)
+        rows, columns = slice(round(top), round(top + sizes[1])), slice(round(left), round(left + sizes[0]))
+        upright = is_line[rows, max(x - 2, 0) : x + 2].any(axis=1)
+        level = is_line[max(y - 2, 0) : y + 2, columns].any(axis=0)
+        thick = np.delete(
+            is_line[rows, columns], np.s_[max(y - rows.start - 3, 0) : y - rows.start + 3], axis=0
+        )
+        found.append((upright.mean(), level.mean(), thick.sum(axis=1).max()))
+    return found
+
+
+@pytest.mark.parametrize("size", [0.3, 6.0], ids=["small", "large"])
+def test_the_cross_hair_is_seen_in_every_picture_whatever_the_size_of_the_volume(browser, tmp_path, size):
+    shape, spacing_mm = (16, 40, 30), (size, size, 2 * size)
+    voxels = np.random.default_rng(0).integers(-1000, 1000, shape, np.int16)
+    corners = [Place("first", (0, 0, 0)), Place("middle", (7, 20, 15)), Place("last", (15, 39, 29))]
+    thin = View("thin", voxels, voxels // 2, np.diag([*spacing_mm, 1.0]), tuple(corners))
+    write_page(tmp_path / "ct.html", "thin", [view(), thin], -1000, 1000)
+    browser.open((tmp_path / "ct.html").as_uri())
+    browser.wait_for("/^(ready|failed)/.test(document.title)")
+    choose(browser, "view", 1)
+    browser.wait_for("viewer.shown === 1 && /^ready/.test(document.title)")
+    for plane, n_pictures in ((0, 3), (1, 3), (2, 3), (3, 9)):
+        browser.evaluate(f"document.querySelector('[data-plane=\"{plane}\"]').click()")
+        for n, (place, preset) in enumerate(zip(corners, GREY, strict=True)):
+            browser.evaluate(f"document.getElementById('preset-{preset}').click()")
+            go_to(browser, n)
+            lines = green_lines(browser, tmp_path, shape, spacing_mm, place.voxel)
+            assert len(lines) == n_pictures
+            for upright, level, thick in lines:
+                assert upright > 0.8 and level > 0.75 and thick <= 3, (plane, place.name, lines)
 
 
 def test_volumes_of_a_server_are_fetched_from_it_alone(browser):

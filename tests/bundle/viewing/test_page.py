@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bundle.reports.html import PAGE
 from bundle.viewing import page
-from bundle.viewing.page import PageError, page_text, render_index, write_page
+from bundle.viewing.page import PageError, page_text, render_index, render_page, write_page
 from bundle.viewing.views import Place, View
 
 NIIVUE = Path(page.__file__).parent / "niivue"
@@ -28,8 +29,33 @@ def test_a_page_holds_its_volumes_and_loads_nothing():
     file = gzip.decompress(base64.b64decode(held))
     assert np.array_equal(np.frombuffer(file[352:], "<i2"), views()[0].original.ravel(order="F"))
     assert re.findall(r"<(?:script|img|link|iframe)[^>]*(?:src|href)=\"(?!data:,)", text) == []
-    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]+)"', text)
-    assert policy.startswith("default-src 'none'; ") and "unsafe-inline" not in policy.split(";")[1]
+
+
+SERVED = {"name": "all", "places": [], "original": {"url": "/a"}, "reconstruction": {"url": "/b"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "reached"),
+    [
+        (page_text("ct", views(), -1000, 1000), {"'none'"}),
+        (render_page("ct", [SERVED], -1000, 1000), {"'self'"}),
+        (render_index([("ct", ["/key/0/", None])]), {"'none'"}),
+        (PAGE.substitute(title="report", body=""), {"'none'"}),
+    ],
+    ids=["file", "served", "index", "report"],
+)
+def test_no_page_may_reach_a_network(text, reached):
+    (found,) = re.finditer(r'<meta http-equiv="Content-Security-Policy"\s+content="([^"]+)"', text)
+    assert not re.search(
+        "<(?:style|link|script|img|body)", text[: found.start()]
+    )  # it rules what follows only
+    policy = {words[0]: set(words[1:]) for words in map(str.split, found[1].split(";"))}
+    assert policy["default-src"] == policy["base-uri"] == policy["form-action"] == {"'none'"}
+    assert policy.get("connect-src", policy["default-src"]) == reached
+    assert not policy.get("script-src", set()) & {"'unsafe-inline'", "'unsafe-eval'"}
+    inside = {"'none'", "'unsafe-inline'", "'wasm-unsafe-eval'", "data:", "blob:"}
+    others = set().union(*(sources for name, sources in policy.items() if name != "connect-src"))
+    assert {one for one in others if not one.startswith("'sha256-")} <= inside
 
 
 def test_only_scripts_of_ours_may_run():
