@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import copy
 import difflib
 import functools
 import inspect
 import io
+import os
 import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fire
 import monai.bundle
 import yaml
 from fire import decorators
 from monai.bundle import DEFAULT_EXP_MGMT_SETTINGS, ConfigParser, ConfigWorkflow, ReferenceResolver
+from monai.config import PathLike
 
 from bundle.run.names import printable
 from bundle.run.rules import PATHS, RULES
@@ -45,6 +48,21 @@ class ConfigFileError(FileNotFoundError):
 
 class CommandLineError(ValueError):
     """A command line with a word that is neither an option nor its value."""
+
+
+class _QuickParser(ConfigParser):
+    """Parses a file that has not changed since only once; one command looks at its configs five times."""
+
+    _parsed: ClassVar[dict[tuple[Path, int, int], Any]] = {}
+
+    @classmethod
+    def load_config_file(cls, filepath: PathLike, **kwargs: Any) -> Any:
+        """Returns ids and values of a file, as MONAI reads them; the caller may change them."""
+        stat = os.stat(filepath)
+        key = (Path(filepath).absolute(), stat.st_mtime_ns, stat.st_size)
+        if key not in cls._parsed:
+            cls._parsed[key] = super().load_config_file(filepath, **kwargs)
+        return copy.deepcopy(cls._parsed[key])
 
 
 class Command:
@@ -119,7 +137,7 @@ def merge_configs(files: Sequence[str]) -> ConfigParser:
     Raises:
         ConfigFileError: if a file is missing or is not a map of ids and values.
     """
-    parser = ConfigParser()
+    parser = _QuickParser()
     try:
         parser.read_config(files)
     except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as error:
@@ -136,7 +154,7 @@ def read_config_file(file: str) -> dict[str, Any]:
         ConfigFileError: if it is missing or is not a map of ids and values.
     """
     try:
-        content = ConfigParser.load_config_file(file)
+        content = _QuickParser.load_config_file(file)
     except FileNotFoundError as error:
         raise ConfigFileError(
             f"{file}: no such config file; check `config_file`, or `args_file` if it was named there"
