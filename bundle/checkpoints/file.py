@@ -8,11 +8,12 @@ may hold a `name`, and its weights in half precision; the generator still comput
 A file is a zip archive with a CRC for every part. torch does not compare them and would load a weight with a
 flipped bit without an error, so they are compared before torch opens the file.
 
-Format 4 holds the generator that draws no grid. Formats 1 to 3 hold the generator of version 0.1.0, whose
-weights do not fit, and are refused.
+Format 5 holds the generator that draws no grid. Format 4 holds the same with other parameters, which are
+converted. Formats 1 to 3 hold the generator of version 0.1.0, whose weights do not fit, and are refused.
 """
 
 import logging
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from bundle.checkpoints import recipe, trained_on
+from bundle.networks.decoder import SCALE
 from bundle.run.atomic import UnwritableError, complete_or_absent
 from bundle.run.names import printable, shown
 from bundle.run.rules import NETWORK_SETTINGS, network_settings, settings_fault
@@ -41,7 +43,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
+OLDEST_FORMAT = 4
+_UPSAMPLING_OF_FORMAT_4 = re.compile(r"(decoder\.blocks\.\d+\.0\.)weight")
 INSTALLED_MODEL = Path(__file__).resolve().parents[2] / "models" / "model.pt"
 """The model that is used where no checkpoint is named: the one that ships, or one installed in its place."""
 LONGEST_NAME = 120
@@ -97,7 +101,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     fault = _fault(content)
     if fault is not None:
         raise CheckpointError(f"{shown_path(path)}: {fault}")
-    return content
+    return _of_this_format(content)
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -212,12 +216,23 @@ def _fault_of_form(content: Any) -> str | None:
         return _why_foreign(content)
     if version is not None and (type(version) is not int or version < 1):
         return f"`format_version` must be a whole number from 1, got {shown(version)}; use another checkpoint"
-    if (version or 1) < FORMAT_VERSION:
+    if (version or 1) < OLDEST_FORMAT:
         return (
             f"holds the generator of version 0.1.0 (format {version or 1}), whose layers are others; use "
             "version 0.1.0 for it, or train a new one (docs/migration.md)"
         )
     return _fault_of_parts(content)
+
+
+def _of_this_format(content: dict[str, Any]) -> dict[str, Any]:
+    """Turns weights of format 4 into the parameters of `BlurredUpsample`; Adam's moments stay as they are."""
+    if content["format_version"] == FORMAT_VERSION:
+        return content
+    model = {}
+    for name, value in content["model"].items():
+        found = _UPSAMPLING_OF_FORMAT_4.fullmatch(name)
+        model[f"{found[1]}scaled_weight" if found else name] = value / SCALE if found else value
+    return content | {"model": model, "format_version": FORMAT_VERSION}
 
 
 def _fault_of_parts(content: Mapping[str, Any]) -> str | None:

@@ -17,6 +17,8 @@ from bundle.checkpoints.file import (
     read_settings,
     write_checkpoint,
 )
+from bundle.networks.decoder import SCALE
+from bundle.networks.vqgan import build_vqgan
 from tests.bundle.checkpoints.conftest import SETTINGS, saved
 
 
@@ -33,6 +35,20 @@ def test_a_checkpoint_comes_back_with_weights_only(checkpoint):
     assert content["format_version"] == FORMAT_VERSION
     assert content["network"] == SETTINGS
     torch.testing.assert_close(read_checkpoint(checkpoint)["model"], content["model"], rtol=0, atol=0)
+
+
+def test_weights_of_format_4_give_the_same_volume(tmp_path):
+    network = build_vqgan("lite", "ema", 64).eval()
+    model = {
+        name.replace("scaled_weight", "weight"): value * SCALE if "scaled_weight" in name else value
+        for name, value in network.state_dict().items()
+    }
+    settings = network_settings("lite", "ema", 64, -1000, 1000)
+    path, loaded = tmp_path / "format_4.pt", build_vqgan("lite", "ema", 64).eval()
+    path.write_bytes(saved({"format_version": 4, "model": model, "network": settings}))
+    load_generator(loaded, path, read_checkpoint(path))
+    for name, value in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
 
 
 def test_a_failing_write_leaves_the_old_file_and_no_other(checkpoint):
@@ -115,7 +131,7 @@ def test_a_lightning_checkpoint_with_objects_in_it_is_never_run(tmp_path):
 def test_a_newer_format_asks_for_an_update(tmp_path):
     path = tmp_path / "newer.pt"
     path.write_bytes(saved({"format_version": FORMAT_VERSION + 1, "weights": {}}))
-    with pytest.raises(CheckpointError, match=r"newer\.pt: written in format 5, .* up to 4; update"):
+    with pytest.raises(CheckpointError, match=r"newer\.pt: written in format 6, .* up to 5; update"):
         read_checkpoint(path)
 
 

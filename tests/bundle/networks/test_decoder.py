@@ -2,20 +2,20 @@ import pytest
 import torch
 from torch import nn
 
-from bundle.networks.decoder import BlurredUpsample, Decoder
+from bundle.networks.decoder import SCALE, BlurredUpsample, Decoder
 
 
 @pytest.fixture
 def upsample():
     """With weights that treat every sub-voxel differently, as after training."""
     layer = BlurredUpsample(3, 2)
-    nn.init.normal_(layer.weight)
+    nn.init.normal_(layer.scaled_weight)
     return layer
 
 
 def test_upsampling_is_a_transposed_convolution_and_then_an_average(upsample):
     features = torch.randn(2, 3, 5, 6, 7)
-    plain = nn.functional.conv_transpose3d(features, upsample.weight, upsample.bias, stride=2)
+    plain = nn.functional.conv_transpose3d(features, SCALE * upsample.scaled_weight, upsample.bias, stride=2)
     averaged = nn.functional.avg_pool3d(nn.functional.pad(plain, [1] * 6), 2, stride=1)
     result = upsample(features)
     inner = (slice(None), slice(None), *[slice(2, -2)] * 3)
@@ -41,6 +41,27 @@ def test_the_first_weights_interpolate_and_keep_the_variance():
     features = torch.rand(1, 64, 1, 1, 1).expand(1, 64, 8, 8, 8)
     variance = layer(features)[..., 8, 8, 8].square().mean() / features.square().mean()
     assert 1 < variance < 4  # He: 2, of which ReLU leaves 1
+
+
+def test_a_step_of_adam_moves_the_kernel_no_less_than_that_of_a_plain_layer():
+    plain, layer = nn.ConvTranspose3d(4, 4, 4, stride=2, padding=1), BlurredUpsample(4, 4)
+    kernels = {plain: lambda: plain.weight, layer: layer.kernel}
+    moved = []
+    for module, kernel in kernels.items():
+        optimizer, before = torch.optim.Adam(module.parameters(), 1e-3), kernel().detach().clone()
+        for _ in range(20):
+            optimizer.zero_grad()
+            module(torch.randn(1, 4, 4, 4, 4)).square().mean().backward()
+            optimizer.step()
+        moved.append((kernel() - before).square().mean().sqrt().item())
+    assert 1 < moved[1] / moved[0] < 8  # without the scale: 0.6
+
+
+def test_the_last_convolution_keeps_the_variance():
+    last = Decoder(8, (8, 16), 1, 16).blocks[-1]
+    features = torch.randn(1, 16, 16, 16, 16).relu()
+    variance = last(features)[..., 2:-2, 2:-2, 2:-2].square().mean() / features.square().mean()
+    assert 1 < variance < 4  # He: 2, as above
 
 
 def test_a_decoder_of_any_weights_draws_no_grid_into_constant_codes():
