@@ -46,6 +46,7 @@ class BlurredUpsample(nn.Module):
         super().__init__()
         self.scaled_weight = nn.Parameter(torch.empty(in_channels, out_channels, 3, 3, 3))
         self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.gain = SCALE / 8  # of an average of eight; TorchScript reads no constants of a module
         self.reset_parameters()
 
     @torch.no_grad()
@@ -64,7 +65,7 @@ class BlurredUpsample(nn.Module):
         kernel = kernel[:, :, 1:] + kernel[:, :, :-1]
         kernel = kernel[:, :, :, 1:] + kernel[:, :, :, :-1]
         kernel = kernel[:, :, :, :, 1:] + kernel[:, :, :, :, :-1]
-        return kernel * (SCALE / 8)
+        return kernel * self.gain
 
     def forward(self, features: Tensor) -> Tensor:
         """Turns features (B, C in, x, y, z) into (B, C out, 2x, 2y, 2z)."""
