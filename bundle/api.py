@@ -4,7 +4,8 @@
     model = load_model()  # the model that ships; load_model("last.pt"): your own
     hu = model.reconstruct("ct.nii.gz")
 
-Voxel by voxel what the configs of inference, encode and decode write: RAS axes, HU window, exact tiling.
+The results equal, voxel by voxel, what configs/inference.yaml, encode.yaml and decode.yaml write: same RAS
+axes, same HU window, same exact tiling.
 """
 
 import os
@@ -22,10 +23,10 @@ from torch import Tensor
 
 from bundle.checkpoints.file import (
     INSTALLED_MODEL,
-    NETWORK_SETTINGS,
     CheckpointError,
     load_generator,
     read_checkpoint,
+    settings_in,
 )
 from bundle.data.cases.provenance import Provenance, short_halo
 from bundle.data.latents.file import EncodedVolume, LatentFileError, read_latent_file
@@ -58,14 +59,12 @@ def load_model(
         device: where it runs; None = the first GPU if there is one, else the CPU.
 
     Raises:
-        CheckpointError: a file that is missing, damaged, foreign, or of another network.
+        CheckpointError: if the file is missing, damaged, foreign, or of a network that this version does not
+            know.
     """
     path = INSTALLED_MODEL if checkpoint is None else Path(checkpoint).expanduser()
     content = read_checkpoint(path)
-    missing = [name for name in NETWORK_SETTINGS if name not in content["network"]]
-    if missing:
-        raise CheckpointError(f"{path}: `network` must say {', '.join(missing)}; use a file of training")
-    settings = {name: content["network"][name] for name in NETWORK_SETTINGS}
+    settings = settings_in(path, content)
     try:
         network = build_vqgan(settings["preset"], settings["quantizer"], settings["num_embeddings"])
     except ValueError as error:
@@ -77,10 +76,10 @@ def load_model(
 
 
 class Model:
-    """A trained generator that takes and gives whole CT volumes in HU.
+    """A trained generator that takes and returns whole CT volumes in HU.
 
-    Volumes stay on the CPU, tiles travel to the network's device; whatever the tiles, the result is that of
-    the whole volume.
+    Volumes stay on the CPU, and tiles travel to the network's device. With the default halo the result equals
+    that of the whole volume, whatever the size of the tiles.
 
     Args:
         network: the generator, on its device, in eval mode.
@@ -101,7 +100,7 @@ class Model:
 
     @cached_property
     def sha256(self) -> str:
-        """Tells this model from others; files of codes carry it."""
+        """Returns the fingerprint of the weights, which files of codes hold too."""
         return fingerprint(self.network)
 
     def reconstruct(
@@ -140,12 +139,17 @@ class Model:
     ) -> EncodedVolume:
         """Encodes a whole volume; `bundle.data.latents.file.write_latent_file` saves the result.
 
+        Dimension letters: E embedding width, x y z latent cells (4 x 4 x 4 voxels each).
+
         Args:
             volume: see `reconstruct`, also for `tile_size` and `halo`.
             keep_latents: whether to keep the encoder's output before quantization too.
             tile_size: see `reconstruct`.
             halo: see `reconstruct`.
             patient: name or hash; only a salted hash is kept.
+
+        Returns:
+            `indices` (x, y, z) uint16; `latents` (E, x, y, z) float16, or None; and the `record`.
 
         Raises:
             See `reconstruct`.
@@ -166,18 +170,18 @@ class Model:
         tile_size: int | Sequence[int] | str = "auto",
         halo: int | None = None,
     ) -> MetaTensor:
-        """Decodes what `encode`, or `configs/encode.yaml`, made of a volume; the original is not needed.
+        """Decodes what `encode` or configs/encode.yaml made from a volume; the original is not needed.
 
         Args:
-            codes: of `encode`, or a `_codes.npz`.
+            codes: result of `encode`, or path of a `_codes.npz` file.
             tile_size: see `reconstruct`.
             halo: see `reconstruct`.
 
         Returns:
-            what `reconstruct` gives.
+            what `reconstruct` returns.
 
         Raises:
-            LatentFileError: a file that is missing or damaged, or codes of another model.
+            LatentFileError: if the file is missing or damaged, or the codes are of another model.
         """
         volume = codes if isinstance(codes, EncodedVolume) else read_latent_file(Path(codes))
         record = volume.record
@@ -192,7 +196,7 @@ class Model:
         return restored_volume(self._whole_hu(pred[0]), meta_of(record))
 
     def to_hu(self, image: Tensor, affine: Any = None) -> MetaTensor:
-        """Turns an image (1, X, Y, Z) of about [-1, 1], as decoders give it, into int16 HU with an affine."""
+        """Turns a decoder's output (1, X, Y, Z), about -1 to 1, into int16 HU with an affine."""
         return MetaTensor(self._whole_hu(image), affine=affine)
 
     def _scaled(self, image: MetaTensor) -> Tensor:
@@ -215,7 +219,7 @@ def save_volume(volume: MetaTensor, path: str | os.PathLike) -> None:
         path: ends in .nii or .nii.gz; its folder exists.
 
     Raises:
-        VolumeError: another suffix, or the input itself.
+        VolumeError: if the path has another suffix, or is the input itself.
     """
     writer = CTWriter()
     writer.set_data_array(volume)
@@ -235,7 +239,7 @@ def _loaded(volume: str | os.PathLike | MetaTensor) -> MetaTensor:
             raise ModelInputError(
                 "`volume` must hold finite HU, got NaN or infinite ones; replace them by -1024"
             )
-        # whatever was done to it before, its present grid is the one to come back to
+        # results come back on this grid, even if the volume was reoriented or cropped before
         affine = volume.affine.to(torch.float64)
         geometry = {MetaKeys.AFFINE: affine.clone(), MetaKeys.ORIGINAL_AFFINE: affine.clone()}
         return MetaTensor(volume.as_tensor().cpu(), meta={**volume.meta, **geometry})
@@ -257,7 +261,7 @@ def _tile(tile_size: int | Sequence[int] | str) -> Any:
 
 @contextmanager
 def _whole_float32() -> Iterator[None]:
-    """Keeps convolutions on a GPU from rounding to 10 bits, with which tiles would not equal the whole."""
+    """Turns off TF32, which rounds a GPU's convolutions to 10 bits: tiles would not equal the whole."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:

@@ -19,11 +19,11 @@ from torch import Tensor
 from bundle.checkpoints.file import (
     INSTALLED_MODEL,
     LONGEST_NAME,
-    NETWORK_SETTINGS,
     CheckpointError,
     CheckpointWriteError,
     load_generator,
     read_checkpoint,
+    settings_in,
     write_checkpoint,
 )
 from bundle.checkpoints.trained_on import without_patients
@@ -48,12 +48,7 @@ def install(checkpoint: Path, output: Path, name: str | None = None, half: bool 
         CheckpointError: if the file is missing, damaged or foreign, or its weights do not fit its network.
     """
     content = read_checkpoint(checkpoint)
-    network = content["network"]
-    missing = [name for name in NETWORK_SETTINGS if name not in network]
-    if missing:
-        raise CheckpointError(
-            f"{checkpoint}: `network` must say {', '.join(missing)}; use a file of training"
-        )
+    network = settings_in(checkpoint, content)
     try:
         generator = build_vqgan(network["preset"], network["quantizer"], network["num_embeddings"])
     except ValueError as error:

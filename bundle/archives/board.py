@@ -25,7 +25,7 @@ MEET_S = 600
 
 
 class JobError(RuntimeError):
-    """A job whose processes cannot work together, or that another of its processes has ended."""
+    """A job whose processes cannot work together, or that an error in another process has ended."""
 
 
 class Board:
@@ -69,7 +69,7 @@ class Board:
         """
         end = time.monotonic() + self.timeout_s
         while self.count(name) < count:
-            self._require_others()
+            self._raise_error_of_others()
             if time.monotonic() > end:
                 raise JobError(
                     f"waited {self.timeout_s:g} s for other processes of this job; look into their logs, or "
@@ -77,8 +77,8 @@ class Board:
                 )
             time.sleep(POLL_S)
 
-    def _require_others(self) -> None:
-        """Ends the waiting for a process that will not come: without torchrun nobody else ends it."""
+    def _raise_error_of_others(self) -> None:
+        """Ends a wait for a process that has failed; without torchrun nothing else would end it."""
         if self.store.check(["error"]):
             raise JobError(self.store.get("error").decode())
 
@@ -113,19 +113,20 @@ class Board:
 
     @contextmanager
     def errors_told(self) -> Iterator[None]:
-        """Lets a process that torchrun ends say which other process has failed, and why.
+        """Tells the other processes why this one failed, and raises what another one told.
 
-        torchrun ends all processes by a signal when one has failed, and the signal does not say why. Without
-        torchrun the store disappears with the first process.
+        When one process fails, torchrun ends all others by a signal, which does not say why. Without torchrun
+        the store disappears together with the first process.
 
         Raises:
-            JobError: if a signal comes after an error of another process, or the store has gone.
+            JobError: if a signal comes after another process has failed, or the store has gone.
         """
         try:
             yield
         except StopRequested as stop:
-            if self.store.check(["error"]):
-                raise JobError(self.store.get("error").decode()) from stop
+            with suppress(distributed.DistError):  # a store that has gone says nothing: the signal ends this
+                if self.store.check(["error"]):
+                    raise JobError(self.store.get("error").decode()) from stop
             raise
         except distributed.DistError as error:
             raise JobError(
@@ -137,14 +138,17 @@ class Board:
                 self._tell_others(own_message(error) or short_message(error))
             raise
 
-    def _tell_others(self, told: str) -> None:
-        first_line = printable((told.splitlines() or [""])[0])
+    def _tell_others(self, message: str) -> None:
+        first_line = printable((message.splitlines() or [""])[0])
         with suppress(distributed.DistError):  # the error itself matters more
             self.store.set("error", f"process {self.rank} of {self.world_size}: {first_line}")
 
 
 def part_of(board: Board, shard_index: int = 0, shard_count: int = 1) -> str:
-    """Returns the name of this process's share of the work, for its log and record; empty if it is alone."""
+    """Names the share of the work of this process, for its log and record.
+
+    The first process of a job without shards has no need of one: its name is empty.
+    """
     shard = f"shard_{shard_index}_of_{shard_count}" if shard_count > 1 else ""
     rank = "" if board.is_first else f"rank_{board.rank}"
     return "_".join(filter(None, (shard, rank)))
@@ -177,6 +181,6 @@ def _shared_store() -> distributed.Store:
     if n_joined > here.size:
         raise LaunchError(
             "torchrun has restarted processes that share a queue on several nodes, which the queue does not "
-            "survive; start it without --max-restarts, it goes on where it stopped"
+            "survive; start it again without --max-restarts, and it goes on where it stopped"
         )
     return store

@@ -12,8 +12,8 @@ def archive_cases(
 ) -> list[Case]:
     """Lists volumes in the first process of a job and hands the list to the others.
 
-    So a data set is searched once, and a number means the same volume in all processes, even if files are
-    added meanwhile.
+    The data set is searched only once, so a number means the same volume in all processes even if files are
+    added in the meantime.
 
     Args:
         dataset_dir: see `inference_cases`, also for the last three arguments.

@@ -19,8 +19,8 @@ SOURCE, FAULT = "source", "fault"
 class ArchiveDataset(Dataset):
     """Transformed volumes with their `source`; for a volume to skip, its `fault` instead.
 
-    An error raised in a reading process reaches the main one only as text, which could not be told from a
-    fault of the machine. So the fault is returned, not raised.
+    A process that reads volumes passes an error to the main process only as text, and text does not show
+    whether the volume or the machine is at fault. So the fault is returned, not raised.
 
     Args:
         data: items that hold the path of a volume.
@@ -57,7 +57,7 @@ class ArchiveEvaluator(SupervisedEvaluator):
         self.queue = queue
 
     def run(self, global_epoch: int = 1) -> None:  # type: ignore[override]
-        """Works until no volume is left; see `Board.errors_told`."""
+        """Works until no volume is left; for errors see `Board.errors_told`."""
         with self.queue.board.errors_told():
             try:
                 super().run(global_epoch)

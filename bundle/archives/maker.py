@@ -1,4 +1,4 @@
-"""Describes what makes the results of this run."""
+"""Describes how this run makes its results."""
 
 from collections.abc import Mapping
 from functools import cached_property

@@ -138,10 +138,10 @@ class VolumeQueue(Sampler[int]):
         counts = {outcome: self.board.count(outcome) for outcome in OUTCOMES}
         self.write_list()
         n_left = len(self.cases) - sum(counts.values())
-        told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-        logger.info("%s: %s", counted(len(self.cases), "volume"), told)
+        everything = counted(len(self.cases), "volume")
+        outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+        logger.info("%s: %s", everything, outcomes)
         if n_left:
-            everything = counted(len(self.cases), "volume")
             raise JobError(f"not finished: {n_left} of {everything}; run it again")
         return {"volumes": len(self.cases), **counts, "seconds": seconds}
 
@@ -170,7 +170,7 @@ class VolumeQueue(Sampler[int]):
             sys.exit(EXIT_REFUSED)
 
     def _begin(self) -> None:
-        """Lets no process write before the first one holds the folder's lock."""
+        """Keeps every process from writing until the first one holds the folder's lock."""
         if self.board.is_first:
             self.list_path.unlink(missing_ok=True)
             for folder in {self.saver.path_of(case["image"]).parent for case in self.cases}:

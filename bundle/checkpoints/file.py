@@ -1,15 +1,17 @@
 """Reads and writes checkpoints: one dictionary of tensors and plain numbers, written whole or not at all.
 
 `model` holds the generator's state dict, where every MONAI consumer looks for it. `network` says which
-generator and HU window it belongs to, `trained_on` what it has seen, `recipe` how it was trained. A training
-checkpoint also holds discriminators, optimizers, schedules, counters and random states. An installed model
-may hold a `name`, and its weights in half precision; the generator still computes in float32.
+generator and HU window it belongs to, `trained_on` which patients and volumes it has seen, `recipe` how it
+was trained. A training checkpoint also holds discriminators, optimizers, schedules, counters and random
+states. An installed model may hold a `name`, and its weights in half precision; the generator still computes
+in float32.
 
-A file is a zip archive with a CRC for every part. torch does not compare them and would load a weight with a
-flipped bit without an error, so they are compared before torch opens the file.
+A file is a zip archive with a CRC for every part. torch does not compare the CRCs: it would load a weight
+with a flipped bit without an error. So they are compared before torch opens the file.
 
-Format 5 holds the generator that draws no grid. Format 4 holds the same with other parameters, which are
-converted. Formats 1 to 3 hold the generator of version 0.1.0, whose weights do not fit, and are refused.
+Format 5 holds the generator of version 0.2.0, which draws no grid of two or four voxels into its images.
+Format 4 holds the same generator with other parameters, which are converted. Formats 1 to 3 hold the
+generator of version 0.1.0. Its weights do not fit, so these formats are refused.
 """
 
 import logging
@@ -38,6 +40,7 @@ __all__ = [
     "network_settings",
     "read_checkpoint",
     "read_settings",
+    "settings_in",
     "write_checkpoint",
 ]
 
@@ -49,7 +52,7 @@ _UPSAMPLING_OF_FORMAT_4 = re.compile(r"(decoder\.blocks\.\d+\.0\.)weight")
 INSTALLED_MODEL = Path(__file__).resolve().parents[2] / "models" / "model.pt"
 """The model that is used where no checkpoint is named: the one that ships, or one installed in its place."""
 LONGEST_NAME = 120
-WRITE_ADVICE = "checkpoints written before are whole: make room and go on with --resume_from_checkpoint auto"
+WRITE_ADVICE = "earlier checkpoints are intact: make room and go on with --resume_from_checkpoint auto"
 # Tensors in these parts must be finite; those of curves may be infinite.
 WEIGHTS = ("model", "discriminators", "optimizers")
 
@@ -59,7 +62,7 @@ class CheckpointError(ValueError):
 
 
 class CheckpointWriteError(UnwritableError):
-    """A checkpoint that cannot be written, as on a full disk; what was written before is whole."""
+    """A checkpoint that cannot be written, for example on a full disk; earlier checkpoints are intact."""
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any], advice: str = WRITE_ADVICE) -> None:
@@ -85,7 +88,7 @@ def write_checkpoint(path: Path, content: Mapping[str, Any], advice: str = WRITE
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Reads a checkpoint onto the CPU and checks all that it holds; nothing in it is ever run.
+    """Reads a checkpoint onto the CPU and checks all that it holds; no code in it is ever run.
 
     Raises:
         CheckpointError: if the file is missing, damaged, foreign or of a newer format, or holds settings or
@@ -119,10 +122,20 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         content, fault = read_checkpoint(path), None
     if fault is not None:
         raise CheckpointError(f"{shown_path(path)}: {fault}")
+    return settings_in(path, content)
+
+
+def settings_in(path: str | Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns all `NETWORK_SETTINGS` of a checkpoint that was read.
+
+    Raises:
+        CheckpointError: if a setting is missing.
+    """
     missing = [name for name in NETWORK_SETTINGS if name not in content["network"]]
     if missing:
         raise CheckpointError(
-            f"{shown_path(path)}: `network` must say {', '.join(missing)}; use a file of training"
+            f"{shown_path(path)}: `network` must hold {', '.join(missing)}; use a checkpoint that training "
+            "wrote"
         )
     return {name: content["network"][name] for name in NETWORK_SETTINGS}
 
@@ -218,7 +231,7 @@ def _fault_of_form(content: Any) -> str | None:
         return f"`format_version` must be a whole number from 1, got {shown(version)}; use another checkpoint"
     if (version or 1) < OLDEST_FORMAT:
         return (
-            f"holds the generator of version 0.1.0 (format {version or 1}), whose layers are others; use "
+            f"holds the generator of version 0.1.0 (format {version or 1}), whose layers differ; use "
             "version 0.1.0 for it, or train a new one (docs/migration.md)"
         )
     return _fault_of_parts(content)
@@ -250,6 +263,9 @@ def _fault_of_parts(content: Mapping[str, Any]) -> str | None:
     name = content.get("name", "")
     if not isinstance(name, str) or len(name) > LONGEST_NAME:
         return f"`name` must be text of up to {LONGEST_NAME} characters, got {shown(name)}; use another file"
+    for part in ("discriminators", "optimizers", "schedules", "random", "extras", "figures"):
+        if not isinstance(content.get(part, {}), dict):
+            return f"`{part}` must hold values by name, got {shown(content[part])}; use another checkpoint"
     return _fault_of_training(content)
 
 
@@ -258,21 +274,20 @@ def _fault_of_training(content: Mapping[str, Any]) -> str | None:
     if "trainer" not in content:
         return None
     trainer = content["trainer"]
-    counts = {"iteration": 0, "epoch_length": 1}
-    if not isinstance(trainer, dict) or not all(
-        type(trainer.get(name, least)) is int and trainer.get(name, least) >= least
-        for name, least in counts.items()
+    if not isinstance(trainer, dict) or not (
+        _is_count(trainer.get("iteration"), 0) and _is_count(trainer.get("epoch_length", 1), 1)
     ):
-        return "`trainer` must hold whole numbers; use another checkpoint"
+        return "`trainer` must hold whole numbers, among them `iteration`; use another checkpoint"
     share = trainer.get("learning_rate_share", 1.0)
-    if not isinstance(share, float) or not 0 < share <= 1:
+    if type(share) not in (int, float) or not 0 < share <= 1:
         return (
             f"`learning_rate_share` must lie above 0 and up to 1, got {shown(share)}; use another checkpoint"
         )
-    for part in ("discriminators", "optimizers", "schedules", "random", "extras", "figures"):
-        if not isinstance(content.get(part, {}), dict):
-            return f"`{part}` must hold values by name, got {shown(content[part])}; use another checkpoint"
     return None
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return type(value) is int and value >= least
 
 
 def _tensors(content: Any, name: str) -> Iterator[tuple[str, Tensor]]:

@@ -25,16 +25,16 @@ def best_paths(folder: Path) -> list[Path]:
 
 
 def newest_sound_checkpoint(folder: str | Path) -> Path | None:
-    """Finds the checkpoint from which a run loses least.
+    """Finds the checkpoint from which a run can resume with the least training lost.
 
-    That is the one of the highest iteration among `last.pt` and `previous_*.pt`, or, if none of them is
-    sound, among the best. Damaged ones are skipped with a warning that names each.
+    It is the one of the highest iteration among `last.pt` and `previous_*.pt`, or, if none of them is sound,
+    among the best. A warning names each damaged one that is skipped.
 
     Args:
         folder: the `checkpoints` of a run.
 
     Returns:
-        None if no checkpoint is sound, or if there is none.
+        its path; None if there is no sound checkpoint.
     """
     for paths in (rolling_paths(Path(folder)), best_paths(Path(folder))):
         iterations = {path: content["trainer"]["iteration"] for path, content in sound(paths)}

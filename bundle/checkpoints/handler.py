@@ -19,7 +19,6 @@ from bundle.run.rules import check
 
 logger = logging.getLogger(__name__)
 
-
 PSNR, LPIPS = "val/psnr", "val/lpips"
 
 
@@ -42,9 +41,10 @@ class CheckpointHandler:
         output_dir: of the run; files go to its folder `checkpoints`.
         interval: iterations between two `last.pt`; it is also written when training ends.
         keep_last: how many of the last to keep, `last.pt` included.
-        gate: `IterationGate` of an adversarial run. Checkpoints behind it rank above those before it, whose
-            figures say nothing about what the run is for; PSNR often falls there, so LPIPS ranks them if the
-            validator gives it. None: PSNR alone.
+        gate: `IterationGate` of an adversarial run. Every checkpoint written after the gate has opened ranks
+            above every earlier one, since the adversarial losses, the purpose of such a run, did not act
+            before. These losses often lower PSNR, so LPIPS ranks the checkpoints if the validator measures
+            it. None: PSNR ranks them.
 
     Attributes:
         metric: the figure that ranks, `val/psnr` (larger is better) or `val/lpips` (smaller is better).
@@ -81,10 +81,10 @@ class CheckpointHandler:
             engine.validator.add_event_handler(Events.COMPLETED, self.save_best, engine)
 
     def save_last(self, engine: AdversarialTrainer) -> None:
-        """Writes `last.pt`, once per iteration, and once more if that was validated since.
+        """Writes `last.pt` once per iteration, and once more if that iteration has been validated since.
 
         Raises:
-            CheckpointWriteError: if there is no room; the older files are as they were.
+            CheckpointWriteError: if there is no room; the older files are unchanged.
         """
         iteration = engine.state.iteration
         if not is_first() or (self._saved_at == iteration and not self._validated_since):
@@ -103,7 +103,7 @@ class CheckpointHandler:
         self._saved_at, self._validated_since = iteration, False
 
     def save_stopped(self, engine: AdversarialTrainer) -> None:
-        """Writes `last.pt` if the run was stopped; `save_last` does it where `COMPLETED` still comes."""
+        """Writes `last.pt` if the run was stopped without a `COMPLETED` event, which calls `save_last`."""
         if engine.should_terminate == "skip_completed":
             self.save_last(engine)
             logger.info(
@@ -122,7 +122,7 @@ class CheckpointHandler:
         figure, iteration = figures[self.metric], engine.state.iteration
         kept = [(better, known) for better, known in self.best if known != iteration]
         rank = sum(self._rank(figure, iteration) <= self._rank(*other) for other in kept)
-        if not self._rank(figure, iteration)[1] > -math.inf or rank >= BEST_COUNT:
+        if not self._rank(figure, iteration)[1] > -math.inf or rank >= BEST_COUNT:  # NaN is not above it
             return
         content = {**self.state.state_dict(engine), "figures": figures}
         write_checkpoint(self.folder / "best_new.pt", content)
@@ -137,10 +137,10 @@ class CheckpointHandler:
         )  # fmt: skip
 
     def restore(self, engine: AdversarialTrainer) -> None:
-        """Takes over the files that the folder of a resumed run holds, and closes gaps that a kill has left.
+        """Takes over the files in the folder of a resumed run, and closes gaps that a kill has left.
 
-        Files that cannot be read are renamed, and so is a `last.pt` of a later iteration than the one
-        resumed. Else they would push out the sound ones, or count as the newest of this run.
+        Files that cannot be read are renamed, and so is a `last.pt` of a later iteration than the resumed
+        one. Otherwise they would push out the sound files, or count as the newest of this run.
         """
         remove_leftovers(self.folder, age_s=-1)  # the run holds the folder's lock
         iteration = engine.state.iteration
@@ -173,12 +173,12 @@ class CheckpointHandler:
         return LPIPS if self.gate is not None and has_lpips else PSNR
 
     def _rank(self, figure: float, iteration: int) -> tuple[bool, float]:
-        """Returns what is compared: the larger, the better."""
-        is_behind = self.gate is None or self.gate.generator_share(iteration) > 0
-        return is_behind, -figure if self.metric == LPIPS else figure
+        """Returns the key by which checkpoints are ranked: the larger, the better."""
+        is_adversarial = self.gate is None or self.gate.generator_share(iteration) > 0
+        return is_adversarial, -figure if self.metric == LPIPS else figure
 
     def _forget(self, iteration: int) -> None:
-        """Drops a best of the same iteration, which a resumed run has reached again."""
+        """Removes a best checkpoint of an iteration that a resumed run has reached again."""
         for index, (_, known) in enumerate(self.best):
             if known == iteration:
                 del self.best[index]
@@ -197,7 +197,7 @@ class NetworkCheckpoint:
     Args:
         network: to save.
         path: of the .pt.
-        content: plain values beside the weights; `network` among them says which VQ-GAN the latents are of.
+        content: plain values beside the weights; its `network` names the VQ-GAN that made the latents.
     """
 
     def __init__(self, network: nn.Module, path: str | Path, content: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 The form is a dictionary: what `configs/train.yaml` gives as `recipe` (seed, size of batches and patches,
 weights of discriminators), `iterations` of this run, and `base`, the fingerprint of the weights that the run
-started from, or "" where it began with random ones. `base` is missing where nobody knows.
+started from, or "" if it began with random ones. `base` is missing if it is unknown.
 """
 
 import math
@@ -17,7 +17,7 @@ _FINGERPRINT = re.compile("(?:[0-9a-f]{64})?")
 
 
 def plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns settings as a checkpoint may hold them: numbers, and lists of numbers."""
+    """Returns settings as a checkpoint may hold them: numbers, lists of numbers, or None."""
     return {name: list(value) if isinstance(value, list | tuple) else value for name, value in facts.items()}
 
 

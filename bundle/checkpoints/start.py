@@ -39,17 +39,17 @@ class StartFrom:
 
     Args:
         state: what to load into.
-        init_from: checkpoint whose weights to start from, so that a base model gets its warm-up.
-        resume_from_checkpoint: checkpoint of a run to continue; `auto` = the newest sound one of this run,
-            or, as long as it has none, whatever the run starts from otherwise.
-        sampler: `ResumableSampler`, told at which iteration to go on.
+        init_from: checkpoint whose weights to start from; counters begin at zero, so the warm-up comes first.
+        resume_from_checkpoint: checkpoint of a run to continue; `auto` = the newest sound one of this run. As
+            long as there is none, a run with `auto` starts as it would without this setting.
+        sampler: `ResumableSampler`, which is set to the iteration at which the run goes on.
         output_dir: folder of this run, for `auto`.
-        init_from_learning_rate_ratio: share of the learning rate at which the generator of a run with
-            `init_from` learns, to its end, also after it is resumed. At its full rate a trained generator
-            loses what it learned last.
+        init_from_learning_rate_ratio: share of the learning rate at which a run with `init_from` trains its
+            generator, to its end and also after it is resumed. At the full rate a trained generator loses
+            what it learned last.
 
     Raises:
-        CheckpointError: a file that cannot be used so, or both given.
+        CheckpointError: if the file cannot be used for this start, or both files are given.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class StartFrom:
         """Joins the trainer at its start, if there is a file to start from.
 
         Raises:
-            CheckpointError: a run to continue whose epochs have another length.
+            CheckpointError: if the run to continue has epochs of another length.
         """
         if self.resuming:
             self._check_epoch_length(engine)
@@ -137,13 +137,13 @@ class StartFrom:
         if "trainer" not in self.content:
             raise CheckpointError(
                 f"{self.path}: holds weights alone and cannot be resumed; to start from them use --init_from "
-                f"{self.path} instead of --resume_from_checkpoint"
+                f"{shlex.quote(str(self.path))} instead of --resume_from_checkpoint"
             )
-        for part, mine in {
+        for part, expected in {
             "discriminators": set(self.state.discriminators.state_dict()),
             "optimizers": set(self.state.optimizers),
         }.items():
-            if set(self.content.get(part, ())) != mine:
+            if set(self.content.get(part, ())) != expected:
                 raise CheckpointError(
                     f"{self.path}: its {part} are not those of this run, so it cannot be resumed here; to "
                     f"start from its weights use --init_from {shlex.quote(str(self.path))} "
@@ -168,11 +168,12 @@ def continues_run(output_dir: str | Path, resume_from_checkpoint: str | Path | N
 
 
 def _require_same_file_on_all_ranks(path: str | Path, content: dict[str, Any]) -> None:
-    """Refuses a name under which each machine has a file of its own: the weights would part in silence."""
+    """Refuses a path that leads to different files on different machines: the ranks' weights would differ."""
     weights = sum(float(tensor.double().sum()) for tensor in content["model"].values())
     if len(set(gather((content.get("trainer", {}).get("iteration"), weights)))) > 1:
         raise CheckpointError(
-            f"{path}: is another file on each machine; put it, or the output folder, on a disk that all share"
+            f"{path}: is not the same file on all machines; put it, or the output folder, on a disk that all "
+            "share"
         )
 
 
@@ -208,11 +209,11 @@ def settings_of(
     hu_min: float | None = None,
     hu_max: float | None = None,
 ) -> dict[str, Any]:
-    """Takes what is not given from the checkpoint, and refuses what is given otherwise.
+    """Completes the given settings from the checkpoint, and refuses a setting that differs from it.
 
-    MONAI's exports name their checkpoint by `--ckpt_file`, which is read then. Without a file, what is not
-    given is the default of training, so that MONAI can look at the config before there is a model;
-    `LoadGenerator` refuses to go on.
+    MONAI's export commands name their checkpoint by `--ckpt_file`; then that one is read. If there is no
+    file, the missing settings are training's defaults, so that MONAI can look at the config before there is
+    a model; `LoadGenerator` then refuses to go on.
 
     Args:
         ckpt_path: training checkpoint or installed model.
@@ -226,7 +227,8 @@ def settings_of(
         all `NETWORK_SETTINGS` by name.
 
     Raises:
-        CheckpointError: naming every setting that differs, and the override that helps; or an unusable file.
+        CheckpointError: naming every setting that differs, and the override that helps; or if the file cannot
+            be used.
     """
     values = (preset, quantizer, num_embeddings, hu_min, hu_max)
     given = {name: value for name, value in zip(NETWORK_SETTINGS, values, strict=True) if value is not None}
@@ -248,7 +250,7 @@ def _option_of_export(name: str) -> str | None:
 
 
 class LoadGenerator:
-    """Loads a checkpoint's generator before inference; never lets it run on random weights.
+    """Loads a checkpoint's generator before inference, which would otherwise run on random weights.
 
     Args:
         network: the generator.
@@ -256,7 +258,7 @@ class LoadGenerator:
         settings: `network_settings` of the config; a checkpoint of others is refused.
 
     Raises:
-        CheckpointError: missing, damaged or foreign file, another network or window.
+        CheckpointError: if the file is missing, damaged, foreign, or of another network or HU window.
     """
 
     def __init__(self, network: Any, ckpt_path: str | Path, settings: dict[str, Any]) -> None:

@@ -29,14 +29,15 @@ class TrainingState:
         settings: `network_settings` of this run.
         discriminators: may be empty.
         optimizers: by name; None stands for a network that this run does not have.
-        trained_on: tells which patients and volumes the networks see in this run, asked when the first
+        trained_on: returns which patients and volumes the networks see in this run; called when the first
             checkpoint is written; see `TrainedOn`. None: nothing is recorded.
         recipe: settings by which runs can be compared, such as the seed; numbers and lists of them.
 
     Attributes:
-        trained_on_before: what the networks saw before this run, out of the checkpoint it started from.
+        trained_on_before: what the networks saw before this run, from the checkpoint that it started from.
         base: fingerprint of the weights that this run started from; "" for random ones, None if unknown.
-        learning_rate_share: of the config's rate, at which the generator learns; see `scale_learning_rate`.
+        learning_rate_share: share of the config's learning rate that the generator trains at; see
+            `scale_learning_rate`.
     """
 
     def __init__(
@@ -70,27 +71,29 @@ class TrainingState:
         return joined(self.trained_on_before, self._trained_on_here)
 
     def recipe(self, iteration: int) -> dict[str, Any]:
-        """Returns how the weights came to be; see `bundle.checkpoints.recipe`."""
+        """Returns how the weights were trained; see `bundle.checkpoints.recipe`."""
         known = {} if self.base is None else {BASE: self.base}
         return self._recipe | known | {ITERATIONS: iteration}
 
     def scale_learning_rate(self, share: float) -> None:
-        """Sets the share of the config's rate at which the generator learns, for the whole run."""
-        factor, self.learning_rate_share = share / self.learning_rate_share, share
+        """Sets the share of the config's learning rate that the generator trains at, for the whole run."""
+        factor, self.learning_rate_share = share / self.learning_rate_share, float(share)
         optimizer = self.optimizers.get("generator")
         if optimizer is not None:
             optimizer.set_base_rates([rate * factor for rate in optimizer.base_rates])
 
     def take_moments(self, content: dict[str, Any]) -> bool:
-        """Takes over the generator's Adam moments from a checkpoint that has them, and nothing else."""
-        optimizer, saved = (
-            self.optimizers.get("generator"),
-            content.get("optimizers", {}).get("generator", {}),
-        )
-        if optimizer is None or not isinstance(saved, dict):
+        """Takes over the generator's Adam moments from a checkpoint, and nothing else.
+
+        Returns:
+            whether the checkpoint has moments that fit.
+        """
+        optimizer = self.optimizers.get("generator")
+        saved = content.get("optimizers", {}).get("generator", {})
+        moments = saved.get("state") if isinstance(saved, dict) else None
+        if optimizer is None or not isinstance(moments, dict):
             return False
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        moments = saved.get("state", {})
         fit = len(moments) == len(parameters) and all(
             isinstance(slot := moments.get(number), dict)
             and all(
@@ -147,10 +150,15 @@ class TrainingState:
 
 
 def random_state(device: torch.device = CPU) -> dict[str, Any]:
-    """States of the random generators of Python, NumPy, torch and a GPU, as tensors and plain numbers.
+    """Returns the states of the random generators of Python, NumPy, torch and a GPU.
+
+    All ranks are in the same state, so that of one rank is enough.
 
     Args:
-        device: whose state is kept too if it is a GPU. All ranks are in the same state, so one's is enough.
+        device: its generator's state is included if it is a GPU.
+
+    Returns:
+        tensors and plain numbers by name.
     """
     version, numbers, gauss = random.getstate()
     numpy = np.random.get_state(legacy=False)
@@ -169,7 +177,7 @@ def random_state(device: torch.device = CPU) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device = CPU) -> None:
-    """Restores what `random_state` returned; of a state with several GPUs it takes this GPU's number."""
+    """Restores what `random_state` returned; if it holds the states of several GPUs, this GPU's is taken."""
     python, numpy = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["numbers"]), python["gauss"]))
     keys = numpy["keys"].numpy().astype(np.uint32)

@@ -14,12 +14,12 @@ _HASH = re.compile("[0-9a-f]{16}")
 
 
 def joined(*parts: TrainedOn) -> dict[str, list[str]]:
-    """Joins records: whatever one of them names, sorted."""
+    """Joins records into one that holds every hash in any of them, sorted."""
     return {kind: sorted({value for part in parts for value in part.get(kind, [])}) for kind in KINDS}
 
 
 def without_patients(trained_on: TrainedOn) -> dict[str, list[str]]:
-    """Keeps what a model that is given away may say: fingerprints of voxels."""
+    """Removes the patients' hashes, which a model that is given away must not hold; fingerprints stay."""
     return joined({"voxels": trained_on.get("voxels", [])})
 
 

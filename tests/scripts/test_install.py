@@ -79,7 +79,7 @@ def test_hashes_of_patients_stay_behind_and_fingerprints_of_voxels_are_kept(chec
     [
         ({"pytorch-lightning_version": "2.1", "state_dict": {}}, "Lightning checkpoint of another network"),
         ({"weights": {}}, "not a checkpoint of this project"),
-        ({"model": {}, "network": {"preset": "lite"}}, "`network` must say quantizer, num_embeddings"),
+        ({"model": {}, "network": {"preset": "lite"}}, "`network` must hold quantizer, num_embeddings"),
         ({"model": {}, "network": NETWORK}, "weights do not fit"),
         ({"model": {}, "network": {**NETWORK, "preset": "huge"}}, "`preset` must be one of"),
     ],

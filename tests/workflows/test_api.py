@@ -94,7 +94,7 @@ def test_codes_of_another_model_and_what_is_no_volume_are_refused(
 
     with pytest.raises(LatentFileError, match="^ct: encoded by another model"):
         load_model(tmp_path / "other.pt", "cpu").decode(written.codes)
-    with pytest.raises(CheckpointError, match="`network` must say preset; use a file of training"):
+    with pytest.raises(CheckpointError, match="`network` must hold preset; use a checkpoint that training"):
         load_model(tmp_path / "part.pt")
     with pytest.raises(VolumeError, match="gone.nii.gz"):
         model.reconstruct(tmp_path / "gone.nii.gz")

@@ -69,6 +69,17 @@ def test_a_process_whose_store_has_gone_says_so_and_how_to_go_on():
             raise distributed.DistNetworkError("Connection reset by peer")
 
 
+def test_a_signal_stays_a_signal_even_if_the_store_has_gone(boards, monkeypatch):
+    (board,) = boards(1)
+
+    def fail(*_):
+        raise distributed.DistNetworkError("Broken pipe")
+
+    monkeypatch.setattr(board, "store", type("Gone", (), {"check": fail})())
+    with pytest.raises(StopRequested), board.errors_told():
+        raise StopRequested(signal.SIGTERM)
+
+
 def test_a_signal_alone_stays_a_signal():
     with pytest.raises(StopRequested), Board().errors_told():
         raise StopRequested(signal.SIGTERM)

@@ -224,7 +224,13 @@ def nan_at_the_end():
         ({"trained_on": []}, "`trained_on` must hold lists of 16 hexadecimal digits"),
         ({"trainer": {"iteration": "7"}}, "`trainer` must hold whole numbers"),
         ({"trainer": {"iteration": -1}}, "`trainer` must hold whole numbers"),
+        ({"trainer": {}}, "`trainer` must hold whole numbers, among them `iteration`"),
+        (
+            {"trainer": {"iteration": 1, "learning_rate_share": True}},
+            "`learning_rate_share` must lie above 0",
+        ),
         ({"trainer": {}, "optimizers": []}, "`optimizers` must hold values by name, got \\[\\]"),
+        ({"optimizers": []}, "`optimizers` must hold values by name, got \\[\\]"),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, changed, message):
@@ -258,7 +264,9 @@ def test_settings_are_read_without_the_weights(checkpoint):
 
 def test_a_checkpoint_without_all_settings_names_the_missing_ones(tmp_path):
     write_checkpoint(tmp_path / "model.pt", {"model": WEIGHTS, "network": {"preset": "lite"}})
-    with pytest.raises(CheckpointError, match="`network` must say quantizer, num_embeddings, hu_min, hu_max"):
+    with pytest.raises(
+        CheckpointError, match="`network` must hold quantizer, num_embeddings, hu_min, hu_max"
+    ):
         read_settings(tmp_path / "model.pt")
 
 

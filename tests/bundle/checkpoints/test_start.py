@@ -309,8 +309,23 @@ def test_a_run_from_weights_takes_the_moments_along_and_learns_at_a_share_of_the
     assert resumed.state.learning_rate_share == 0.1
 
 
+def test_a_whole_learning_rate_share_can_be_read_again(tiny_vqgan, small_run, tmp_path):
+    run = small_run(tiny_vqgan(), iterations=1, weights=BASE)
+    run.state.scale_learning_rate(1)  # as `--init_from_learning_rate_ratio 1` gives it
+    run.trainer.state.epoch_length = 1
+    content = run.state.state_dict(run.trainer)
+    write_checkpoint(tmp_path / "last.pt", content)
+    written_before = content["trainer"] | {"learning_rate_share": 1}
+    write_checkpoint(tmp_path / "older.pt", content | {"trainer": written_before})
+
+    share = read_checkpoint(tmp_path / "last.pt")["trainer"]["learning_rate_share"]
+    assert (type(share), share) == (float, 1.0)
+    assert read_checkpoint(tmp_path / "older.pt")["trainer"]["learning_rate_share"] == 1
+
+
 def test_an_installed_model_has_no_moments_to_take_along(tiny_vqgan, small_run, tmp_path, caplog):
     state = small_run(tiny_vqgan(), iterations=1, weights=BASE).state
 
     assert not state.take_moments({"model": {}})
+    assert not state.take_moments({"model": {}, "optimizers": {"generator": {"state": [1]}}})
     assert not state.take_moments({"optimizers": {"generator": {"state": {0: {"exp_avg": torch.zeros(3)}}}}})
