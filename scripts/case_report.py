@@ -115,7 +115,7 @@ def report_case(
     for axis in axes:
         path = first.with_name(f"{name}_{axis}.mp4")
         write_comparison_video(
-            path, image, shown, spacing_mm, PLANES[axis], fps, display, _notes(name, figures)
+            path, image, shown, spacing_mm, PLANES[axis], fps, display, video_notes(name, figures)
         )
     return CaseFigures(name, figures)
 
@@ -182,8 +182,13 @@ def _finite(figures: Figures) -> dict[str, Any]:
     return values | ({"note": ", ".join(odd)} if odd else {})
 
 
-def _notes(name: str, figures: Mapping[str, Figures]) -> list[str]:
-    return [_shortened(name), *(f"{column} {_cell(figures.values(), column)}" for column in COLUMNS)]
+def video_notes(name: str, figures: Mapping[str, Figures]) -> list[str]:
+    """Returns lines for a video: the name of the volume, and its figures, of two as first / second."""
+    notes = [_shortened(name), *(["Whole volume, 1 / 2:"] if len(figures) > 1 else [])]
+    for column in COLUMNS:
+        label, *unit = column.split()
+        notes.append(" ".join([label, _cell(figures.values(), column), *unit]))
+    return notes
 
 
 def _cell(figures: Iterable[Figures], column: str) -> str:

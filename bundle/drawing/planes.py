@@ -25,7 +25,7 @@ DIFFERENCE_COLOURS = ((190, 235, 255), (40, 125, 235), (16, 16, 18), (225, 95, 2
 """Of signed differences, evenly spaced: blue below 0, dark at 0, orange above; colour-blind eyes see both."""
 
 TEXT, DIM_TEXT = (235, 235, 235), (165, 165, 165)
-FONT_PX = 17
+FONT_PX, SMALLEST_FONT_PX = 17, 9
 LINE_PX = 24
 GAP_PX = 6
 LABEL_PX = 30
@@ -185,12 +185,14 @@ class Sheet:
         draw = ImageDraw.Draw(self.image)
         y = self.tops[row] + (self.heights[row] - len(lines) * LINE_PX) // 2
         for n, line in enumerate(lines):
-            draw.text((self._left(column) + 8, y + n * LINE_PX), line, font=_font(FONT_PX), fill=TEXT)
+            font = _fitting(line, FONT_PX, self.column_width - 8)
+            draw.text((self._left(column) + 8, y + n * LINE_PX), line, font=font, fill=TEXT)
 
     def footer(self, text: str, line: int = 0) -> None:
         """Writes one line below the panels."""
         at = (LABEL_PX, self.bottom + line * LINE_PX)
-        ImageDraw.Draw(self.image).text(at, text, font=_font(FONT_PX - 1), fill=DIM_TEXT)
+        font = _fitting(text, FONT_PX - 1, self.image.width - LABEL_PX)
+        ImageDraw.Draw(self.image).text(at, text, font=font, fill=DIM_TEXT)
 
     def colour_bar(self, scale_hu: float, row: int) -> None:
         """Draws the colours of signed differences beside a row, with five ticks in HU."""
@@ -218,7 +220,8 @@ class Sheet:
         for n, line in enumerate(lines):
             y = self.title_tops[row] + (n + 0.5) * LINE_PX
             fill = TEXT if n == 0 else DIM_TEXT
-            draw.text((x, y), line, font=_font(FONT_PX - 2 * (n > 0)), fill=fill, anchor="mm")
+            font = _fitting(line, FONT_PX - 2 * (n > 0), self.column_width)
+            draw.text((x, y), line, font=font, fill=fill, anchor="mm")
 
     def _label(self, label: str, row: int) -> None:
         strip = Image.new("RGB", (self.heights[row], LABEL_PX))
@@ -253,6 +256,12 @@ def _colour_table() -> np.ndarray:
     at, shares = np.linspace(-1, 1, len(stops)), np.linspace(-1, 1, 511)
     channels = [np.interp(shares, at, stops[:, channel]) for channel in range(3)]
     return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+def _fitting(text: str, size: int, width: int) -> ImageFont.FreeTypeFont:
+    """Returns the font of this size, or the largest smaller one in which the text is not too wide."""
+    fitting = (one for one in range(size, SMALLEST_FONT_PX, -1) if _font(one).getlength(text) <= width)
+    return _font(next(fitting, SMALLEST_FONT_PX))
 
 
 @lru_cache

@@ -30,7 +30,7 @@ from bundle.run.atomic import complete_or_absent
 BLOCK_PX = 16  # encoders work in blocks of this side; other sizes are rescaled or refused by some players
 # players take HD video for BT.709: convert to it and say so, or colours shift
 BT709 = "scale=out_color_matrix=bt709,setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709"
-DIFFERENCE = "reconstruction \N{MINUS SIGN} original"
+MINUS = "\N{MINUS SIGN}"
 
 
 class Display(NamedTuple):
@@ -139,13 +139,13 @@ def _page(
     original = f"Original\n{display.window}"
     clipped = f"Values clipped to {number(display.hu_min)} to {number(display.hu_max)} HU"
     if len(names) == 1:
-        titles = [original, names[0], f"Difference\n{DIFFERENCE}"]
+        titles = [original, names[0], f"Difference\nreconstruction {MINUS} original"]
         sheet = Sheet([Row(label, size[1], titles)], 3, size[0], n_lines=3)
         sheet.footer(". ".join(filter(None, [", ".join(notes), clipped])), line=2)
     else:
         rows = [
             Row(label, size[1], [original, *names]),
-            Row("Difference", size[1], ["", DIFFERENCE, DIFFERENCE]),
+            Row("Difference", size[1], ["", *(f"{name} {MINUS} original" for name in names)]),
         ]
         sheet = Sheet(rows, 3, size[0], n_lines=3)
         sheet.note(notes, 1, 0)

@@ -12,7 +12,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from bundle.drawing.video import Display
 from bundle.metrics.reconstruction import Figures
-from scripts.case_report import CaseFigures, figures_table, read_ras, report_case
+from scripts.case_report import CaseFigures, figures_table, read_ras, report_case, video_notes
 
 SHAPE, SPACING = (24, 20, 12), (0.5, 0.75, 2.0)
 SMALL = Display(panel_px=96)
@@ -119,3 +119,12 @@ def test_the_table_has_a_line_per_case_and_their_mean_and_says_the_window() -> N
 def test_a_single_case_needs_no_mean() -> None:
     table = figures_table([CaseFigures("a", {"x": Figures(28.0, 0.8, 20.0, 40.0, 1.5, 10)})], -1000, 1000)
     assert "mean" not in table.splitlines()[-1] and "28.00" in table.splitlines()[-1]
+
+
+def test_a_video_says_whose_figures_stand_first_and_puts_units_behind_numbers() -> None:
+    base, disc = Figures(28.0, 0.8, 20.0, 40.0, 1.5, 10), Figures(29.0, 0.9, 18.0, 36.0, 1.0, 10)
+    assert video_notes("a", {"base": base, "disc": disc}) == [
+        *("a", "Whole volume, 1 / 2:", "PSNR 28.00 / 29.00 dB", "SSIM 0.8000 / 0.9000"),
+        *("MAE 20.0 / 18.0 HU", "RMSE 40.0 / 36.0 HU", "grid 1.5 / 1.0"),
+    ]
+    assert video_notes("a", {"base": base})[:2] == ["a", "PSNR 28.00 dB"]
