@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from bundle.data.store.body import STEP, find_body
 from bundle.data.store.vessels import AIR_BELOW_HU, CONTRAST_HU, IN_PLANE, SOFT_TISSUE_HU, find_vessels
+from bundle.emboli.spine import Spine, find_spine
 
 SLAB_SLICES = 32
 SMOOTHING_MM = 0.7
@@ -90,7 +91,8 @@ def find_chest(voxels: np.ndarray, spacing_mm: Sequence[float]) -> Chest:
     """Maps the tissues of an original.
 
     Lung is connected air inside the body. Soft tissue is 0 to 100 HU. Vessel is the lumen that contrast agent
-    fills. Bone is above 200 HU and further than 6 mm from any filled vessel.
+    fills, without the marrow of the spine (see `find_spine`). Bone is above 200 HU and further than 6 mm from
+    what the coarse search takes for a filled vessel.
 
     Args:
         voxels: (X, Y, Z) int16 in HU, RAS axes.
@@ -100,10 +102,14 @@ def find_chest(voxels: np.ndarray, spacing_mm: Sequence[float]) -> Chest:
     sample_mm = [STEP * edge for edge in spacing_mm]
     body = find_body(samples)
     vessels = find_vessels(samples, body, sample_mm)
-    lung = ndimage.binary_dilation(_find_lungs(samples, body), iterations=1) & body
+    lungs = _find_lungs(samples, body)
+    spine = None
+    if vessels.is_filled.any():
+        spine = find_spine(voxels, spacing_mm, lungs, float(np.median(samples[vessels.is_filled])))
+    lung = ndimage.binary_dilation(lungs, iterations=1) & body
     reach = [max(round(BONE_OFF_VESSEL_MM / edge), 1) for edge in sample_mm]
     near = ndimage.maximum_filter(vessels.is_filled, size=[2 * n + 1 for n in reach])
-    lumen = _find_lumen(voxels, spacing_mm, samples, vessels.is_filled, vessels.is_in_lung)
+    lumen = _find_lumen(voxels, spacing_mm, samples, vessels.is_filled, vessels.is_in_lung, spine)
     tissue = np.zeros(voxels.shape, np.uint8)
     for z in _slabs(voxels.shape[2]):
         hu = voxels[..., z]
@@ -135,6 +141,7 @@ def _find_lumen(
     samples: np.ndarray,
     is_filled: np.ndarray,
     is_in_lung: np.ndarray,
+    spine: Spine | None,
 ) -> Lumen | None:
     """Cuts the lumen out at full resolution, around what the coarse search found."""
     if not is_filled.any():
@@ -157,6 +164,8 @@ def _find_lumen(
         inside &= _upsampled(near, voxels.shape, whole)[box[0], box[1]]
         certain = _upsampled(is_filled, voxels.shape, whole)[box[0], box[1]]
         inside = _without_strangers(inside, certain)
+        if spine is not None:
+            inside = _without_spine(inside, spine.zone((*box[:2], whole)))
         kept = slice(z.start - wide.start, z.stop - wide.start)
         wall[..., z] = _steps_to_wall(inside, spacing_mm)[..., kept]
         is_certain[..., z] = certain[..., kept]
@@ -180,6 +189,15 @@ def _without_strangers(inside: np.ndarray, certain: np.ndarray) -> np.ndarray:
     sizes = np.bincount(parts.ravel(), minlength=n_parts + 1)
     n_certain = np.bincount(parts[certain], minlength=n_parts + 1)
     is_vessel = MIN_CERTAIN_SHARE * sizes <= n_certain
+    is_vessel[0] = False
+    return is_vessel[parts]
+
+
+def _without_spine(inside: np.ndarray, zone: np.ndarray) -> np.ndarray:
+    """Drops parts of axial slices that lie mostly where spine and ribs are."""
+    parts, n_parts = ndimage.label(inside, structure=IN_PLANE)
+    sizes = np.bincount(parts.ravel(), minlength=n_parts + 1)
+    is_vessel = 2 * np.bincount(parts[zone], minlength=n_parts + 1) < sizes
     is_vessel[0] = False
     return is_vessel[parts]
 
