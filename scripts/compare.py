@@ -37,7 +37,8 @@ from bundle.drawing.planes import (
     mark,
     panel_size,
 )
-from bundle.emboli.readings import PLACES
+from bundle.emboli.inserted import CONTRASTS, SIZES_MM
+from bundle.emboli.readings import PLACES, kind_name
 from bundle.evaluation.cases import RASVolume, read_ras
 from bundle.reports.arm_figures import noise_spectra, paired_dots, rates
 from bundle.reports.arms import Arms, likeness, read_evaluation, shared_clots, shared_volumes
@@ -62,6 +63,11 @@ RULE = (
     "training seeds. Detectable is the smallest difference that so many patients show four times in five."
 )
 PARTS = tuple(f", {place}" for place in PLACES if place != "all")
+REGION_NAMES = {WHOLE: ""} | {
+    kind_name(size, contrast, "all"): f"emboli of {size} mm, {100 * contrast:g} % of a clot's contrast"
+    for size in SIZES_MM
+    for contrast in CONTRASTS
+}
 """Ends of the names of emboli in some of the vessels; `metrics.csv` holds them."""
 DOUBT = "The arms may differ in more than their discriminators:"
 AIMS = {"not worse": "not worse", "better": "better", "not inferior": "not 0.5 dB worse"}
@@ -218,7 +224,7 @@ def _other_figures(read: Arms, reference: str) -> str:
     changes = describe_changes(*([one.judged for one in read[name]] for name in (reference, "other")))
     lines = [
         (
-            Cell(word_for(change.metric).label, change.region if change.region != WHOLE else ""),
+            Cell(word_for(change.metric).label, REGION_NAMES.get(change.region, change.region)),
             word_for(change.metric).good,
             number(spoken(change.metric, change.reference, with_unit=False)),
             number(spoken(change.metric, change.other, with_unit=False)),
@@ -247,10 +253,10 @@ def _lost_emboli(read: Arms, reference: str) -> Iterator[str]:
         "median": clots[len(clots) // 2],
         "other keeps most": clots[-1],
     }
-    titles = [
-        f"{why}: {one.contrast['other']:.0%}\n{reference}: {one.contrast[reference]:.0%}; {one.volume:.24}"
-        for why, one in picked.items()
-    ]
+    titles = []
+    for why, one in picked.items():
+        shares = [spoken("clot_contrast", one.contrast[name]) for name in ("other", reference)]
+        titles.append(f"{why}: {shares[0]}\n{reference}: {shares[1]}; {one.volume:.24}")
     patches = {
         name: np.stack([arm[0].kept(one.volume)["clot_recon"][one.row[name]] for one in picked.values()])
         for name, arm in read.items()

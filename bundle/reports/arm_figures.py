@@ -75,5 +75,5 @@ def rates(read: Arms) -> Figure | None:
     for label, found in points.items():
         axes.plot(np.mean(found["bits_per_voxel"]), np.mean(found["psnr"]), "o", label=label)
     axes.set(xlabel="bits per voxel", ylabel="PSNR, dB")
-    axes.legend()
+    figure.legend(loc="outside right upper")  # inside it can hide a point
     return figure

@@ -121,7 +121,8 @@ def _limits(bars: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
         return
     yield "<h2>Limits</h2>"
     yield paragraph(
-        "A reconstruction that passes all of these keeps emboli and invents none, without seams or grid."
+        "A reconstruction that passes all of these kept the emboli that were put into these scans, invented "
+        "none in them, and shows no seams and no grid."
     )
     lines = []
     for of_bar in zip(*bars.values(), strict=True):
@@ -200,7 +201,8 @@ def _clot_sheets(every: Kept) -> Iterator[str]:
         order = np.argsort(kept["clot_contrast"])
         picked = {"weakest": order[0], "tenth": order[len(order) // 10], "median": order[len(order) // 2]}
         picked["strongest"] = order[-1]
-        titles = [f"{which}: {kept['clot_contrast'][n]:.0%} kept" for which, n in picked.items()]
+        shares = [spoken("clot_contrast", float(kept["clot_contrast"][n])) for n in picked.values()]
+        titles = [f"{which}: {share} kept" for which, share in zip(picked, shares, strict=True)]
         chosen = list(picked.values())
         yield html_picture(
             clot_sheet(titles, kept["clot_original"][chosen], {"reconstruction": kept["clot_recon"][chosen]}),
@@ -269,7 +271,7 @@ def _volumes(rows: Sequence[Row]) -> Iterator[str]:
         + tuple(number(spoken(metric, values.get(metric), with_unit=False)) for metric in VOLUME_COLUMNS)
         for (volume, patient, method), values in of.items()
     ]
-    heads = [number(word_for(metric).label) for metric in VOLUME_COLUMNS]
+    heads = [number(_head(metric)) for metric in VOLUME_COLUMNS]
     yield html_table(("Volume", "Patient", "Method", *heads), lines)
 
 

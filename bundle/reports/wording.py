@@ -141,6 +141,8 @@ def spoken(
     text = _number(form, value)
     if not _is_unknown(low) and not _is_unknown(high):
         text += f" ({_number(form, low)} to {_number(form, high)})"
+    if signed and "%" in form:
+        return f"{text.replace(' %', '')} points"  # a difference of shares, which is no share of either
     return f"{text} {word.unit}" if with_unit and word.unit else text
 
 

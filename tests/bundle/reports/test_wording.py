@@ -26,6 +26,10 @@ def test_a_figure_is_told_with_its_unit_and_as_many_digits_as_mean_something(tol
     assert spoken(*told) == text
 
 
+def test_a_difference_of_shares_is_told_in_points_since_per_cent_would_be_of_the_first():
+    assert spoken("clot_contrast", 0.08, -0.02, 0.1, signed=True) == "+8 (\N{MINUS SIGN}2 to +10) points"
+
+
 def test_a_figure_without_words_is_called_by_its_name():
     assert word_for("something_new").label == "something new" and spoken("something_new", 1.5) == "1.5"
 
