@@ -181,6 +181,8 @@ class Evaluation:
     def _read_pair(self, case: EvaluationCase, original: RASVolume) -> np.ndarray | None:
         if case.reconstruction is None:
             return None
+        if case.reconstruction.resolve() == case.original.resolve():
+            self.results.warn(f"{case.name}: original and reconstruction are one file; name two files")
         pair = read_ras(case.reconstruction)
         for warning in check_pair(case, original, pair):
             self.results.warn(warning)

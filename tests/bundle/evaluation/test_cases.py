@@ -98,6 +98,13 @@ def test_a_missing_table_is_one_clear_line(tmp_path):
         cases_of_pairs(tmp_path / "none.csv")
 
 
+def with_strays(voxels):
+    """HU + 1024 as unsigned numbers: some below -1024 became the largest ones, and then int16."""
+    moved = (voxels + 1024).astype(np.int16)
+    moved[::3, ::2] = 32_767
+    return volume(moved)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -107,6 +114,9 @@ def test_a_missing_table_is_one_clear_line(tmp_path):
         (lambda v: volume((v // 8 + 128).astype(np.int16)), "must be in HU, but it is about 0.12"),
         (lambda v: volume(v + np.int16(1024)), "must be in HU"),
         (lambda v: volume(np.zeros_like(v)), "must be in HU"),
+        (lambda v: volume(v // 2), "must be in HU, but it is about 0.5"),
+        (lambda v: volume((v.astype(np.int32) + 40_000).astype(np.int16)), "must be in HU"),  # ran over
+        (with_strays, "must be in HU"),
     ],
 )
 def test_pairs_that_do_not_belong_together_are_refused(change, message):
@@ -128,6 +138,11 @@ def test_a_noisy_smooth_or_bad_reconstruction_is_taken():
     original = scan() + generator.normal(0, 30, (60, 50, 40)).astype(np.int16)
     for recon in (scan(), original, original + generator.normal(0, 200, original.shape).astype(np.int16)):
         assert check_pair(CASE, volume(original), volume(recon.astype(np.int16))) == []
+
+
+def test_the_reconstruction_of_another_scan_is_told():
+    (warning,) = check_pair(CASE, volume(scan()), volume(np.roll(scan(), 25, 0)))
+    assert "case: the reconstruction does not look like the original (correlation" in warning
 
 
 def test_slices_too_small_for_any_figure_are_refused():

@@ -201,6 +201,7 @@ def test_bad_volumes_are_named_and_counted_and_the_rest_is_evaluated(tmp_path):
     for said, reason in zip(("one shape", "must be in HU", "NaN", "nothing.nii.gz"), reasons, strict=True):
         assert said in reason and "\n" not in reason
     assert sum("looks shifted by (0, 1, 0)" in warning for warning in evaluation.results.warnings) == 1
+    assert sum("are one file" in warning for warning in evaluation.results.warnings) == 2
     notes = {(row.patient, row.metric): row.note for row in evaluation.results.rows if math.isnan(row.value)}
     assert notes["good", "false_emboli"] == "no contrast agent was found"
     assert notes["good", "clot_contrast"] == "no contrast agent was found"
