@@ -106,6 +106,7 @@ class Decoder(nn.Module):
 def _last_convolution(in_channels: int) -> nn.Module:
     """Returns the convolution to the image, with first weights that keep the variance (He)."""
     last = Convolution(3, in_channels, 1, conv_only=True)
-    nn.init.kaiming_normal_(last.conv.weight, nonlinearity="relu")
-    nn.init.zeros_(last.conv.bias)
+    weight, bias = last.parameters()
+    nn.init.kaiming_normal_(weight, nonlinearity="relu")
+    nn.init.zeros_(bias)
     return last

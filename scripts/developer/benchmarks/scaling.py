@@ -6,7 +6,8 @@ import gzip
 import json
 import multiprocessing
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from bundle.archives.board import Board
 from bundle.archives.cases import archive_cases
 from bundle.run.atomic import complete_or_absent
 from bundle.run.console import tell
-from scripts.developer.benchmarks.measuring import has_time, timed
+from scripts.developer.benchmarks.measuring import DEVICE, has_time, timed
 from scripts.developer.benchmarks.peers import L1_ONLY, Setting, ours, random_image
 
+FORK = multiprocessing.get_context("fork")
 PRESET = "lite"
 BASE = Setting(side=48, batch=1, num_embeddings=1024, rounds=3)
 RANKS_BATCH = 4
@@ -37,27 +39,28 @@ TOLD = {
     "patients": "volumes of an archive, found and checked",
     "patch size": "voxels per side of a patch, one iteration",
     "codes": "codes K, one iteration",
-    "processes": f"processes on one core each, {RANKS_BATCH} patches together",
+    "processes": f"processes of one core, {RANKS_BATCH} patches in all",
 }
 
 
 def measure_scaling(output: Path, tiny: bool = False) -> list[dict[str, Any]]:
-    """Measures seconds and extra peak MiB by each quantity alone, best of three, and draws them.
+    """Measures seconds, best of three, and peak MiB by each quantity alone, and draws them.
 
     Patches are trained with L1 only, by `lite`. Processes exchange gradients by gloo; their seconds are
-    those of one, so that a machine with fewer cores than processes gives figures too.
+    those of one, so that a machine with fewer cores than processes gives figures too. On a CPU each figure
+    comes from a process of its own, since memory that another one left would be used again; its MiB hold
+    weights, moments and codebook.
     """
-    measures: dict[str, Callable[[int], tuple[float, float]]] = {
+    measures: dict[str, Callable[[int], float]] = {
         "patients": _patients,
         "patch size": lambda side: _iteration(BASE._replace(side=side)),
         "codes": lambda count: _iteration(BASE._replace(num_embeddings=count)),
-        "processes": _processes,
     }
     rows = []
     for name, values in (TINY_AXES if tiny else AXES).items():
         for value in values:
             if has_time():
-                seconds, mib = measures[name](value)
+                seconds, mib = _processes(value) if name == "processes" else _alone(measures[name], value)
                 rows.append({"grows": name, "value": value, "seconds": seconds, "MiB": mib})
                 tell(json.dumps(rows[-1]), flush=True)
     if rows:
@@ -94,12 +97,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         FigureCanvasAgg(figure).print_png(str(unfinished))
 
 
-def _best(step: Callable[[], Any], rounds: int = BASE.rounds) -> tuple[float, float]:
-    measured = [timed(step) for _ in range(rounds)]
-    return min(seconds for seconds, _ in measured), max(mib for _, mib in measured)
+def _best(step: Callable[[], Any], rounds: int = BASE.rounds) -> float:
+    return min(timed(step)[0] for _ in range(rounds))
 
 
-def _patients(count: int) -> tuple[float, float]:
+def _patients(count: int) -> float:
     content = gzip.compress(nib.Nifti1Image(np.zeros((8, 8, 8), np.int16), np.eye(4)).to_bytes())
     with tempfile.TemporaryDirectory() as folder:
         for number in range(count):
@@ -109,34 +111,54 @@ def _patients(count: int) -> tuple[float, float]:
         return _best(lambda: archive_cases(folder, Board()))
 
 
-def _iteration(setting: Setting) -> tuple[float, float]:
+def _iteration(setting: Setting) -> float:
     step = ours(PRESET, setting, L1_ONLY, random_image(setting))
     step()  # Adam's moments, the codebook's start
     return _best(step)
 
 
+def _with_memory(measure: Callable[[], float]) -> tuple[float, float]:
+    seconds: list[float] = []
+    _, mib = timed(lambda: seconds.append(measure()))
+    return seconds[0], mib
+
+
+def _alone(measure: Callable[[int], float], value: int) -> tuple[float, float]:
+    """Measures in a fork, or in this process where a GPU is used, which cannot be forked."""
+    if DEVICE.type == "cuda":
+        return _with_memory(lambda: measure(value))
+    results = FORK.SimpleQueue()
+    fork = FORK.Process(target=lambda: results.put(_with_memory(lambda: measure(value))))
+    fork.start()
+    _expect_success([fork])
+    return results.get()
+
+
 def _processes(count: int) -> tuple[float, float]:
     """Trains with a share of the batch in each of so many forks; figures of the first."""
-    context = multiprocessing.get_context("fork")
-    results = context.SimpleQueue()
+    results = FORK.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         forks = [
-            context.Process(target=_train_together, args=(rank, count, f"{folder}/meet", results))
+            FORK.Process(target=_train_together, args=(rank, count, f"{folder}/meet", results))
             for rank in range(count)
         ]
         for fork in forks:
             fork.start()
-        for fork in forks:
-            fork.join()
-    if any(fork.exitcode for fork in forks):
-        raise RuntimeError(f"one of {count} processes that trained together failed; see above")
+        _expect_success(forks)
     return results.get()
+
+
+def _expect_success(forks: Sequence[BaseProcess]) -> None:
+    for fork in forks:
+        fork.join()
+    if any(fork.exitcode for fork in forks):
+        raise RuntimeError(f"one of {len(forks)} processes that were measured failed; see above")
 
 
 def _train_together(rank: int, count: int, place: str, results: Any) -> None:
     dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=count)
     setting = BASE._replace(side=32, batch=RANKS_BATCH // count)
-    figures = _iteration(setting)
+    figures = _with_memory(lambda: _iteration(setting))
     dist.barrier()
     if rank == 0:
         results.put(figures)
