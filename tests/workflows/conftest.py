@@ -33,7 +33,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def network() -> VQGAN:
     """The lite network of smoke.yaml with a small codebook that has seen one patch.
 
-    Fresh weights give some 70 HU of contrast; the last layer is scaled to give twice that, so that errors show.
+    Fresh weights give some 70 HU of contrast; the last layer is scaled to twice that, so that errors show.
     """
     torch.manual_seed(0)
     network = build_vqgan("lite", "ema", CODES).eval()
