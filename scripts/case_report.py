@@ -1,4 +1,4 @@
-"""Reports on a reconstructed volume: figures in a file and a table, a picture, and videos."""
+"""Writes reports of a reconstructed volume: figures in a file and a table, a picture, and videos."""
 
 from __future__ import annotations
 

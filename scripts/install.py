@@ -41,7 +41,7 @@ def install(checkpoint: Path, output: Path, name: str | None = None, half: bool 
         checkpoint: file that training wrote.
         output: file to write. It holds `model`, `network`, `recipe`, and fingerprints of the voxels it was
             trained on; hashes of patients are left out.
-        name: that programs print when they use the model.
+        name: programs print it when they use the model.
         half: whether to store the weights in half precision, at half the size.
 
     Raises:

@@ -68,7 +68,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def pass_once() -> Callable[[logging.LogRecord], bool]:
-    """Drops repeated messages, since some parts are built several times, and those about stand-in weights."""
+    """Returns a filter of messages: it drops repeated ones, and those about the random weights used here.
+
+    Some parts are built several times, so their messages would be repeated.
+    """
     told: set[str] = set()
 
     def is_new(record: logging.LogRecord) -> bool:
@@ -80,7 +83,7 @@ def pass_once() -> Callable[[logging.LogRecord], bool]:
 
 
 def preflight(arguments: Sequence[str]) -> Iterator[Check]:
-    """Yields all checks of a command line; later checks leave out parts that earlier ones found broken."""
+    """Yields all checks of a command line; later checks leave out parts that earlier ones found wrong."""
     try:
         command = Command(arguments)
         check_overrides(command)
@@ -195,7 +198,7 @@ def check_folder(parser: ConfigParser) -> Check:
 
 
 def check_start_from(parser: ConfigParser) -> Check:
-    """Tells whether the checkpoint to start from is sound and fits."""
+    """Tells whether the checkpoint to start from is undamaged and fits."""
     found: list[StartFrom] = []
     outcome = attempt("start", lambda: found.append(parsed_entry(parser, "train::handlers", START_FROM)), "")
     if not found:

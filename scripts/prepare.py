@@ -8,8 +8,8 @@ per volume). The split is the one that training on DIR would make, or that of DI
 earlier run keep their side. When run again, it goes on where it stopped and adds new volumes. Train with
 `--dataset_dir STORE`. Only the report names the files in DIR; the rest of STORE does not.
 
-The exit code is 0 if every volume can be used, 1 if some were refused, 2 if none is left. SIGTERM or Ctrl-C
-finishes the volumes at hand; the exit code is then 128 + the signal's number.
+The exit code is 0 if every volume can be used, 1 if some were refused, 2 if none can be used. After SIGTERM
+or Ctrl-C the volumes being packed are finished; the exit code is then 128 + the signal's number.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ VOLUMES = "volumes"
 DATALIST = "datalist.json"
 REPORT = "prepare_report.csv"
 MAX_SHOWN = 10
-WINDOW_HU = (-1000.0, 1000.0)  # window of the configs; for another one a run counts again
+# Voxels outside this window, that of the configs, are counted now; a run with another window counts again.
+WINDOW_HU = (-1000.0, 1000.0)
 
 
 class Line(NamedTuple):
@@ -62,7 +63,7 @@ class Line(NamedTuple):
         message: the reason as a sentence; for a prepared volume, what is odd about it.
         shape: X x Y x Z in voxels, empty if refused.
         file: name in the store; pictures and results are named by its first part, such as `volume_0001`.
-        made: `now`, or `earlier` by another run; empty if refused. It is not in the file.
+        made: `now`, or `earlier` by another run; empty if refused. The report does not hold it.
     """
 
     path: str

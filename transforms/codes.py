@@ -36,7 +36,7 @@ class SaveCodesd(MapTransform):
         keys: codes (1, x, y, z), or codes and latents (1 + E, x, y, z), as `EncodingInferer` gives them.
         image_key: the volume they were made from, a MetaTensor (1, X, Y, Z) in RAS axes.
         output_dir: folder of the results, made if missing.
-        data_root_dir: data set; sub-folders below it are repeated below `output_dir`.
+        data_root_dir: folder of the data set; sub-folders below it are repeated below `output_dir`.
         provenance: called once weights are loaded; says how the codes are made.
         keep_latents: whether a file without latents has to be made again.
     """
@@ -84,7 +84,7 @@ class SaveCodesd(MapTransform):
             return False
 
     def fault(self, source: PathLike) -> str | None:
-        """Says nothing: whether codes can be saved is known only after encoding."""
+        """Returns None: whether codes can be saved is known only after encoding."""
         return None
 
 

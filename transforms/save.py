@@ -32,8 +32,8 @@ class SaveImageCTPAd(SaveImaged):
     """Saves `<output_dir>/<name>_<output_postfix>.nii.gz`, or a DICOM series in a folder of that name.
 
     Both hold int16 HU. If `check` was given a provenance, a JSON beside the result says how it was made. This
-    is a SaveImaged, so that MONAI Label recognizes and drops it; but it passes on the writer's errors
-    unchanged.
+    is a subclass of SaveImaged, so that MONAI Label recognizes and drops it. Unlike SaveImaged it passes on
+    the writer's errors unchanged.
 
     Args:
         keys: volumes (1, X, Y, Z) in HU, with the metadata of their file.
@@ -43,7 +43,7 @@ class SaveImageCTPAd(SaveImaged):
         output_format: nifti; or dicom, a series derived from the input's, which must be DICOM.
         settings: `network_settings` of the model, for the series' DerivationDescription.
         data_root_dir: data set that the files come from (a folder or one file); sub-folders below it are
-            repeated below `output_dir`, so that `p1/ct.nii.gz` and `p2/ct.nii.gz` do not meet.
+            repeated below `output_dir`, so that `p1/ct.nii.gz` and `p2/ct.nii.gz` stay apart.
         allow_missing_keys: see `monai.transforms.MapTransform`.
 
     Raises:

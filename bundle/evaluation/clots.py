@@ -19,7 +19,7 @@ MAX_PLACES = 20
 
 
 class ShownClots:
-    """Takes pictures from reconstructions with emboli while they are judged, since none is kept.
+    """Cuts pictures from reconstructions with emboli while they are judged; none of them is kept.
 
     Args:
         original: the volume without emboli.
@@ -81,7 +81,10 @@ class ShownClots:
         }
 
     def view(self, readings: Sequence[Reading]) -> View | None:
-        """Returns the box with most emboli, most contrast lost first; None without a reconstruction."""
+        """Returns the box with most emboli as a view, the embolus that lost most contrast first.
+
+        None if there was no reconstruction with emboli.
+        """
         if self.recon is None or self.box is None:
             return None
         start = np.array([part.start for part in self.box])

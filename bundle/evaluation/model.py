@@ -50,9 +50,9 @@ class TrainedModel:
 
     Attributes:
         settings: `network_settings` of the checkpoint.
-        trained_on: `{"patients": hashes, "voxels": fingerprints}`, empty where the checkpoint does not say.
+        trained_on: `{"patients": hashes, "voxels": fingerprints}`, empty if the checkpoint does not say.
         sha256: fingerprint of the weights.
-        recipe: how the weights came to be, and `data`, a hash of all volumes they have seen; empty where the
+        recipe: how the weights were trained, and `data`, a hash of all volumes they have seen; empty if the
             checkpoint does not say.
 
     Raises:

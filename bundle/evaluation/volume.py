@@ -30,7 +30,7 @@ NO_CONTRAST = "no contrast agent was found"
 MIN_SLICES = 7
 
 Inserted = Callable[[float, int], np.ndarray | None]
-"""Contrast and parity to the reconstruction of the volume with these emboli, None where there is none."""
+"""Takes contrast and parity; returns the reconstruction of the volume with these emboli, or None."""
 
 
 @dataclass(frozen=True)

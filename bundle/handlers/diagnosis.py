@@ -29,8 +29,9 @@ class HealthWatch:
         weights: of the discriminators, by name.
         window: iterations.
         disc_loss_floor: a discriminator loss below it means that the discriminators have won.
-        explosion_ratio: an adversarial loss above it, or a reconstruction loss of this many times its best.
-        codebook_floor: perplexity over K below it is a collapsed codebook.
+        explosion_ratio: an adversarial loss above it, or a reconstruction loss above this many times its
+            best, is an explosion.
+        codebook_floor: a perplexity over K below it means that the codebook has collapsed.
         no_improvement_validations: this many validations in a row behind the gate without a better
             `val/psnr` or `val/lpips` are reported.
         note_event: called with `kind` and details, for `run.json`.
@@ -75,7 +76,7 @@ class HealthWatch:
             engine.validator.add_event_handler(Events.COMPLETED, self.judge_validation, engine)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns for checkpoints what has been said and seen."""
+        """Returns for checkpoints which warnings were given, and the best figures so far."""
         return {
             "reported": list(self.reported),
             "best": dict(self.best),

@@ -28,7 +28,7 @@ class IterationGate:
         self.ramp_iterations = ramp_iterations
 
     def __call__(self, engine: Engine, iteration: int) -> bool:
-        """Says as ignite's event filter whether the discriminators train in this iteration."""
+        """Tells, as an event filter of ignite, whether the discriminators train in this iteration."""
         return iteration > self.start
 
     def generator_share(self, iteration: int) -> float:

@@ -32,10 +32,10 @@ class DivergenceError(ValueError):
 class HealthGuard:
     """Skips iterations whose losses or gradients are not finite; rolls back or stops after too many in a row.
 
-    A skipped iteration moves neither weights nor moments nor codes nor learning rates; it counts as an
-    iteration. Rolling back restores networks, optimizers and codebook from the newest sound checkpoint and
-    lowers the learning rates; counter and data go on. All ranks decide alike. Per iteration the answer is one
-    number that leaves the device: the GPU then waits for the host to launch the optimizer steps.
+    A skipped iteration counts as an iteration, but moves no weights, moments, codes or learning rates.
+    Rolling back restores networks, optimizers and codebook from the newest undamaged checkpoint and lowers
+    the learning rates; the iteration count and the data go on. All ranks decide alike. Per iteration one
+    number leaves the device, and the GPU waits until the host has read it and launched the optimizer steps.
 
     Args:
         state: what rolling back restores.
@@ -105,7 +105,7 @@ class HealthGuard:
             self._act(engine, ill)
 
     def require_progress(self, engine: AdversarialTrainer) -> None:
-        """Fails a run that comes to its end without one sound iteration.
+        """Fails a run that comes to its end without one finite iteration.
 
         Raises:
             DivergenceError: saying what to do.
@@ -172,7 +172,7 @@ def restore_weights(state: TrainingState, path: Path) -> int:
 
 
 def _watched(engine: AdversarialTrainer) -> dict[str, Tensor]:
-    """Returns one scalar per loss and per gradient; any value that is not finite shows in one of them."""
+    """Returns one scalar per loss and per gradient; each is finite only if all its values are."""
     losses = {
         name: engine.current.losses[name] for name in ("loss", "disc_loss") if name in engine.current.losses
     }

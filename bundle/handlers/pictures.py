@@ -18,10 +18,10 @@ from bundle.run.atomic import complete_or_absent
 
 
 class Pictures:
-    """Writes a picture of the first validation volumes, in which a person sees what figures do not show.
+    """Writes pictures of the first validation volumes, in which a person sees what figures do not show.
 
-    Attach it to the validation engine, whose output is a list of dictionaries with `image` and `pred`,
-    (1, X, Y, Z) in [-1, 1] with RAS axes, and whose batch is a list with `spacing_mm`, and perhaps
+    Attach it to the validation engine. Its output is a list of dictionaries with `image` and `pred`,
+    (1, X, Y, Z) in [-1, 1] with RAS axes; its batch is a list of dictionaries with `spacing_mm`, and perhaps
     `name`. PNG files go to `<output_dir>/pictures`, the same pictures to TensorBoard under `val/pictures`.
 
     Args:

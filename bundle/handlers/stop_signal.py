@@ -50,7 +50,7 @@ class StopOnSignal:
         self._is_validating = True
 
     def _leave_validation(self, validator: Engine) -> None:
-        """Lets a signal wait after the last volume, when all ranks exchange figures."""
+        """Makes a signal wait after the last volume, while all ranks exchange figures."""
         self._is_validating = self._is_validating and validator.state.iteration < _length(validator)
 
     def _end_run(self, engine: AdversarialTrainer, signals: StopSignals) -> None:

@@ -98,8 +98,8 @@ def _of_all_ranks(volumes: list[dict[str, float]], count: int) -> list[dict[str,
     """Gathers the figures of all volumes in the order of one process.
 
     Args:
-        volumes: those of this rank, of which there is one too many if it had none of its own.
-        count: of all volumes.
+        volumes: those of this rank; a rank without any of its own has evaluated one of another rank's.
+        count: number of all volumes.
 
     Raises:
         ValidationStopped: if a rank has none to give, because it was stopped.
@@ -114,7 +114,7 @@ def _of_all_ranks(volumes: list[dict[str, float]], count: int) -> list[dict[str,
 def _exchange(volumes: list[dict[str, float]]) -> list[list[dict[str, float]]]:
     """Gathers what each rank has found; every rank calls it once per validation, even if stopped.
 
-    Shares take unequal time, which may be more than an exchange waits.
+    Ranks may finish at very different times, so they first wait, longer than an exchange would.
     """
     wait_for_ranks()
     return gather(volumes)

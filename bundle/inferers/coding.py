@@ -31,7 +31,7 @@ class EncodingInferer(Inferer):
         if not self.keep_latents:
             return self.tiling.encode(inputs, network).unsqueeze(1).float()
         latent = self.tiling.encode_latent(inputs, network)
-        # a cell at a time, so the whole map gives the tiles' indices
+        # each cell is quantized alone, so the whole map gives the same indices as its tiles
         indices = network.quantizer.quantize(latent.to(_device(network)))  # type: ignore[attr-defined]
         return torch.cat([indices.unsqueeze(1).to(latent), latent], dim=1)
 

@@ -28,7 +28,7 @@ class TilingError(ValueError):
 
 
 class Tile(NamedTuple):
-    """One tile, in cells per axis: `window` (core and halo) is run, `crop` finds the `core` in it."""
+    """One tile, in cells per axis: the network runs on `window`; `crop` cuts `core` out of the result."""
 
     core: tuple[slice, ...]
     window: tuple[slice, ...]
@@ -56,7 +56,7 @@ def tiles(shape: Sequence[int], core_size: Sequence[int], halo: int) -> Iterator
 
 
 class _Pass(NamedTuple):
-    """One sweep over a volume: what is run on a tile, and the steps between arrays and cells."""
+    """One sweep over a volume: the function that runs on a tile, and the steps between arrays and cells."""
 
     name: str
     run_tile: Callable[[Tensor], Tensor]
@@ -71,17 +71,17 @@ class _Pass(NamedTuple):
 class HaloInferer(Inferer):
     """Runs a network over a volume in tiles with a halo, crops and stitches; no blending, no averaging.
 
-    A network with `encode` and `decode` (VQGAN) is run in two passes, each with its own halo: all tiles into
-    one index map of the whole volume, then tiles of that map into voxels, so that codes never depend on the
-    tiling. A network that has only `forward` is run in one pass with twice the halo. With at least the
-    network's own halo, tiles equal the whole (up to float32 rounding); a smaller one is faster and leaves
-    seams (docs/tiling.md says how large). The volume may lie on another device than the network: only tiles
-    travel.
+    A network with `encode` and `decode` (VQGAN) is run in two passes, each with its own halo. The first turns
+    all tiles into one index map of the whole volume, the second turns tiles of that map into voxels, so that
+    codes never depend on the tiling. A network that has only `forward` is run in one pass with twice the
+    halo. With at least the network's own halo, tiles equal the whole (up to float32 rounding). A smaller halo
+    is faster and leaves seams (docs/tiling.md says how large). The volume may lie on another device than the
+    network: only tiles travel.
 
     Args:
         tile_size: core of a tile, without halo, in voxels: one number or one per axis, multiples of the
-            stride; `auto` or None takes what free memory allows. Out of memory, tiles are halved and the log
-            says so.
+            stride; `auto` or None takes what free memory allows. If memory runs out, tiles are halved and the
+            log says so.
         halo: in voxels, a multiple of the stride; None = `network.halo`.
         progress: whether to show a bar with voxels per second and time left.
 

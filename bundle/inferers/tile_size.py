@@ -39,7 +39,7 @@ def budget_bytes(device: torch.device) -> int:
 
 
 def choose_tile_size(shape: Sequence[int], halo: int, stride: int, max_voxels: int) -> tuple[int, ...]:
-    """Returns the core that covers `shape` with the fewest voxels run, halos included.
+    """Returns the core for which the network runs on the fewest voxels, halos included, to cover `shape`.
 
     Args:
         shape: of the volume in voxels.

@@ -80,8 +80,8 @@ class DiscriminatorObjective:
             reconstruction: of the same shape, detached.
             positions: (b, 3) slice positions.
             share: of the micro-batch in its iteration, for LeCam's averages.
-            real_features: what the generator's step has kept of the images; used up here. R1 needs a pass of
-                its own.
+            real_features: what the generator's step has kept of the images; emptied here. R1 does not use it,
+                since it needs a pass of its own.
         """
         kept_features = {} if real_features is None else real_features
         loss = penalty = torch.zeros((), device=reconstruction.device)

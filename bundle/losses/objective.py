@@ -85,8 +85,8 @@ class GeneratorObjective(nn.Module):
             positions: (B, 3) slice positions.
             gate: 0 below the gate; above it the share, up to 1, of adversarial and feature-matching terms.
             without: `video` or `perceptual`: terms to leave out as if their weights were 0.
-            real_features: gets what the discriminators give for the images, for their own step on the same
-                micro-batch; None = there is none.
+            real_features: filled with the discriminators' features of the images, for their own step on the
+                same micro-batch; None if no such step follows.
         """
         terms = {
             "recon_loss": self._l1(image, reconstruction.image),

@@ -1,4 +1,4 @@
-"""Computes LPIPS on slices, with a backbone from a file, never with a random network unnoticed.
+"""Computes LPIPS on slices, with a backbone from a file; a random network never goes unnoticed.
 
 Paper: Zhang et al. 2018, arXiv:1801.03924.
 """
@@ -42,7 +42,9 @@ class BackboneError(ValueError):
 
 
 class SlicePerceptualLoss(nn.Module):
-    """LPIPS distance of slices; frozen, always in eval mode (its heads hold dropout), float32, no checkpoint.
+    """Computes the LPIPS distance of slices; frozen, in eval mode (its heads hold dropout), in float32.
+
+    Checkpoints do not hold it.
 
     Args:
         network: `vgg` (14,716,160 parameters), `alex` or `squeeze`.
@@ -194,7 +196,7 @@ def _fill_backbone(
     try:
         state = {key: tensors[f"features.{key.split('.', 1)[1]}"].float() for key in backbone.state_dict()}
         backbone.load_state_dict(state)
-    except Exception as error:
+    except Exception as error:  # a foreign file may hold anything
         raise _foreign(path, network, error) from error
 
 

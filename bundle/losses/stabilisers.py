@@ -59,7 +59,7 @@ class LeCamAnchors(nn.Module):
         return (to_fake + to_real) * (self.updates > 0)
 
     def start(self) -> None:
-        """Forgets what `collect` gathered, when an iteration begins or is repeated."""
+        """Forgets what `collect` gathered; called when an iteration begins or is repeated."""
         self._means.clear()
 
     @torch.no_grad()

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 PERIODS = (2, 4)
-"""In voxels: the last and the last but one upsampling of a decoder that doubles twice."""
+"""In voxels: a decoder that doubles the resolution twice leaves grids with these periods."""
 MIN_SIDE = 48
-"""A shorter axis has too few frequencies between the two of a grid."""
+"""A shorter axis has too few frequencies between those of the two grids."""
 SEGMENT = 128
 """Voxels per spectrum; longer axes are cut into segments."""
 SLAB_LINES = 2**14

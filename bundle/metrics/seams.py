@@ -18,7 +18,7 @@ BLOCK = 8
 FLAT_HU = 1.0
 """Squares whose mean jump in the original is smaller, as in padding, tell nothing."""
 MIN_OTHERS = 6
-"""So many other sets of planes are needed to know how far they differ without any seam."""
+"""Number of other sets of planes that are needed to know how far they differ without any seam."""
 OUTLIERS = 0.1
 """Share of squares left out at either end."""
 _NEAR = (-2, -1, 1, 2)

@@ -26,7 +26,10 @@ class IndexEncoder(nn.Module):
         self.register_load_state_dict_pre_hook(_leave_out("decoder."))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Turns an image (B, 1, X, Y, Z) in [-1, 1], with sides of multiples of 4, into int64 indices."""
+        """Turns an image (B, 1, X, Y, Z) in [-1, 1] into indices (B, x, y, z), int64.
+
+        X, Y and Z must be multiples of 4.
+        """
         return self.quantizer.quantize(self.encoder(image))
 
 

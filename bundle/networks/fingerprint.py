@@ -1,4 +1,4 @@
-"""Tells one trained generator from another."""
+"""Computes a hash that tells one trained generator from another."""
 
 import hashlib
 

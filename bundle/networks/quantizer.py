@@ -1,4 +1,4 @@
-"""Vector quantization with an EMA codebook that stays alive.
+"""Quantizes latent vectors with an EMA codebook (moving averages) whose codes stay in use.
 
 Dimension letters: B batch, E embedding width, K codes, N latent vectors, x y z latent cells.
 """
@@ -143,9 +143,8 @@ class EMACodebook(Quantizer):
         self._knows_initialized = False
         self._known_updates: int | None = None
         self.register_load_state_dict_post_hook(lambda module, _: module._forget())
-        self._pending: list[
-            tuple[Tensor, Tensor]
-        ] = []  # vectors and indices of this iteration's micro-batches
+        # Vectors and indices of this iteration's micro-batches.
+        self._pending: list[tuple[Tensor, Tensor]] = []
 
     def _forget(self) -> None:
         self._knows_initialized = False

@@ -35,7 +35,7 @@ class Evaluated(NamedTuple):
     volumes: dict[str, dict[str, str]]
 
     def kept(self, volume: str) -> Mapping[str, np.ndarray]:
-        """Curves and patches of a volume; none where the evaluation kept none.
+        """Reads curves and patches of a volume; nothing if the evaluation kept none.
 
         Raises:
             KeptError: if they cannot be used.
@@ -74,11 +74,11 @@ def read_evaluation(folder: Path) -> Evaluated:
 
 
 class Likeness(NamedTuple):
-    """Whether arms differ in nothing but what is compared: sentences that say where they do, or may.
+    """Says, in sentences, where arms differ, or may differ, in more than what is compared.
 
     Attributes:
         faults: what differs.
-        unknown: what no file tells, as of pairs and of checkpoints of older versions.
+        unknown: what no file records, for example of pairs, or of checkpoints of older versions.
     """
 
     faults: list[str]
@@ -86,7 +86,7 @@ class Likeness(NamedTuple):
 
 
 def likeness(read: Arms) -> Likeness:
-    """Looks whether all arms started from the base checkpoint and saw the same data in the same order.
+    """Checks whether all arms started from the base checkpoint and saw the same data in the same order.
 
     Args:
         read: with the arms `base`, `other` and perhaps `control`.
@@ -117,7 +117,7 @@ def _unlike_control(read: Arms) -> Iterator[str]:
 
 
 def _wrong_weights(name: str, arm: Sequence[Evaluated]) -> Iterator[str]:
-    """Names arms that were trained the other way round than their option says."""
+    """Names arms that were trained with discriminators although their option says without, or the reverse."""
     for one in arm:
         weights = [_recipe(one).get(weight) for weight in GAN_WEIGHTS]
         if None in weights:

@@ -61,5 +61,5 @@ def clot_sheet(columns: Sequence[str], original: np.ndarray, recons: Mapping[str
 
 
 def _as_picture(patch: np.ndarray) -> np.ndarray:
-    """Turns a patch as radiologists see it: the patient's right on the left, the front up."""
+    """Turns a patch the way radiologists see it: the patient's right on the left, the front up."""
     return np.ascontiguousarray(patch.T[::-1, ::-1], np.float32)

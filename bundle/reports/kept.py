@@ -71,7 +71,7 @@ def read_kept(folder: Path, stem: str) -> Mapping[str, np.ndarray]:
 
 
 def _array(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    """Returns an array; an empty one where the evaluation was made before there were such."""
+    """Returns an array; an empty one if an older version made the evaluation, without this array."""
     return arrays[name] if name in arrays else np.empty((0,) * len(SHAPES[name]))
 
 

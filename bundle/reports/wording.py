@@ -131,8 +131,8 @@ def spoken(
         value: number, the word `inf`, or None or NaN where it is not known.
         low: lower end of the interval.
         high: upper end.
-        with_unit: whether the unit stands behind.
-        signed: whether a plus stands before a positive number, as of a difference.
+        with_unit: whether the unit follows the number.
+        signed: whether a positive number gets a plus, for differences.
     """
     word = word_for(metric)
     if _is_unknown(value):

@@ -1,1 +1,1 @@
-"""The floor under every room: command lines, the record of a run, errors, locks, atomic writes."""
+"""What every other package may use: command lines, the record of a run, errors, locks, atomic writes."""

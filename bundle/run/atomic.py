@@ -184,7 +184,7 @@ def _require_replaceable(path: Path) -> None:
 
 
 def _raise_told(error: OSError, path: Path, unfinished: Path, advice: str) -> None:
-    """Raises the error with the user's file in it if writing failed; does nothing if reading did."""
+    """Raises an error that names the user's file if writing failed; does nothing if reading failed."""
     name = str(error.filename)
     is_write = name in (str(path), str(path.parent)) or name.startswith(str(unfinished))
     if not isinstance(error, UnwritableError) and (error.errno in _NO_ROOM or is_write):

@@ -20,7 +20,7 @@ from bundle.run.names import printable
 
 # Characters that begin a formula in a spreadsheet, the wide ones in an East Asian one.
 FORMULA_SIGNS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
-# ignite says so of every fresh run, and of every validation.
+# Ignite logs this for every fresh run and for every validation.
 _MISLEADING = "Engine run resuming from iteration 0,"
 
 
@@ -109,7 +109,7 @@ class _Filter(logging.Filter):
 
 
 class _AboveBars:
-    """A stream of whole lines; bars are taken away for each and drawn again below it."""
+    """A stream of whole lines; for each of them, progress bars are removed and drawn again below it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -39,7 +39,7 @@ def open_regular(path: PathLike, buffering: int = -1) -> BinaryIO:
 def open_regular_text(
     path: PathLike, encoding: str = "utf-8", newline: str | None = None
 ) -> io.TextIOWrapper:
-    """Does the same for reading text.
+    """Opens a regular file, or a link to one, for reading text; see `open_regular`.
 
     Args:
         path: the file.
@@ -82,7 +82,7 @@ def _require_regular(mode: int, path: PathLike) -> None:
 def is_regular_or_missing(path: PathLike) -> bool:
     """Tells whether a path in a folder is a regular file, a link to one, or a link to nowhere.
 
-    A link to nowhere may stand for a missing slice: whoever reads it says so.
+    A link to nowhere may stand for a missing slice; the error comes when it is read.
     """
     return os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path))
 

@@ -1,8 +1,8 @@
 """Locks folders and files; a lock ends with the process that holds it, however that ends.
 
-They are POSIX record locks: forks do not share them, and a process that opens and closes its own lock file
-loses it. Over NFS they hold between machines if the server passes them on. On a file system
-without locks the run goes on without this protection, and a warning says so.
+They are POSIX record locks. Forks do not share them, and a process that opens and closes its own lock file
+loses the lock. Over NFS they hold between machines if the server passes them on. On a file system without
+locks the run goes on without this protection, and a warning says so.
 """
 
 import atexit
@@ -38,7 +38,7 @@ def lock_folder(folder: Path, part: str = "") -> None:
 
     Args:
         folder: exists; gets a file `.lock` with one line about this process.
-        part: share of the work in it, such as `shard_3_of_8`; processes with other parts are welcome there.
+        part: share of the work in it, such as `shard_3_of_8`; processes with other parts may work there too.
 
     Raises:
         FolderInUseError: if another process holds it.
@@ -73,7 +73,7 @@ def _release_at_exit(folder: Path, part: str, owner: int) -> None:
 
 
 def release_folder(folder: Path, part: str = "") -> None:
-    """Gives a folder, or a part of it, up, if this process holds it."""
+    """Releases a folder, or a part of it, if this process holds it."""
     path = _lock_path(folder, part)
     file = _held.pop(path, None)
     if file is not None:
@@ -121,7 +121,7 @@ def _locked_file(path: Path, wait: bool) -> int | None:
 
 def _release(path: Path, file: int) -> None:
     with suppress(OSError):
-        path.unlink()  # before the lock goes: whoever waits for it notices
+        path.unlink()  # before the lock is released, so that a process that waits for it notices
     os.close(file)
 
 

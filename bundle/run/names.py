@@ -48,7 +48,7 @@ def counted(number: int, thing: str) -> str:
 
 
 def volume_name(image: PathLike) -> str:
-    """Returns the last part of a volume's path without a suffix that a format has.
+    """Returns the last part of a volume's path without the suffix of a known format.
 
     Other dots stay, since the names of DICOM folders are full of them.
     """

@@ -55,7 +55,7 @@ _followed: set[Path] = set()  # folders of runs whose record another rank keeps
 def lock_run(output_dir: str) -> None:
     """Claims the folder of a run that exists, before anything in it is read.
 
-    Else a run that is about to end could still write checkpoints after this one has read the newest.
+    Without this, a run that is about to end could write checkpoints after this one has read the newest.
 
     Raises:
         FolderInUseError: if another process trains there.
@@ -88,12 +88,12 @@ def start_run(
         device: recorded.
         resuming: the run continues the one that this folder holds; its earlier starts are kept.
         settings: recorded as the config where there is no command line to rebuild it from (MONAI Label).
-        shared: whether other processes may write results there at the same time. Whoever comes second then
-            has a record and a log of its own, with its process number in their names.
+        shared: whether other processes may write results there at the same time. The second process then
+            gets a record and a log of its own, with its process number in their names.
         network: recorded: preset, quantizer, number of codes and HU window as they are used, also where the
             config leaves them to a checkpoint or an expression.
         part: share of the work that is this process's alone, such as `shard_3_of_8`; its record, log and lock
-            carry that name, and processes with other parts are welcome in the folder.
+            carry that name, and processes with other parts may work in the folder too.
 
     Raises:
         OutputFolderError: if `output_dir` holds checkpoints and `resuming` is false.
@@ -220,7 +220,7 @@ def report_error(kind: type[BaseException], error: BaseException, trace: Traceba
 
 
 def _told_by_another_rank(error: BaseException) -> str | None:
-    """Returns what a rank above 0 has noted before it ended, if that is why this one cannot go on."""
+    """Returns the error of another rank that has ended, if that is why this one cannot go on."""
     if not any(is_rank_lost(link) for link in chain_of(error)):
         return None
     told = (_read_record(run.record).get("error") for run in _open_runs.values())
@@ -228,7 +228,7 @@ def _told_by_another_rank(error: BaseException) -> str | None:
 
 
 def _note_for_first_rank(error: BaseException, ending: Mapping[str, Any]) -> None:
-    """Marks the record of a run that this rank has to leave; rank 0 may be waiting where it cannot."""
+    """Writes the error of this rank into the record; rank 0 may be waiting and unable to do so."""
     for folder in () if any(is_rank_lost(link) for link in chain_of(error)) else _followed:
         record = _read_record(folder / _RECORD)
         if record.get("status") == "running":
@@ -240,7 +240,7 @@ def run_script(main: Callable[[], object]) -> None:
     """Ends this process with the exit code of a script's `main`; errors end in one line.
 
     Args:
-        main: returns the exit code; whatever is no number counts as 0.
+        main: returns the exit code; anything but a number counts as 0.
     """
     sys.excepthook = report_error
     tidy_console()

@@ -31,8 +31,8 @@ class StopRequested(BaseException):
 class StopSignals:
     """Takes SIGTERM, Ctrl-C and SIGHUP over until `give_back`; a second signal ends the process at once.
 
-    A launcher passes on half a second later what a scheduler has sent to all processes; there a second signal
-    counts only after some seconds.
+    A scheduler sends a signal to all processes, and a launcher passes the same signal on half a second later.
+    So in a process that a launcher started, a second signal counts only after some seconds.
 
     A signal that this process was started to ignore stays ignored, as under `nohup` and in the background of
     a script. Only the main thread can do this; elsewhere it does nothing.
@@ -74,7 +74,7 @@ class StopSignals:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            return  # a fork: the process that it belongs to has got the signal too, or will end it
+            return  # this is a fork; its parent has got the signal too, or will end it
         if self.received is not None:
             self._end_by_second(number)
             return

@@ -105,7 +105,7 @@ def render_page(
     # Scripts run only if their hash is named here; names out of files never become one.
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
     sources = " ".join(f"'sha256-{one}'" for one in hashes)
-    # A page that holds its volumes may ask nobody, one of the server nobody but the server.
+    # A page that holds its volumes may connect to nothing, a page of the server only to that server.
     reached = "'self'" if any("url" in view[part] for view in views for part in PARTS) else "'none'"
     data = json.dumps(content).replace("<", "\\u003c")
     held = "".join(

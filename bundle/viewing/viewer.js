@@ -62,6 +62,13 @@
     document.title = `ready: ${title}`;
   }
 
+  // One at a time: two that load at once would leave panels that show volumes of different views.
+  let showing = Promise.resolve();
+  function showNext(index) {
+    showing = showing.then(() => (Number(at("view").value) === index ? show(index) : undefined)).catch(fail);
+    return showing;
+  }
+
   function setWindow() {
     const level = Number(at("level").value), width = Math.max(Number(at("width").value), 1);
     for (const [n, panel] of state.panels.entries()) {
@@ -140,7 +147,7 @@
     element.addEventListener("dblclick", twice, { capture: true });
   }
 
-  // NiiVue's line is so many mm wide: in a small box, or in one that is shown small, that is less than a pixel.
+  // NiiVue takes the line's width in mm; in a small box, or in one that is shown small, that is less than a pixel.
   function drawThinLines(panel) {
     const draw = panel.drawCrosshairs3D.bind(panel);
     panel.drawCrosshairs3D = (...how) => {
@@ -212,7 +219,7 @@
     const colours = content.difference_colours.map((colour) => `rgb(${colour.join(",")})`);
     document.querySelector("#scale i").style.background = `linear-gradient(to right, ${colours.join(",")})`;
     at("window").textContent = `${plain(lowHU)} to ${plain(highHU)}`;
-    at("view").addEventListener("change", () => show(Number(at("view").value)).catch(fail));
+    at("view").addEventListener("change", () => showNext(Number(at("view").value)));
     at("place").addEventListener("change", () => {
       if (at("place").value !== "") goTo(content.views[state.shown].places[Number(at("place").value)].voxel);
     });
@@ -226,7 +233,7 @@
     }
     setPlane(0);
     choose(content.presets.find((preset) => preset.id === "mediastinum"));
-    await show(0);
+    await showNext(0);
   }
 
   start().catch(fail);

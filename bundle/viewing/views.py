@@ -58,7 +58,7 @@ def views_of(
         original: (X, Y, Z) int16 in HU.
         recon: of the same shape.
         affine: (4, 4), voxels to RAS millimetres.
-        window_hu: errors are taken inside it.
+        window_hu: volumes are clipped to it before errors are computed.
         places: to look at, the most important first.
         side: of the boxes in voxels.
     """

@@ -3,11 +3,11 @@
     python -m scripts.developer.chaos
     python -m scripts.developer.chaos --kills 5 --seed 1
 
-Each round starts the same 60 iterations (gate, validations and checkpoint writing included), sends SIGKILL at
-a random moment, every fourth time in the next checkpoint write after it, resumes with
-`--resume_from_checkpoint auto` and compares all weights and optimizer moments bit by bit, and the table of
-curves byte by byte. Runs on one core of the CPU, on systems whose processes can fork; the exit code is 1 if
-any round differs.
+Each round starts the same 60 iterations (gate, validations and checkpoint writing included). It sends SIGKILL
+at a random moment; every fourth round waits for the next checkpoint write to do so. Then it resumes with
+`--resume_from_checkpoint auto`, and compares all weights and optimizer moments bit by bit, and the table of
+curves byte by byte. It runs on one core of the CPU, on systems whose processes can fork. The exit code is 1
+if a round differs.
 """
 
 from __future__ import annotations

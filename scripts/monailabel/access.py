@@ -1,6 +1,6 @@
 """Decides who may use the server: no page of another site, and no host name but the server's own.
 
-MONAI Label answers every origin. A page open in a browser on the server's machine could then send requests to
+MONAI Label answers every origin. So a page open in a browser on the server's machine could send requests to
 127.0.0.1, and a page whose name was made to point there (DNS rebinding) could even read the answers. The
 headers `Host` and `Origin` reveal both, and a page cannot forge them.
 """

@@ -1,8 +1,8 @@
-"""Patches from disk: the store against MONAI's own loading, the first patch, size, memory of a reader.
+"""Measures patches from disk: the store against MONAI's own loading, first patch, size, a reader's memory.
 
     python -m scripts.developer.benchmarks.data VOLUME.nii.gz
 
-measures with that volume; the section `data` of `scripts.developer.benchmark` with a phantom of
+measures with that volume. The section `data` of `scripts.developer.benchmark` measures with a phantom of
 512 x 512 x 604 voxels, which packs better than a real scan.
 """
 

@@ -1,4 +1,4 @@
-"""Seconds and peak memory of a call or a process, for the benchmarks."""
+"""Measures seconds and peak memory of a call or a process, for the benchmarks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ends: list[float] = []  # when no further row shall begin
 
 
 def limit_time(minutes: float) -> None:
-    """Lets no further row of a table begin after so many minutes from now."""
+    """Lets no further row of a table begin later than `minutes` from now."""
     _ends[:] = [time.monotonic() + 60 * minutes]
 
 
@@ -39,7 +39,7 @@ def describe_machine() -> dict[str, Any]:
 def timed(run: Callable[[], Any]) -> tuple[float, float]:
     """Measures seconds and extra peak memory in MiB of one call.
 
-    With one thread of a CPU they are seconds of its core, which leave out what other programs do meanwhile.
+    With one CPU thread, seconds are CPU time of that thread, so other programs do not count.
     """
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()

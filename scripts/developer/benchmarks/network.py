@@ -1,4 +1,4 @@
-"""Speed, memory and exactness of tiled reconstruction."""
+"""Measures speed, memory and exactness of tiled reconstruction."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def measure_volume(output: Path) -> list[dict[str, Any]]:
 def measure_stages(output: Path, tiny: bool = False) -> list[dict[str, Any]]:
     """Measures the stages of `configs/inference.yaml` on volumes of several sizes, .nii.gz to .nii.gz.
 
-    Takes `default` on a GPU and `lite` elsewhere, with random weights. The last column says what the network
-    takes per voxel: tiles of large volumes have halos, one that is a single tile has none.
+    Runs `default` on a GPU and `lite` elsewhere, with random weights. The last column is the network's time
+    per voxel: the tiles of a large volume have halos, a volume that is a single tile has none.
     """
     preset = "default" if DEVICE.type == "cuda" and not tiny else "lite"
     checkpoint = _random_model(output, preset)

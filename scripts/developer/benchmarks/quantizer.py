@@ -1,4 +1,4 @@
-"""Speed, memory and liveliness of the quantizer."""
+"""Measures speed and memory of the quantizer, and how many of its codes stay in use."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def measure_quantizer(output: Path) -> list[dict[str, Any]]:
 
 
 def measure_codebook(output: Path) -> list[dict[str, Any]]:
-    """Counts how many of 1024 codes live after 300 steps on drifting clusters, by batch size.
+    """Counts how many of 1024 codes are in use after 300 steps on drifting clusters, by batch size.
 
-    64 clusters in 8 dimensions: centres of standard deviation 2, spread 0.5, drift 0.002 a step and axis.
+    64 clusters in 8 dimensions: centres of standard deviation 2, spread 0.5, drift 0.002 per step and axis.
     """
     rows = []
     for share in (0.25, 1, 4, 16):

@@ -1,4 +1,4 @@
-"""How time and memory grow with patients, patch size, codes and processes; draws `scaling.png`."""
+"""Measures how time and memory grow with patients, patch size, codes and processes; draws `scaling.png`."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ TOLD = {
 
 
 def measure_scaling(output: Path, tiny: bool = False) -> list[dict[str, Any]]:
-    """Measures seconds, best of three, and peak MiB by each quantity alone, and draws them.
+    """Measures seconds, best of three, and peak MiB as each quantity grows alone, and draws them.
 
-    Patches are trained with L1 only, by `lite`. Processes exchange gradients by gloo; their seconds are
-    those of one, so that a machine with fewer cores than processes gives figures too. On a CPU each figure
-    comes from a process of its own, since memory that another one left would be used again; its MiB hold
-    weights, moments and codebook.
+    `lite` trains on patches, with L1 only. Processes exchange gradients by gloo. Their seconds are CPU
+    seconds of one process, so that a machine with fewer cores than processes gives figures too. On a CPU each
+    figure comes from a process of its own, since memory that another one left would be used again; its MiB
+    hold weights, moments and codebook.
     """
     measures: dict[str, Callable[[int], float]] = {
         "patients": _patients,
@@ -69,7 +69,7 @@ def measure_scaling(output: Path, tiny: bool = False) -> list[dict[str, Any]]:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draws time above and memory below, a column for each quantity; dashed: in proportion to it.
+    """Draws time above and memory below, a column for each quantity; the dashed line is proportional growth.
 
     Args:
         rows: as `measure_scaling` gives them.
@@ -135,7 +135,7 @@ def _alone(measure: Callable[[int], float], value: int) -> tuple[float, float]:
 
 
 def _processes(count: int) -> tuple[float, float]:
-    """Trains with a share of the batch in each of so many forks; figures of the first."""
+    """Trains in `count` forks, each with its share of the batch; returns the figures of the first."""
     results = FORK.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         forks = [

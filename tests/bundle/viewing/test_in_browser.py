@@ -205,6 +205,33 @@ def test_the_cross_hair_is_seen_in_every_picture_whatever_the_size_of_the_volume
                 assert upright > 0.8 and level > 0.75 and thick <= 3, (plane, place.name, lines)
 
 
+def test_a_view_that_is_chosen_while_another_loads_waits_and_only_the_last_is_shown(browser, tmp_path):
+    small, large = (np.full((side,) * 3, 100, np.int16) for side in (8, 12))
+    views = [View(name, one, one, AFFINE) for name, one in (("small", small), ("large", large))]
+    write_page(tmp_path / "ct.html", "a patient", views, -1000, 1000)
+    browser.open((tmp_path / "ct.html").as_uri())
+    browser.wait_for("/^ready/.test(document.title)")
+    browser.evaluate("""
+        Object.assign(window, { loading: 0, most: 0, loaded: 0 });
+        for (const panel of viewer.panels) {
+          const load = panel.loadFromArrayBuffer.bind(panel);
+          panel.loadFromArrayBuffer = async (...how) => {
+            most = Math.max(most, ++loading);
+            await new Promise((done) => setTimeout(done, 50));
+            await load(...how);
+            loading--, loaded++;
+          };
+        }
+        for (const n of [1, 0, 1]) {
+          document.getElementById("view").value = n;
+          document.getElementById("view").dispatchEvent(new Event("change"));
+        }
+    """)
+    browser.wait_for("loaded >= 3 && loading === 0 && /^ready/.test(document.title)")
+    assert browser.evaluate("[most, viewer.shown]") == [1, 1]
+    assert browser.evaluate("viewer.voxels.map((voxels) => voxels.length)") == [12**3] * 3
+
+
 def test_volumes_of_a_server_are_fetched_from_it_alone(browser):
     one = view()
     described = {"name": one.name, "places": as_json(one.places)}
