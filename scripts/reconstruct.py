@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> list[CaseFigures]:
     if any((other["hu_min"], other["hu_max"]) != (hu_min, hu_max) for other in settings):
         raise CheckpointError(
             f"{given.compare}: was trained with another HU window than {given.ckpt_path}, so their figures "
-            "do not compare; take two checkpoints of one window"
+            "cannot be compared; take two checkpoints with one window"
         )
     cases = [Path(case["image"]) for case in inference_cases(given.input)]
     folders = [given.output_dir, given.output_dir / COMPARE_FOLDER][: len(checkpoints)]
@@ -145,7 +146,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if given.output_dir.resolve().is_relative_to(given.input.resolve()):
         parser.error(
             f"`output_dir` must lie outside the input folder, got {given.output_dir} in {given.input}; "
-            "results would be taken for inputs"
+            "the next run would take results for inputs"
         )
     return given
 
@@ -183,9 +184,12 @@ def _parser() -> CommandParser:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
     return value
 
 

@@ -3,8 +3,8 @@
     python -m scripts.view OUT
     python -m scripts.view OUT --file PAGE.html [--volume NAME] [--side VOXELS]
 
-The first serves a list of the volumes on 127.0.0.1 until Ctrl-C; only a browser on this machine that has the
-printed address can open it. The second writes one page that opens without a server.
+The first command serves a list of the volumes on 127.0.0.1 until Ctrl-C; only a browser on this machine that
+has the printed address can open it. The second writes one page that opens without a server.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if not __package__:
 from bundle.evaluation.cases import read_ras
 from bundle.reports.kept import IS_STEM
 from bundle.reports.tables import FALSE_EMBOLI, TableError, read_false_emboli
-from bundle.run.console import CommandParser, tell
-from bundle.run.files import open_regular
+from bundle.run.console import CommandParser, csv_cells, tell
+from bundle.run.files import open_regular, open_regular_text
 from bundle.run.names import printable
 from bundle.run.record import run_script
 from bundle.viewing.page import as_json, page_text, render_index, render_page, write_page
@@ -96,14 +96,15 @@ def read_evaluated(folder: Path) -> Evaluated:
         ViewError: if the evaluation has no volume.
     """
     try:
-        about = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["about"]
+        with open_regular_text(folder / "summary.json") as file:
+            about = json.load(file)["about"]
         low, high = (float(end) for end in about["hu_window"])
-        kept = json.loads((folder / "volumes.json").read_text(encoding="utf-8"))
+        with open_regular_text(folder / "volumes.json") as file:
+            kept = json.load(file)
         spots = read_false_emboli(folder / FALSE_EMBOLI)
+        in_table = {name: (csv_cells([name])[0], about["method"]) for name in kept}
         invented = {
-            name: invented_places(
-                [spot for spot in spots if (spot.volume, spot.method) == (name, about["method"])]
-            )
+            name: invented_places([spot for spot in spots if (spot.volume, spot.method) == in_table[name]])
             for name in kept
         }
         volumes = [_shown(folder, name, files, invented[name]) for name, files in kept.items()]

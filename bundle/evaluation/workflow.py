@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint on a data set, or pairs of files of any tool, and writes what was found."""
+"""Evaluates a checkpoint on a data set, or pairs of files that any tool made, and writes what was found."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ from bundle.losses.perceptual import SlicePerceptualLoss, cached_backbone
 from bundle.metrics.codes import bits_per_voxel, code_use, nominal_bits_per_voxel
 from bundle.reports.rows import MODEL, PAIRS, WHOLE, Row
 from bundle.reports.summary import plain
+from bundle.run.atomic import UnwritableError
 from bundle.run.errors import EXIT_REFUSED
 from bundle.run.names import patient_key, printable
 
@@ -63,15 +64,15 @@ class Evaluation:
         ckpt_path: checkpoint or installed model.
         pairs: CSV of originals and reconstructions instead; see `cases_of_pairs`.
         device: of the network.
-        tile_size: edge of a tile in voxels, one number or three; of pairs, what their tool used, null if it
+        tile_size: edge of a tile in voxels, one number or three; for pairs, what their tool used, None if it
             did not tile.
-        hu_min: lower end of the window of all figures; null is the checkpoint's, of pairs -1000.
-        hu_max: upper end; null is the checkpoint's, of pairs 1000.
+        hu_min: lower end of the window of all figures; None is the checkpoint's, for pairs -1000.
+        hu_max: upper end; None is the checkpoint's, for pairs 1000.
         seed: selects which of the possible places get emboli.
         perceptual_network: LPIPS backbone.
-        perceptual_weights_path: its file; null looks into torch's cache and never downloads.
+        perceptual_weights_path: its file; None looks into torch's cache and never downloads.
         codecs: names of `bundle.inferers.codecs.CODECS`, judged in the same way.
-        codec_bits_per_voxel: what they may spend; null is what the checkpoint's codes cost nominally, of
+        codec_bits_per_voxel: what they may spend; None is what the checkpoint's codes cost nominally, for
             pairs 0.22.
         write_volumes: keep reconstructions and volumes with emboli in the output folder.
         allow_seen: score volumes that the checkpoint was trained on, and say so.
@@ -127,10 +128,16 @@ class Evaluation:
         self.code_counts = np.zeros(0, np.int64)
 
     def run(self) -> dict[str, Any]:
-        """Evaluates every volume, writes all results after each, and returns the summary's counts."""
+        """Evaluates every volume, writes all results after each, and returns the summary's counts.
+
+        Raises:
+            UnwritableError: if the output folder cannot be written.
+        """
         for case in tqdm(self.cases, unit="volume", desc="evaluate", disable=not self.progress):
             try:
                 self._evaluate(case)
+            except UnwritableError:  # the fault of the output folder or its disk, not of the volume
+                raise
             except (VolumeError, RefusedVolumeError, DatasetError, OSError) as error:
                 self.results.refuse(case, error)
             self.results.write(self._about())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bundle.inferers.coding import DecodingInferer
 from bundle.inferers.halo import HaloInferer
+from bundle.run.rules import check
 
 
 class PositionedDiffusion(Inferer):
@@ -21,11 +22,16 @@ class PositionedDiffusion(Inferer):
     Paper: Ho et al. 2020, arXiv:2006.11239.
 
     Args:
-        timesteps: of the noise, in training and in sampling; in the end it is the same, however many.
+        timesteps: number of noise steps, in training and in sampling, at least 20. The last step has the same
+            noise for every number.
+
+    Raises:
+        SettingsError: if there are fewer.
     """
 
     def __init__(self, timesteps: int = 1000) -> None:
         super().__init__()
+        check(timesteps=timesteps)
         betas: dict[str, Any] = {"beta_start": 1.5 / timesteps, "beta_end": 19.5 / timesteps}
         # latents are no pictures in [-1, 1] to be clipped
         self.scheduler = DDPMScheduler(timesteps, "scaled_linear_beta", clip_sample=False, **betas)
@@ -59,13 +65,13 @@ def sample_image(
     tiling: HaloInferer,
     seed: int,
 ) -> Tensor:
-    """Samples a latent, quantizes it to the nearest codes and decodes these.
+    """Samples a latent, quantizes it to the nearest codes and decodes these codes.
 
     Args:
         diffusion: with the timesteps that `network` was trained with.
         network: the diffusion model; left in eval mode.
         position: (3, x, y, z), where the sample lies in its volume; see `bundle.data.latents.dataset`.
-        restore: from the network's range to the latents that the decoder takes.
+        restore: turns normalised latents into the latents that the decoder takes.
         vqgan: with weights.
         tiling: sizes of tiles and halo of the decoder.
         seed: of all noise; the same sample on the same kind of device.

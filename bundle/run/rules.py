@@ -1,7 +1,8 @@
-"""Holds the rule of every setting that a person can give; parts and the start of a run ask here.
+"""Holds the rule of every setting that a person can give; parts and the start of a run check values with it.
 
-A new setting of a config needs one line in `RULES`; a test compares the table with the configs. At the end
-stands what a checkpoint or a file of codes may say of its generator, which is checked before it is built.
+A new setting of a config needs one line in `RULES`; a test compares the table with the configs. The end of
+this file has the rules for what a checkpoint or a file of codes says of its generator, which is checked
+before the generator is built.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Rule(NamedTuple):
     """Says what a setting may be.
 
     Attributes:
-        told: the rule in words, behind "must be".
+        told: the rule in words, to follow "must be".
         holds: whether a value keeps it.
         example: a value that does, for the message.
         null: whether null may stand there too.
@@ -90,7 +91,7 @@ def switch() -> Rule:
 
 
 def path(example: str) -> Rule:
-    """Makes the rule for a file or folder; whoever opens it tells whether it exists."""
+    """Makes the rule for a file or folder; whether it exists is checked where it is opened."""
     holds = lambda value: isinstance(value, str) and value != "" and "\0" not in value  # noqa: E731
     return Rule("a path", holds, example, is_path=True)
 
@@ -253,7 +254,7 @@ RULES: dict[str, Rule] = {
     "from_latents": switch(),
     "latent_source": word("codes", "latents"),
     "validation_patches": _count,
-    "timesteps": _count,
+    "timesteps": whole(20, example=1000),  # with fewer, the last beta of the noise would be above 1: NaN
     "diffusion_channels": Rule("a list of multiples of 32", _are_widths, "[64,128,256]"),
 }
 _name = Rule("a word", lambda value: isinstance(value, str) and value.isidentifier(), "default")
@@ -312,7 +313,7 @@ def network_settings(
 
 
 def settings_fault(settings: Any) -> str | None:
-    """Names the setting of a file that cannot be, its value and the rule; None if all are sound.
+    """Names the first setting of a file that breaks its rule, its value and the rule; None if none does.
 
     A word is not compared with the presets that exist: a newer version may have written the file.
     """

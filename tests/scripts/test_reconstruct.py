@@ -121,7 +121,7 @@ def test_missing_files_are_named_before_anything_is_written(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--fps", "0"], "--fps: must be above 0, got 0"),
+        (["--fps", "0"], "--fps: must be a number above 0, got '0'"),
         (["--axes", "oblique"], "invalid choice: 'oblique'"),
         (["--learning_rate", "1"], "unrecognized arguments: --learning_rate"),
         (["--hu_window", "40", "0"], "WIDTH of `hu_window` must be above 0, got 0"),

@@ -125,6 +125,24 @@ def test_a_folder_without_an_evaluation_or_without_a_volume_is_refused(folder, t
         read_evaluated(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["summary.json", "volumes.json"])
+def test_a_pipe_in_place_of_a_list_is_refused_and_not_waited_for(folder, name, time_limit):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(TableError, match="it is a pipe"):
+        read_evaluated(folder)
+
+
+def test_invented_emboli_of_a_volume_whose_name_looks_like_a_formula_are_shown(folder):
+    volumes = json.loads((folder / "volumes.json").read_text(encoding="utf-8"))
+    (folder / "volumes.json").write_text(json.dumps({"=p1/ct": volumes["one"]}), encoding="utf-8")
+    write_table(
+        folder / FALSE_EMBOLI, FALSE_EMBOLI_COLUMNS, [("=p1/ct", "p", "model", 5, 6, 7, 0, 0, 0, 0.6)]
+    )
+    (shown,) = read_evaluated(folder).volumes
+    assert [place.voxel for place in shown.places] == [(5, 6, 7)]
+
+
 def test_the_server_tells_its_address_and_ends_with_ctrl_c(folder):
     command = [sys.executable, "-m", "scripts.view", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

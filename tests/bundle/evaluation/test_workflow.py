@@ -16,6 +16,7 @@ from bundle.emboli.readings import kind_name
 from bundle.evaluation.workflow import Evaluation, EvaluationError
 from bundle.reports.tables import read_metrics
 from bundle.reports.wording import WORDS
+from bundle.run.atomic import UnwritableError
 
 FOUND = ("metrics.csv", "emboli.csv", "false_emboli.csv", "summary.json", "report.html", "volumes.json")
 
@@ -209,6 +210,14 @@ def test_bad_volumes_are_named_and_counted_and_the_rest_is_evaluated(tmp_path):
     with pytest.raises(SystemExit) as ended:
         evaluation.exit_if_refused()
     assert ended.value.code == 3
+
+
+def test_a_folder_that_cannot_be_written_ends_the_run_and_refuses_no_volume(tmp_path):
+    save(tmp_path / "one" / "ct.nii.gz", block())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "kept").write_text("a file where a folder has to be", encoding="utf-8")
+    with pytest.raises(UnwritableError, match="cannot be written"):
+        evaluate(tmp_path / "out", ["one/ct.nii.gz,one/ct.nii.gz,p,,"])
 
 
 def test_a_report_escapes_what_comes_from_files_and_loads_nothing(tmp_path):

@@ -6,6 +6,7 @@ from torch import nn
 
 from bundle.inferers.diffusion import PositionedDiffusion, sample_image
 from bundle.inferers.halo import HaloInferer
+from bundle.run.rules import SettingsError
 
 STEPS = 30
 
@@ -50,6 +51,13 @@ def test_a_network_that_knows_the_noise_samples_what_the_codes_decode_to(tiny_vq
     with torch.no_grad():
         torch.testing.assert_close(image, vqgan.decode(indices)[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(oracle.position[0], position)
+
+
+def test_the_fewest_timesteps_keep_some_of_the_image_in_each_and_fewer_are_refused():
+    assert 0 < PositionedDiffusion(20).scheduler.betas.max() < 1
+
+    with pytest.raises(SettingsError, match="`timesteps` must be a whole number from 20, got 19"):
+        PositionedDiffusion(19)
 
 
 def test_a_sample_depends_on_its_seed_alone_and_leaves_the_random_state(tiny_vqgan, diffusion):

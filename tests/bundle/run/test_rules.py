@@ -43,7 +43,7 @@ OUT_OF_RANGE = {
     **dict.fromkeys(
         ("val_interval", "checkpoint_interval", "keep_last", "log_interval", "max_patients"), [0]
     ),
-    **dict.fromkeys(("nonfinite_patience", "health_window", "timesteps", "validation_patches"), [0]),
+    **dict.fromkeys(("nonfinite_patience", "health_window", "validation_patches"), [0]),
     **dict.fromkeys(("shard_count", "store_timeout_s"), [0]),
     **dict.fromkeys(("learning_rate", "discriminator_learning_rate"), [0, 1.5]),
     **dict.fromkeys(("gradient_clip", "rollback_learning_rate_ratio", "explosion_ratio"), [0]),
@@ -51,6 +51,7 @@ OUT_OF_RANGE = {
     **dict.fromkeys(("learning_rate_final_ratio", "codebook_floor", "rollback_learning_rate_ratio"), [1.5]),
     **dict.fromkeys(("hu_min", "hu_max"), [-32769, 32768, -40000.5]),
     "seed": [2**32],
+    "timesteps": [19],
     "num_embeddings": [1, 65537],
     "patch_size": [[0, 4, 4], [24, 24], [24, 24, 26], [24.0, 24, 24], 24],
     "diffusion_channels": [[64, 100], [64.0], 64],
