@@ -1,1 +1,1 @@
-"""Lets processes work together: what their launcher says, how they meet, and what they exchange."""
+"""Lets processes work together: what their launcher says, how they connect, and what they exchange."""

@@ -15,7 +15,7 @@ MAX_DIGITS = 9
 
 
 class LaunchError(ValueError):
-    """Processes that were started together but would not work together; the message says what to do."""
+    """Processes that were started together but do not work together; the message says what to do."""
 
 
 class Launched(NamedTuple):
@@ -69,7 +69,7 @@ def refuse_misuse(joins: bool, overlay: str | None = None) -> None:
 
     Args:
         joins: whether the config lets them work together.
-        overlay: the config that would let them.
+        overlay: a config that lets them if it is listed too.
 
     Raises:
         LaunchError: says how to start instead; also if the launcher's variables make no sense.

@@ -39,7 +39,7 @@ class StoppedError(RuntimeError):
 
 
 def run_tasks(work: Callable[[Item], Result], items: Sequence[Item], num_workers: int) -> Iterator[Result]:
-    """Yields the results in the order in which they come.
+    """Yields the results in the order in which they are ready.
 
     After a stop signal, running items are finished and no new ones begin. A second signal ends at once.
 

@@ -17,7 +17,7 @@ _patient: list[Any] = []  # a second group of the same processes, with a longer 
 
 
 def is_joined() -> bool:
-    """Tells whether this process has met the others."""
+    """Tells whether this process has joined a group with the others."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -27,7 +27,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """Returns how many processes work on this run together; 1 before they have met."""
+    """Returns how many processes work on this run together; 1 before they have joined."""
     return dist.get_world_size() if is_joined() else 1
 
 
@@ -48,7 +48,7 @@ def join(device: torch.device | str, rank_timeout_s: int = 600, store_timeout_s:
         store_timeout_s: seconds that it waits for their share of longer work, such as the patch store.
 
     Raises:
-        LaunchError: if they do not meet.
+        LaunchError: if they cannot connect.
     """
     check(rank_timeout_s=rank_timeout_s, store_timeout_s=store_timeout_s)
     here, device = launched(), torch.device(device)

@@ -50,7 +50,7 @@ def render_triptych(
         recon: reconstruction, same shape.
         spacing_mm: of a voxel along X, Y, Z.
         windows: display windows, a pair of columns each.
-        hu_min: lower end of the network's window; what lies below is drawn at the end, as in the figures.
+        hu_min: lower end of the network's window in HU; lower values are clipped to it, as for the metrics.
         hu_max: upper end of the network's window in HU.
         centre: voxel through which the planes are laid; None is the middle of the volume.
         difference_hu: difference at the ends of the colour bar.

@@ -67,9 +67,9 @@ def write_comparison_video(
 ) -> None:
     """Writes an H.264 video (yuv420p, plays everywhere) of the slices across one axis.
 
-    One reconstruction: original, reconstruction and difference side by side. Two: original, first and second,
-    below them their differences from the original. Millimetres are true to scale, display is radiological.
-    Slices of pure air before and behind the body are left out.
+    With one reconstruction, original, reconstruction and difference stand side by side. With two, the upper
+    row holds original, first and second, the lower one their differences from the original. Millimetres are
+    true to scale, and the display is radiological. Slices of pure air at both ends are left out.
 
     Args:
         path: file to write, .mp4; it appears when it is complete.
@@ -167,7 +167,7 @@ def _encode(path: Path, frames: Iterator[np.ndarray], fps: float) -> int:
         str(path),
         (first.shape[1], first.shape[0]),
         fps=fps,
-        quality=5.5,  # constant rate factor 22; CT noise is dear: 15 takes more than twice the space
+        quality=5.5,  # constant rate factor 22; with CT noise, a factor of 15 takes more than twice the space
         macro_block_size=BLOCK_PX,
         ffmpeg_log_level="error",
         output_params=["-vf", BT709, "-preset", "veryfast", "-movflags", "+faststart"],

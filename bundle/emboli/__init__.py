@@ -1,1 +1,1 @@
-"""Inserts emboli into filled vessels, finds invented ones, and measures what observers see."""
+"""Inserts emboli into filled vessels, finds invented ones, and measures what model observers see."""

@@ -1,7 +1,7 @@
 """Finds body, lungs, filled vessels and bone at full resolution, always in the original volume.
 
-Axis letters: X, Y, Z of a volume in RAS axes. The work is done in slabs along z. Beyond the volume it needs
-one byte per voxel for the tissues, and one per voxel of the vessels' box.
+Axis letters: X, Y, Z of a volume in RAS axes. The work is done in slabs along z. Besides the volume it needs
+one byte of memory per voxel for the tissues, and two per voxel of the box around the vessels.
 """
 
 from __future__ import annotations

@@ -75,8 +75,8 @@ def find_changes(
 ) -> list[Change]:
     """Finds places for emboli of mixed sizes, and computes what each embolus changes.
 
-    At each place the embolus fits into the lumen and is 4 mm from the next one. Sites alternate between two
-    volumes, so that every site is seen with and without its embolus in the same noise.
+    At each place the embolus fits into the lumen, at least 4 mm from the next one. Sites alternate between
+    two volumes, so that every site is seen with and without its embolus in the same noise.
 
     Args:
         voxels: original (X, Y, Z) int16 in HU, RAS axes.

@@ -27,12 +27,12 @@ class FalseEmbolus(NamedTuple):
 def find_false_emboli(
     voxels: np.ndarray, recon: np.ndarray, spacing_mm: Sequence[float], lumen: Lumen
 ) -> list[FalseEmbolus]:
-    """Finds spots in the lumen that a reconstruction darkened and that are darker than the blood around.
+    """Finds spots in the lumen that a reconstruction darkened and that are darker than the blood around them.
 
     At one scale s, two conditions must hold. The local mean (Gaussian of s / 4, lumen only) fell by at least
-    0.35 of a clot's contrast against the blood there. And it is at least as far below the mean of the wider
-    surroundings (Gaussian of s / 1.5). The first alone would count blurred walls, the second alone every
-    valve and papillary muscle. Voxels less than 1 mm from the wall are ignored.
+    0.35 of a clot's contrast against the blood there. And it lies at least as far below the mean of the wider
+    surroundings (Gaussian of s / 1.5). The first condition alone would count blurred walls, the second alone
+    every valve and papillary muscle. Voxels less than 1 mm from the wall are ignored.
 
     Args:
         voxels: original (X, Y, Z) in HU.

@@ -1,4 +1,4 @@
-"""Measures what observers see at the sites of inserted emboli, in the original and in a reconstruction."""
+"""Measures what model observers see at the sites of inserted emboli, in original and reconstruction."""
 
 from __future__ import annotations
 
@@ -71,15 +71,16 @@ def read_emboli(
     With d the inserted change, `clot_contrast` = <recon_with - recon, d> / <d, d>: 1 where all of it came
     through, 0 where it was wiped out. `clot_loc_mm` is how far d must be moved to fit `recon_with - recon`
     best, up to 3 mm. The template of the non-prewhitening observer (NPW) is d less its mean over the lumen
-    within 3 mm, so blood of another density does not look like a clot; it is never degraded itself.
+    within 3 mm, so blood of another density does not look like a clot. The template is the same for original
+    and reconstruction.
 
     Args:
         original: (X, Y, Z) int16 in HU, without emboli.
         recon: its reconstruction.
         recon_with: reconstruction of the original with the emboli of `parity` at `contrast`.
         changes: from `find_changes`.
-        contrast: see there.
-        parity: see there.
+        contrast: share of a fresh clot's contrast at which the emboli were inserted.
+        parity: 0 or 1, of the emboli that were inserted; see `Site`.
         spacing_mm: edges of a voxel.
     """
     original_with = insert(original, changes, contrast, parity)

@@ -1,4 +1,4 @@
-"""Advice for runs that go wrong: the one source for the log, `run.json` and docs/troubleshooting.md."""
+"""Holds the advice for runs that go wrong, for the log, `run.json` and docs/troubleshooting.md alike."""
 
 from typing import NamedTuple
 

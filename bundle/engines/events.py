@@ -39,8 +39,8 @@ class MicroBatch:
         share: b / B, the weight of this micro-batch's mean losses in the iteration's.
         is_first: the first of the iteration: gradients start from zero.
         is_last: the last of the iteration: gradients are complete.
-        real_features: what the discriminators gave for the images in the generator's step, until they have
-            used it in their own: their weights are the same in both.
+        real_features: features of the discriminators for the images, kept from the generator's step for their
+            own: their weights are the same in both.
     """
 
     image: Tensor

@@ -20,7 +20,7 @@ class WarmupCosine(LambdaLR):
     Args:
         optimizer: whose learning rate is set.
         warmup_iterations: over which it rises.
-        final_ratio: the share that is left at the end; 1.0 keeps the rate constant.
+        final_ratio: share of the rate that is left at the end; 1.0 keeps the rate constant.
 
     Attributes:
         iterations: steps until the end; the update that owns the optimizer sets them from its trainer.
@@ -32,7 +32,7 @@ class WarmupCosine(LambdaLR):
         super().__init__(optimizer, self.factor)
 
     def factor(self, step: int) -> float:
-        """Returns the share of the learning rate after so many steps."""
+        """Returns the share of the learning rate after `step` steps."""
         warmup = min(1.0, (step + 1) / max(1, self.warmup_iterations))
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, self.iterations))))
         return warmup * (self.final_ratio + (1 - self.final_ratio) * cosine)

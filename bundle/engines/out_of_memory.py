@@ -24,12 +24,12 @@ class TrainingMemoryError(ValueError):
 
 
 class MemoryFallback:
-    """Repeats an iteration that ran out of memory with smaller needs, or ends the run with advice.
+    """Repeats an iteration that ran out of memory so that it needs less, or ends the run with advice.
 
-    With `degrade` the micro-batch is halved down to 1, which changes only last bits; then the volume
-    discriminator and then LPIPS are left out, as if their weights were 0. Each step lasts for the rest of the
-    run, resumed or not. A repeated iteration sees the same batch and the same random numbers. Ranks take each
-    step together: where one does not fit, all repeat.
+    With `degrade` the micro-batch is halved down to 1, which changes only the last bits of results; then the
+    volume discriminator and then LPIPS are left out, as if their weights were 0. Each step lasts for the rest
+    of the run, also after it is resumed. A repeated iteration sees the same batch and the same random
+    numbers. Ranks take each step together: if it does not fit on one, all repeat.
 
     Args:
         oom_policy: `stop` or `degrade`.

@@ -1,4 +1,4 @@
-"""Checks before a run of what would fail later: each answers with one line, ok or what to do."""
+"""Checks, before a run, for what would fail later: each check answers with one line, ok or what to do."""
 
 import logging
 import os
@@ -77,8 +77,8 @@ def require_start(**settings: Any) -> None:
     """Logs every check of `check_start`, whose arguments it takes, and refuses a run that cannot work.
 
     Raises:
-        PreflightError: with every error found on any rank.
-        FirstRankError: on ranks above 0, in its place.
+        PreflightError: on rank 0, with every error found on any rank.
+        FirstRankError: on the other ranks, at the same time.
     """
     _refuse_on_all_ranks(check_start(**settings))
 
@@ -87,14 +87,14 @@ def require_memory(trainer: AdversarialTrainer, patch_size: Sequence[int], batch
     """Logs what `check_memory` finds, and refuses a run that would run out of memory.
 
     Raises:
-        PreflightError: with what to do.
-        FirstRankError: on ranks above 0, in its place.
+        PreflightError: on rank 0, with what to do.
+        FirstRankError: on the other ranks, at the same time.
     """
     _refuse_on_all_ranks([check_memory(trainer, patch_size, batch_size)])
 
 
 def _refuse_on_all_ranks(checks: list[Check]) -> None:
-    """Lets rank 0 tell what each rank has found on its machine; none goes on if one cannot."""
+    """Lets rank 0 log what each rank has found on its machine; no rank goes on if one cannot."""
     first, *others = gather(checks)
     found = [
         check._replace(told=f"{check.told} (rank {rank})")
@@ -122,7 +122,7 @@ def refuse_errors(checks: Iterable[Check]) -> None:
 
 
 def check_data(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Check:
-    """Tells the sizes of the split."""
+    """Says how many volumes and patients each side of the split has."""
     counts = {
         name: (len(part), len({case.get("patient", case["image"]) for case in part}))
         for name, part in cases.items()
@@ -158,7 +158,7 @@ def check_disk(folder: str | Path, needed: int, what: str) -> Check:
 
 
 def check_device(device: torch.device, amp: bool) -> Check:
-    """Tells whether the device computes in bf16 where it should; the rule of `device` says if it exists."""
+    """Tells whether the device can compute in bf16 if it should; the rule of `device` checks if it exists."""
     if device.type != "cuda":
         advice = "; a GPU is about a hundred times as fast" if torch.cuda.is_available() else ""
         return Check("device", "ok", f"{device}, float32{advice}")
@@ -168,7 +168,7 @@ def check_device(device: torch.device, amp: bool) -> Check:
 
 
 def check_ranks() -> Check:
-    """Tells whether processes that were started together train together; else they overwrite each other."""
+    """Tells whether processes started together train together; else they overwrite each other's files."""
     try:
         refuse_misuse(is_joined())
     except LaunchError as error:
@@ -181,9 +181,9 @@ def check_ranks() -> Check:
 
 
 def check_memory(trainer: AdversarialTrainer, patch_size: Sequence[int], batch_size: int) -> Check:
-    """Tells whether training fits on a GPU, by running an iteration behind the gate; nothing of it stays.
+    """Tells whether training fits on a GPU, by running one iteration with all losses; it leaves no trace.
 
-    A CPU does not tell what an iteration takes, so none is run there.
+    On a CPU the memory that an iteration takes cannot be measured, so none is run there.
 
     Args:
         trainer: built, not running.

@@ -1,4 +1,4 @@
-"""The first step of every workflow: refuses names and values that cannot work, in one line.
+"""Refuses names and values that cannot work, in one line; this is the first step of every workflow.
 
 The rule of each single setting is in `bundle.run.rules`; rules across settings of a training run are here.
 """
@@ -38,11 +38,12 @@ JOIN = "join"  # the id under which a config says how the processes of a launche
 def check_settings(across: Callable[[Mapping[str, Any]], None] | None = None) -> None:
     """Ends the run if a name is unknown or a value cannot work; nothing has been built or written by then.
 
-    It stands first in `initialize:`, so that no other step meets a wrong value. From another folder plain
-    MONAI finds the bundle's code only when it comes to `run:`, so it stands first there too. Names are
-    compared where there is a command line, values wherever the config is evaluated (MONAI Label,
-    `ConfigWorkflow`). From here on an error of this project ends a command with one line and no traceback.
-    Then the processes of a launcher meet, as the config's `join` says; without it, several are refused.
+    It stands first in `initialize:`, so that no other step meets a wrong value. If plain MONAI is started in
+    another folder, it finds the bundle's code only when it comes to `run:`, so it stands first there too.
+    Names are checked where there is a command line, values wherever the config is evaluated (also by MONAI
+    Label and `ConfigWorkflow`). From here on an error of this project ends a command with one line and no
+    traceback. Then the processes of a launcher connect, as the config's `join` says; without `join`, several
+    processes are refused.
 
     Args:
         across: called with the settings by name; refuses values that do not go together.
@@ -50,7 +51,7 @@ def check_settings(across: Callable[[Mapping[str, Any]], None] | None = None) ->
     Raises:
         UnknownOverrideError: naming each unknown id with the nearest known ones.
         SettingsError: naming the setting, its value, the rule and what to do.
-        LaunchError: processes that were started together and would not work together.
+        LaunchError: if processes were started together that do not work together.
     """
     command = current_command()
     if command is not None:
@@ -93,7 +94,7 @@ def settings_of(parser: ConfigParser, names: Iterable[str] = RULES) -> dict[str,
     """
     present = [name for name in names if name in parser.get()]
     settings: dict[str, Any] = {}
-    # Expressions come last: they use other settings, and a wrong one of those is told by its own name.
+    # Expressions come last: they use other settings, and a wrong one of those must be named itself.
     for name in sorted(present, key=lambda name: ConfigExpression.is_expression(parser[name])):
         settings[name] = _evaluated(parser, name)
         check(**{name: settings[name]})
@@ -131,10 +132,10 @@ def _take_paths_as_typed(parser: ConfigParser, command: Command) -> None:
 
 
 def _take_switches_as_meant(parser: ConfigParser) -> None:
-    """Turns the words true and false of the command line into what YAML reads them as.
+    """Turns the words true and false of the command line into booleans, as YAML does.
 
-    MONAI hands them over as text, and the text "false" counts as true wherever it is only asked whether it is
-    empty: `--amp false` switched nothing off.
+    MONAI passes them on as text, and Python counts the text "false" as true: `--amp false` would switch
+    nothing off.
     """
     for name in SWITCHES:
         value = parser[name] if name in parser.get() else None

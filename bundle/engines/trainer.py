@@ -36,10 +36,10 @@ class AdversarialTrainer(Trainer):
     """Runs the generator once per sample and iteration and fires the two update events on the result.
 
     The batch is split into micro-batches; handlers scale their losses by the micro-batch's share, accumulate,
-    and on the last one hand over their step (`add_step`), which equals the full batch's. All steps and the
-    codebook's update are taken together at the end of the iteration, or none if a handler has set
-    `current.skip_steps`. The losses that handlers add to `current.losses` (empty after a skipped iteration)
-    are also `state.output`, in the form that MONAI's handlers read `loss` from: [{name: value}], or None.
+    and on the last one hand over their step (`add_step`), which equals the step of the full batch. At the end
+    of the iteration all steps and the codebook's update are taken together, or none of them if a handler has
+    set `current.skip_steps`. Handlers add losses to `current.losses` (empty after a skipped iteration). They
+    are also `state.output`, in the form from which MONAI's handlers read `loss`: [{name: value}], or None.
 
     Args:
         device: where to train.
@@ -55,8 +55,8 @@ class AdversarialTrainer(Trainer):
         torch_compile: whether the generator runs through `torch.compile`; names in checkpoints stay the same.
         codebook_restart_until: last iteration in which dead codes restart; None = always.
         memory_fallback: what to do when an iteration does not fit; None = stop.
-        prepare_batch: batch, device and whether to go on while it travels, to images in [-1, 1] on the device
-            and what they should become (not used: they are their own target).
+        prepare_batch: called with a batch, the device and `non_blocking`; returns images in [-1, 1] on the
+            device, and targets (not used, since images are their own targets).
         validator: the engine that validates; handlers find it here.
         train_handlers: ignite handlers, attached in this order.
 
@@ -139,7 +139,7 @@ class AdversarialTrainer(Trainer):
             shape: of the batch, (B, 1, X, Y, Z).
 
         Returns:
-            Bytes that Adam's moments will take besides, from the first step on.
+            bytes that Adam's moments will take in addition, from the first step on.
         """
         iteration, quantizer = self.state.iteration, self.network.quantizer
         codebook = {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}

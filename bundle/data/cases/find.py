@@ -282,7 +282,7 @@ def _listed(source: Path, name: str, item: Any) -> Found:
 
 
 def _with_channel(path: Path) -> Path:
-    """Returns the file that is meant: nnU-Net's lists leave out the channel in its file names."""
+    """Returns the file that a list means: nnU-Net's lists leave out the channel in file names."""
     if path.parent.name not in IMAGE_FOLDERS or os.path.exists(path):
         return path
     name = volume_name(path)
@@ -291,7 +291,7 @@ def _with_channel(path: Path) -> Path:
 
 
 def _named(named_format: Format | None, path: Path) -> Found:
-    """Describes a volume that a person named, so that nothing wrong with it is passed over."""
+    """Describes a volume that a person named; if it cannot be a CT, that is reported, not passed over."""
     try:
         entry = named_format.entry(path) if named_format else Entry(str(path))
     except VolumeError as error:

@@ -1,6 +1,6 @@
 """Names patients by folders, keeps some of them, and chooses validation patients by salted hashes of names.
 
-Because the hash of a name decides, volumes that are added later move no patient to the other side.
+The hash of a name decides, so adding volumes later moves no patient to the other side.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ Case = dict[str, str]
 
 
 class SharedPatientsError(ValueError):
-    """A split whose validation would say nothing about other patients; the message names them."""
+    """A split with patients on both sides, so its validation proves nothing; the message names them."""
 
 
 def patients_by_folder(root: Path, images: Sequence[Path]) -> list[str]:
@@ -65,7 +65,7 @@ def patients_by_folder(root: Path, images: Sequence[Path]) -> list[str]:
 
 
 def patient_of_file(image: Path) -> str:
-    """Returns the patient that the name of a file tells: all of it, or the subject of a BIDS name.
+    """Returns the patient's name by a file's name: all of it, or the subject of a BIDS name.
 
     `sub-01_ses-1_ct.nii.gz` and `sub-01_ses-2_ct.nii.gz` are scans of one patient.
     """

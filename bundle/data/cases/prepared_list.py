@@ -18,9 +18,9 @@ class Prepared(NamedTuple):
 
     Attributes:
         image: its file, below the store.
-        patient: hash that stands in the store for the patient.
+        patient: hash that replaces the patient's name in the store.
         name: the patient's name in the data set, by which training without the store would split.
-        listed: list of the data set's own datalist that it stands on; None if there is no datalist.
+        listed: which list of the data set's own datalist names it; None if there is no datalist.
     """
 
     image: str
@@ -40,7 +40,7 @@ def prepared_lists(volumes: Sequence[Prepared], path: Path) -> dict[str, list[di
         `training`, and `validation` and `testing` where they are not empty.
 
     Raises:
-        StoreError: if `path` is something else.
+        StoreError: if `path` exists and is not such a datalist.
     """
     earlier = _earlier(path)
     own_split = any(volume.listed == "validation" for volume in volumes)

@@ -1,4 +1,4 @@
-"""How a result was made: a small JSON beside it tells a later run whether it has to be made again."""
+"""Keeps how a result was made in a small JSON beside it; a later run sees whether to make it again."""
 
 import json
 import os
@@ -16,9 +16,9 @@ MAX_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Provenance:
-    """What decides the voxels or codes of a result: results of one volume with equal ones are equal.
+    """What determines the voxels or codes of a result: if it is equal, results of one volume are equal.
 
-    Tiles are left out: with a sufficient halo they decide nothing.
+    The size of tiles is left out, since with a sufficient halo it does not change the result.
 
     Attributes:
         model_sha256: `bundle.networks.fingerprint` of the model.
@@ -34,7 +34,7 @@ class Provenance:
 
 
 def short_halo(halo: int | None, needed: int) -> int | None:
-    """Returns a halo that is too small to be exact; None for any other, since all of them give one result."""
+    """Returns a halo that is too small to be exact; None for all others, which give equal results."""
     return None if halo is None or halo >= needed else halo
 
 
@@ -55,7 +55,7 @@ def write_provenance(result: Path, provenance: Provenance) -> None:
 
 
 def forget_provenance(result: Path) -> None:
-    """Removes the note before a result is replaced: killed in between, the new one would pass for the old.
+    """Removes the note before its result is replaced, since after a kill in between it would be wrong.
 
     Raises:
         UnwritableError: if that is not permitted.
@@ -68,7 +68,7 @@ def forget_provenance(result: Path) -> None:
 
 
 def read_provenance(result: Path) -> Provenance | None:
-    """Reads how a result was made; None if it is missing, or is not what was noted of it."""
+    """Reads how a result was made; None if there is no note, or if the note does not fit the result."""
     try:
         with open_regular(provenance_path(result)) as file:
             content = json.loads(file.read(MAX_BYTES))

@@ -33,7 +33,7 @@ def find_cases(dataset_dir: PathLike) -> list[Case]:
     each; damaged ones are listed.
 
     Args:
-        dataset_dir: a folder of NIfTI files, of DICOM folders, or of both (searched to its depth, hidden
+        dataset_dir: a folder of NIfTI files, of DICOM folders, or of both (subfolders are searched, hidden
             files left out); one .nii or .nii.gz file; one file of a DICOM series; or a Decathlon-style
             datalist .json of files or DICOM folders, by paths that are relative to it or begin with /.
 
@@ -96,12 +96,12 @@ def inference_cases(
 
     Args:
         dataset_dir: see `find_cases`.
-        on_error: `stop` checks every header now; `skip` leaves that to whoever reads the volume.
+        on_error: `stop` checks every header now; `skip` leaves that until the volume is read.
         shard_index: which share of the volumes, from 0.
         shard_count: shares.
 
     Returns:
-        items `{"image": path, "patient": name}`; with `skip` also `fault`, where it is known already.
+        items `{"image": path, "patient": name}`; with `skip` also `fault`, if one is known already.
 
     Raises:
         SettingsError: if there is no such shard.
@@ -123,7 +123,7 @@ def inference_cases(
 
 
 def _name_clashes(root: str, volumes: Iterable[Found]) -> dict[str, str]:
-    """Says by path which volumes would get the same output name as one before them."""
+    """Returns, by path, a message for each volume that would get the output name of an earlier one."""
     seen: dict[Path, str] = {}
     clashes = {}
     for found in volumes:

@@ -33,7 +33,7 @@ class VolumeSummary:
         axes: directions of the axes, such as LPS.
         hu_range: lowest and highest HU.
         padding_share: share of voxels below -1024 HU.
-        contrast_share: share of the largest even bright lumen in the tissue between the lungs.
+        contrast_share: share of the tissue between the lungs that the largest evenly bright part takes.
         is_contrast_seen: whether filled vessels were found, as for `vessel_ratio`.
         has_contrast_tag: whether the DICOM header names a contrast agent.
         tilt_degrees: angle between the third axis and the normal of the other two, as of a tilted gantry.
@@ -77,7 +77,7 @@ def summarise_volume(path: PathLike, patch_size: Sequence[int] | None = None) ->
     for slab in np.moveaxis(voxels, -1, 0):
         values.add(slab)
     refusal = smaller_than_a_patch(Path(path), voxels.shape, patch_size) if patch_size else None
-    is_mask = values.is_mask and not found.is_prepared  # judged before it was rounded
+    is_mask = values.is_mask and not found.is_prepared  # a prepared volume was judged before rounding
     if is_mask:
         refusal = Refusal("mask", values.refusal(path))
     vessels = _vessels(volume)

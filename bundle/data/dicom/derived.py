@@ -1,7 +1,7 @@
 """Writes a volume in HU as a DICOM series derived from the series it was made from.
 
-What names patient and study, and all geometry, is taken from the source as bytes and written as bytes: a name
-in Latin-1 or in Japanese stays what it is, and a position keeps its last digit.
+The elements that name patient and study, and all geometry, are copied from the source byte by byte: a name in
+Latin-1 or in Japanese stays what it is, and a position keeps its last digit.
 """
 
 import json
@@ -45,10 +45,10 @@ from bundle.run.atomic import complete_or_absent_folder
 logger = logging.getLogger(__name__)
 
 SERIES_DESCRIPTION = "RESEARCH, AI-reconstructed"
-# Series 2 becomes 9002: behind all that a scanner numbers, and still telling where it comes from.
+# Series 2 becomes 9002: higher than any number of a scanner, and it still shows which series it comes from.
 SERIES_NUMBER_OFFSET = 9000
 MAX_SERIES_NUMBER = 2**31 - 1
-MAX_DESCRIPTION = 1024  # letters of a DICOM short text
+MAX_DESCRIPTION = 1024  # characters of a DICOM short text
 VOXELS_PER_CODE, BITS_PER_VOXEL = 4**3, 16
 METADATA = Path(__file__).resolve().parents[3] / "metadata.json"
 GRID_TOLERANCE_MM = 1e-4
@@ -59,7 +59,7 @@ POSITION, ORIENTATION, PIXEL_SPACING = 0x00200032, 0x00200037, 0x00280030
 STUDY_UID, FRAME_UID = 0x0020000D, 0x00200052
 WINDOW_CENTER, WINDOW_WIDTH = 0x00281050, 0x00281051
 BURNED_IN = 0x00280301
-# Soft tissue; of a source that states no window.
+# Soft tissue, for a source that states no window.
 DEFAULT_WINDOW = {WINDOW_CENTER: b"40", WINDOW_WIDTH: b"400"}
 # DICOM wants these in every CT slice, empty if unknown.
 EMPTY_IF_ABSENT = frozenset(
@@ -82,12 +82,12 @@ UIDS = frozenset((STUDY_UID, FRAME_UID))
 
 
 def new_uid() -> str:
-    """Makes a new UID: 2.25 and a random UUID as a number (DICOM PS3.5, B.2), at most 44 letters."""
+    """Makes a new UID: 2.25 and a random UUID as a number (DICOM PS3.5, B.2), at most 44 characters."""
     return f"2.25.{uuid.uuid4().int}"
 
 
 def derivation_text(settings: Mapping[str, Any], model_fingerprint: str) -> str:
-    """Says how voxels were made.
+    """Describes in one paragraph how voxels were made.
 
     Args:
         settings: `network_settings` of the model.
@@ -104,7 +104,7 @@ def derivation_text(settings: Mapping[str, Any], model_fingerprint: str) -> str:
 
 
 class DerivedHeaders:
-    """The headers of the slices of one new series; identity in clear, so never log them.
+    """Builds the headers of one new series; they hold the patient's identity, so never log them.
 
     Args:
         sources: headers of the source's slices, in slice order.
@@ -118,7 +118,7 @@ class DerivedHeaders:
         self.sources = sources
         self.carried = [read_raw_elements(source.path, CARRIED, source.frame) for source in sources]
         self._number_slices()
-        # the reader takes these of the first file by name; so does whoever reads the new series
+        # reading takes these from the first file by name, so all new slices get the values of that file
         first = min(range(len(sources)), key=lambda number: (sources[number].path, sources[number].frame))
         self.of_series = {tag: self.carried[first][tag] for tag in (ORIENTATION, PIXEL_SPACING)}
         self.if_absent = {uid: new_uid().encode() for uid in (STUDY_UID, FRAME_UID)} | {BURNED_IN: b"NO"}
@@ -159,7 +159,7 @@ class DerivedHeaders:
         return dict.fromkeys(EMPTY_IF_ABSENT, b"") | self.if_absent | carried | self.of_series | window
 
     def _source(self, number: int) -> list[Dataset]:
-        """Returns the slice that slice `number` was made from; none if it has no name."""
+        """Returns a reference to the slice that slice `number` was made from; empty if it has no UID."""
         source, item = self.sources[number], Dataset()
         uids = {0x00081150: source.storage_class, 0x00081155: source.text("sop_instance")}
         for tag, uid in uids.items():
@@ -169,7 +169,7 @@ class DerivedHeaders:
         return [item] if source.text("sop_instance") else []
 
     def _number_slices(self) -> None:
-        """Keeps the source's numbers, so that both series scroll one way, unless they are no numbering."""
+        """Keeps the source's numbers, so that both series scroll alike, unless some lack or repeat."""
         numbers = Counter(carried.get(INSTANCE_NUMBER, b"") for carried in self.carried)
         if b"" in numbers or len(numbers) < len(self.carried):
             for number, carried in enumerate(self.carried):
@@ -185,7 +185,7 @@ class DerivedHeaders:
             "ContentDate": date,
             "ContentTime": time,
             "Modality": "CT",
-            # who made these files is not who made the scanner
+            # these files come from this project, not from the maker of the scanner
             "Manufacturer": OWN_MANUFACTURER,
             "SeriesDescription": SERIES_DESCRIPTION,
             "DerivationDescription": derivation,
@@ -221,12 +221,12 @@ def _version() -> str:
 class SeriesWriter(CTWriter):
     """Writes a folder of CT slices, int16 HU, that belong to the patient and the study of their source.
 
-    What names patient and study, and all geometry, is the source's byte for byte; series, instances and their
-    dates are new. Private elements and everything else of the source stay behind. The folder appears under
-    its name only when it is complete.
+    The elements that name patient and study, and all geometry, equal the source's byte for byte; series,
+    instances and their dates are new. Private elements and all others of the source are left out. The folder
+    appears under its name only when it is complete.
 
     Args:
-        derivation: how the voxels were made, for the DerivationDescription; ASCII, up to 1024 letters.
+        derivation: how the voxels were made, for the DerivationDescription; ASCII, up to 1024 characters.
     """
 
     def __init__(self, derivation: str, **kwargs: Any) -> None:
@@ -286,10 +286,10 @@ class SeriesWriter(CTWriter):
 
 
 def check_source(source: Path) -> None:
-    """Refuses what no series can be derived from.
+    """Refuses a source that is not DICOM, since no series can be derived from it.
 
     Raises:
-        VolumeError: if it is no DICOM.
+        VolumeError: if it is not DICOM.
     """
     if not is_series(source):
         raise VolumeError(

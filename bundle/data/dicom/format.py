@@ -11,7 +11,7 @@ from bundle.data.volumes.formats import Entry, Format, OnSlices, Volume, VolumeH
 
 
 class DicomFormat(Format):
-    """One series per volume. Headers decide what belongs together; names prove nothing."""
+    """One series per volume. Headers decide which files belong together, file names do not."""
 
     described = "a DICOM series"
     suffixes = (".dcm", ".dicom", ".ima")
@@ -37,7 +37,7 @@ class DicomFormat(Format):
         return Volume(*read_series(path))
 
     def source_files(self, path: Path) -> list[Path]:
-        """Returns the path and the files of its folder, and of folders below a folder."""
+        """Returns the path, and all files in its folder and below."""
         folder = path if path.is_dir() else path.parent
         return [path, *(file for file in sorted(folder.rglob("*")) if file.is_file())]
 

@@ -1,7 +1,7 @@
 """A process of its own in which GDCM decodes DICOM slices; run by `bundle.data.dicom.pixels`, never imported.
 
 GDCM and its codecs are C++ that trusts what it reads: damaged bytes can end the process, print, loop, or
-allocate what a codestream claims. Here that ends this process alone.
+allocate what a codestream claims. Here such bytes end only this process.
 
 In, per slice: the length of a DICOM file as 8 bytes, little endian, and the file.
 Out, per slice: one line of JSON, `{"dtype": name, "size": n}` and then n stored values, or `{"error": text}`.

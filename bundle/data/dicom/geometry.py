@@ -1,4 +1,4 @@
-"""Places the slices of a DICOM series in the patient; what no affine can express gets a code.
+"""Places the slices of a DICOM series in the patient; slices that no affine can place get a fault code.
 
 DICOM's millimetres run to the left, posterior and superior (LPS), NIfTI's to the right, anterior, superior.
 """
@@ -14,7 +14,7 @@ from bundle.run.names import counted
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Cosines and millimetres are decimal texts, often of six digits.
 COSINE_TOLERANCE = 1e-3
-# Share of the distance between slices; or, for texts of one decimal, millimetres.
+# Allowed error of a position: a share of the distance between slices; in mm, for texts of one decimal.
 POSITION_TOLERANCE = 0.1
 POSITION_TOLERANCE_MM = 0.06
 SAME_POSITION_MM = 1e-3
@@ -50,7 +50,7 @@ class Geometry(NamedTuple):
 
 
 def series_geometry(headers: Sequence[DicomHeader]) -> Geometry | Fault:
-    """Orders the slices by position and returns the affine, or code and words for what is wrong.
+    """Orders the slices by position and finds the affine; returns a code and a sentence if that fails.
 
     Args:
         headers: of one series, two or more, in any order.
@@ -169,7 +169,7 @@ def _interleaving_tag(ordered: Sequence[DicomHeader], depths: np.ndarray) -> str
 
 
 def _line_fault(positions: np.ndarray) -> Fault | None:
-    """Says if the slices' corners do not lie on one line, as an affine needs; the line may be tilted."""
+    """Says whether the slices' corners leave the one line that an affine needs; the line may be tilted."""
     grid = np.linspace(positions[0], positions[-1], len(positions))
     step_mm = float(np.linalg.norm(positions[-1] - positions[0])) / (len(positions) - 1)
     off_mm = float(np.linalg.norm(positions - grid, axis=1).max())

@@ -1,4 +1,4 @@
-"""Reads what a series is made of from the headers of DICOM files: never the pixels."""
+"""Reads from the headers of DICOM files all that is known of a series before its pixels are read."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -59,7 +59,7 @@ BINARY_OF_FRAMES = frozenset((0x00209128, 0x00209156))
 
 
 class DicomError(VolumeError):
-    """A DICOM file or series that cannot be used; `code` says why to a machine."""
+    """A DICOM file or series that cannot be used; `code` is the reason as a word for programs."""
 
 
 class DicomHeader(NamedTuple):
@@ -162,7 +162,7 @@ def read_raw_elements(path: Path, tags: Iterable[int], frame: int = 0) -> dict[i
     Args:
         path: a file whose header was checked.
         tags: the tags to read before the pixel data, group and element in one number.
-        frame: of an enhanced file; values of the frame go before those of the file.
+        frame: of an enhanced file; values of the frame take precedence over those of the file.
 
     Returns:
         bytes by tag; absent and empty ones are left out.

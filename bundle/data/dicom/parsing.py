@@ -1,8 +1,8 @@
-"""Takes raw elements of a DICOM file with pydicom, up to the pixels, and never more than the file holds.
+"""Reads raw elements of a DICOM file with pydicom, up to the pixels, and never more than the file holds.
 
-By itself pydicom believes the lengths that a file states (one file made it allocate 4 GB), unpacks deflated
-files without limit, and quotes values in its warnings, which may name the patient. So its element generator
-runs here on a reader with limits, and values stay bytes.
+By itself pydicom trusts the lengths that a file states (one file made it allocate 4 GB). It unpacks deflated
+files without limit. Its warnings quote values, which may name the patient. So its element generator runs here
+on a reader with limits, and values stay bytes.
 """
 
 import errno
@@ -75,7 +75,7 @@ def open_data_set(path: Path, syntax: str) -> BinaryIO:
 
 
 def _unpacked(reader: "_Reader") -> BytesIO:
-    """Returns the data set of a deflated file that is open behind its group 0002."""
+    """Returns the data set of a deflated file that is open at the end of its group 0002."""
     unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
     packed = reader.file.read(min(reader.n_bytes, MAX_UNPACKED_BYTES))
     content = unpacker.decompress(packed, MAX_UNPACKED_BYTES)
@@ -107,7 +107,7 @@ class _Fault(Exception):
 
 
 class _Reader:
-    """Limits reads of an open file: a wrong length is neither read nor allocated."""
+    """Limits what is read from an open file: no wrong length makes it read or allocate too much."""
 
     def __init__(self, file: BinaryIO, n_bytes: int) -> None:
         self.file = file
@@ -249,7 +249,7 @@ def _read_data_set(reader: _Reader, found: Parsed, tags: Iterable[int]) -> None:
     start, ends = reader.tell(), []
     head = reader.read(8)
     reader.seek(start)
-    # Judged by its first bytes, since some files declare it wrong; groups begin with 0008.
+    # Judged by the first bytes, since some files declare their encoding wrong; the first group is 0008.
     is_implicit = not _is_form(head[4:6])
     is_little = is_implicit or int.from_bytes(head[:2], "little") < 0x400
     if found.syntax in (*NATIVE, ""):

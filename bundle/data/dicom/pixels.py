@@ -1,8 +1,8 @@
-"""Reads the pixels of slices as HU: stored value x slope + intercept, and nothing else of the header.
+"""Reads the pixels of slices as HU: stored value x slope + intercept.
 
 Tags about display (photometric interpretation, windows, tables of values) never change the values.
-Uncompressed pixels are read here. Compressed ones go to GDCM, which would apply some of these tags, so it
-gets them in a new file that holds only their size (see `gdcm_process`).
+Uncompressed pixels are read here. Compressed ones go to GDCM, which would apply some of these tags. So it
+gets the pixels in a new file whose header says only what decoding needs (see `gdcm_process`).
 """
 
 import json

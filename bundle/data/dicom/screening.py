@@ -1,4 +1,4 @@
-"""Says from headers alone whether a DICOM series is a CT volume; if not, why: a code and a sentence."""
+"""Judges by headers alone whether a DICOM series is a CT volume; if not, a code and a sentence say why."""
 
 import math
 import re
@@ -28,7 +28,7 @@ DOSE_REPORT = "1.2.840.10008.5.1.4.1.1.88.67"
 DOSE_WORDS = re.compile(r"dose\W*(report|info|record|summary)|patient\W*protocol", re.IGNORECASE)
 PROJECTIONS = frozenset(("MIP", "MAX_IP", "MINIP", "MIN_IP", "MAXIMUM", "MINIMUM", "PROJECTION IMAGE"))
 MAX_EDGE = 8192
-# An empty slice in RLE or JPEG 2000 is packed this well; a wrong header exceeds it by far.
+# Even an empty slice in RLE or JPEG 2000 does not shrink more than this; a wrong header claims far more.
 MAX_PACKING_RATIO = 2000
 MAX_PADDING_BYTES = 1 << 20
 AIR_HU = -1024
@@ -98,7 +98,7 @@ def series_notes(headers: Sequence[DicomHeader]) -> tuple[str, ...]:
 
 
 def smaller_than_a_patch(path: Path, shape: Sequence[int], patch_size: Sequence[int]) -> Refusal | None:
-    """Returns the refusal of a volume that is smaller than a patch along an axis, None if it is not.
+    """Returns the refusal of a volume that is smaller than a patch along an axis; None if none is.
 
     Args:
         path: what the message names.
@@ -119,7 +119,7 @@ def _times(lengths: Sequence[int]) -> str:
 
 
 def _nature(headers: Sequence[DicomHeader]) -> Fault | None:
-    """Names what a series is if it cannot be a CT volume; None for a damaged file that does not tell."""
+    """Names what a series is if it cannot be a CT volume; None if it can, or if damage leaves that open."""
     natures = [_file_nature(header) for header in headers]
     return natures[0] if all(natures) else None
 
@@ -232,7 +232,7 @@ def _size_fault(header: DicomHeader) -> Fault | None:
 
 
 def _is_padded(header: DicomHeader, declared: int) -> bool:
-    """Tells whether the bytes after the pixels are all equal; else they may be rows beyond the header's."""
+    """Tells whether the bytes after the pixels are all equal; others may be rows that the header hides."""
     length = (header.pixel_bytes or 0) - declared
     if length > MAX_PADDING_BYTES:
         return False
@@ -285,7 +285,7 @@ def _origin_note(headers: Sequence[DicomHeader]) -> str:
 
 
 def _end_note(headers: Sequence[DicomHeader]) -> str:
-    """Notes slices that are missing at an end: they leave no gap, but some scanners count slices."""
+    """Notes slices that are missing at an end. They leave no gap, but some scanners write their number."""
     counts = Counter(header.text("acquisition_number") for header in headers)
     for header in headers:
         expected = header.number("images_in_acquisition"), header.number("images_in_series")
@@ -326,7 +326,7 @@ def _padding_note(headers: Sequence[DicomHeader]) -> str:
 
 
 def padding_range(header: DicomHeader) -> tuple[int, int] | None:
-    """Returns the lowest and highest stored value that only pad a slice; None if the header names none."""
+    """Returns the lowest and highest stored value that mean padding; None if the header names none."""
     if "padding" not in header.values or header.pixel_tag != PIXEL_DATA:
         return None
     first = header.number("padding")

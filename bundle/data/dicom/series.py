@@ -1,7 +1,7 @@
 """Finds the series of a folder tree.
 
-A series is what lies in one folder under one SeriesInstanceUID, or there without any; names, suffixes and
-instance numbers prove nothing and are not used.
+Files in one folder with the same SeriesInstanceUID are one series, and so are all files there without one.
+File names, suffixes and instance numbers prove nothing and are not used.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from bundle.data.volumes.nifti import SUFFIXES
 from bundle.run.files import MAX_FOLDERS, FolderError, files_in, walk_files
 from bundle.run.names import ANY_NAME, counted, printable
 
-# A path that stands for one series may be a folder above it, but not the root of a disk.
+# A folder that lies above a series may stand for it, but the root of a disk may not.
 MAX_FOLDERS_OF_A_SERIES = 1000
 # An index of other files, at the root of every CD.
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
@@ -67,7 +67,7 @@ def find_series(folder: PathLike, max_folders: int = MAX_FOLDERS) -> list[Series
     """Finds the DICOM series below a folder; reads headers only.
 
     Args:
-        folder: searched to its depth, hidden files left out, through links but never in circles.
+        folder: searched with its subfolders; hidden files are left out; links are followed, never in circles.
         max_folders: how many folders may be looked at.
 
     Returns:
@@ -152,7 +152,7 @@ def series_in(folder: Path, paths: Iterable[Path]) -> list[Series]:
 
 
 def _with_strays(found: list[Series], strays: list[DicomHeader]) -> list[Series]:
-    """Marks all series of a folder with a damaged file, which could belong to any of them."""
+    """Adds damaged files without a UID to every series of their folder: they could belong to any of them."""
     volumes = [_screened([*series.headers, *strays]) for series in found if not series.is_skipped]
     return [series for series in found if series.is_skipped] + (volumes or [_screened(strays)])
 

@@ -49,7 +49,7 @@ def read_series(path: PathLike) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Heade
     header = _header(series, geometry)
     require_memory(path, geometry.shape, np.int16)
     voxels = np.empty(geometry.shape, np.int16, order="F")
-    # closed at once in any case, since a process decodes compressed slices
+    # closed after an error too, since a process that decodes compressed slices must not stay behind
     with closing(read_slices_hu(series.headers)) as slices:
         for z, slice_hu in enumerate(slices):
             if not np.isfinite(slice_hu).all():

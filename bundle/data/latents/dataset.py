@@ -1,7 +1,7 @@
 """Reads encoded volumes as the data set of a latent diffusion model: whole, or patches with positions.
 
-The latents come from the files that `configs/encode.yaml` wrote. It loads, reorients and windows volumes
-exactly as training does, so a diffusion model needs no reader of its own.
+The latents come from the files that configs/encode.yaml wrote. That config loads, reorients and windows
+volumes exactly as training does, so a diffusion model needs no reader of its own.
 
 Dimension letters: E embedding width, K codes, x y z latent cells (4 x 4 x 4 voxels each; axes to the right,
 anterior and superior).
@@ -207,7 +207,7 @@ class LatentDataset(Dataset):
         return unpacked
 
     def draw(self, sample: int) -> tuple[int, tuple[int, ...]]:
-        """Returns the number of the volume, and the first cell."""
+        """Returns the number of the volume and the first cell (x, y, z) of an item."""
         if self.patch_cells is None:
             return sample, (0, 0, 0)
         generator = np.random.default_rng((self.seed, sample))

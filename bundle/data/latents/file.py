@@ -52,7 +52,7 @@ class LatentFileError(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """What a file says of its volume and its model.
+    """What a file says about its volume and its model.
 
     Attributes:
         name: of the volume, for the decoded file.

@@ -77,7 +77,7 @@ def statistics_for(
     model_sha256: str,
     code_vectors: Tensor | None = None,
 ) -> LatentStatistics:
-    """Reads the statistics, or measures them if there is no such file yet; writes nothing.
+    """Reads the statistics from a file, or measures them if there is no file yet; writes nothing.
 
     Args:
         path: of the JSON.

@@ -21,9 +21,9 @@ class PatchPlacer:
 
     Args:
         patch_size: voxels along X, Y, Z.
-        foreground_ratio: share of the patches of which at least half is body; the others may be air.
+        foreground_ratio: share of the patches that are placed on the body: at least half of each is body.
         vessel_ratio: share of the patches centred on a voxel of 150 to 1000 HU in a heart chamber or a filled
-            vessel of the chest (see `bundle.data.store.vessels`), or as near as the border allows. The
+            vessel of the chest (see `bundle.data.store.vessels`), or as near to it as the border allows. The
             remaining patches are placed anywhere.
     """
 
@@ -36,8 +36,8 @@ class PatchPlacer:
     def draw(self, generator: np.random.Generator, volume: StoredVolume) -> tuple[int, ...]:
         """Draws the first voxel (X, Y, Z) of a patch; it is 0 along axes that are shorter than the patch.
 
-        In a volume without contrast agent the patch is placed on the body; if no place has enough body, the
-        one with most of it is taken.
+        In a volume without contrast agent a patch for vessels is placed on the body. If no place that was
+        tried has enough body, the one with the most is taken.
         """
         room = np.maximum(np.subtract(volume.shape, self.patch_size), 0)
         if self.foreground_ratio + self.vessel_ratio == 0:

@@ -1,4 +1,4 @@
-"""Finds, coarsely, where the body is and where contrast agent is; for placing patches, not for measuring."""
+"""Finds roughly where the body and contrast agent are; good for placing patches, not for measuring."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -49,7 +49,7 @@ class Outside(NamedTuple):
     n_body: int
 
     def told(self, n_voxels: int, hu_min: float, hu_max: float) -> str:
-        """Says how many of `n_voxels` are outside, and how many of the body, which matter more."""
+        """Says how many of `n_voxels` are outside, and how many of those in the body, which matter more."""
         below, above = (100 * n / n_voxels for n in (self.n_below, self.n_above))
         in_body = [100 * n / max(self.n_body, 1) for n in (self.n_body_below, self.n_body_above)]
         return (

@@ -1,4 +1,4 @@
-"""Writes a stored volume back as the NIfTI file that it could have come from."""
+"""Writes a stored volume back as NIfTI, in the axes and with the geometry of its source."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from bundle.data.store.file import UNREADABLE, Layout, StoreError, read_box, rea
 from bundle.data.volumes.header_text import header_from_text
 from bundle.data.volumes.writing import CTWriter
 
-# Exceptions of nibabel for impossible headers and orientations.
+# Exceptions that nibabel raises for impossible headers and orientations.
 OF_NIBABEL = (AssertionError, AttributeError, HeaderDataError, WrapStructError, OrientationError)
 
 
@@ -27,7 +27,7 @@ def export_volume(path: Path, output: Path) -> None:
 
     Raises:
         StoreError: if the file is damaged, or if `output` cannot be written.
-        VolumeError: if the suffix of `output` is another.
+        VolumeError: if `output` ends in neither .nii nor .nii.gz.
     """
     layout = read_layout(path)
     voxels = read_box(

@@ -42,7 +42,7 @@ PACKING: dict[str, Any] = {
     "filters": [blosc2.Filter.BITSHUFFLE],
     "filters_meta": [0],
     "typesize": 2,
-    "blocksize": CUBE_BYTES // 8,  # fits into a core's second cache together with its packed form
+    "blocksize": CUBE_BYTES // 8,  # fits into a core's level-2 cache together with its packed form
     # One thread, because a pool of threads does not survive the fork of a data loading process.
     "nthreads": 1,
 }
@@ -71,7 +71,7 @@ class Layout(NamedTuple):
 
 
 class Writer:
-    """Writes one file from bottom to top in slabs of `CUBE` slices.
+    """Writes one file in slabs of `CUBE` slices.
 
     Args:
         file: new file, open for writing.

@@ -40,7 +40,7 @@ def pack_volume(path: Path, image: PathLike, hu_min: float, hu_max: float) -> Ou
         The counts of voxels outside the window.
 
     Raises:
-        VolumeError: see `bundle.data.volumes.reading.read_volume`; if it is a mask.
+        VolumeError: see `bundle.data.volumes.reading.read_volume`; or if the volume is a mask.
     """
     header = read_header(image)
     orientation = nib.io_orientation(header.affine)
@@ -78,7 +78,7 @@ def source_state(image: PathLike) -> list[tuple[str, int, int]]:
 
 
 def source_hash(image: PathLike) -> str:
-    """Hashes a volume's path, which tells files apart without naming them."""
+    """Returns a hash of a volume's path, which tells files apart without naming them."""
     return hashlib.sha256(str(Path(image).absolute()).encode(errors=ANY_NAME)).hexdigest()
 
 
@@ -135,7 +135,7 @@ def _slabs(
 
 
 def _in_memory_order(voxels: np.ndarray) -> np.ndarray:
-    """Returns the same voxels in the order of memory: counting them is several times faster then."""
+    """Returns the same voxels in the order of memory, which makes counting them several times as fast."""
     forward = tuple(slice(None, None, -1 if stride < 0 else 1) for stride in voxels.strides)
     return voxels[forward].transpose(np.argsort(np.abs(voxels.strides))[::-1])
 
@@ -150,7 +150,7 @@ def _slices_needed(number: int, header: VolumeHeader, orientation: np.ndarray) -
 
 
 def _all_of(reading: "Future[Volume]") -> tuple[np.ndarray, int]:
-    """Returns what ends the waiting for slices, also after an error, which `result` raises."""
+    """Returns all slices, to end the wait for them; after an error an empty array, and `result` raises it."""
     if reading.exception() is None:
         voxels = reading.result().voxels
         return voxels, voxels.shape[2]

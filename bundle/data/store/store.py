@@ -38,7 +38,7 @@ EXPECTED_RATIO = 0.6
 
 
 class PatchStore:
-    """Makes the files, finds them again, and reads patches from them.
+    """Makes the files of a store, finds them again, and reads patches from them.
 
     A file is named by a hash of its source's path, size and time of change, so a changed source gets a new
     file. An unfinished or damaged file is made again. Several processes may prepare the same store: one of
@@ -102,7 +102,7 @@ class PatchStore:
         return [self._stored(path, case) for path, case in zip(paths, cases, strict=True)]
 
     def judge(self, cases: Iterable[Mapping[str, Any]]) -> Judgement:
-        """Judges volumes by their values without making a file; other formats than NIfTI only if packed.
+        """Judges NIfTI files and packed volumes by their values, without making a file; leaves out others.
 
         Args:
             cases: see `prepare`.
@@ -206,7 +206,7 @@ class PatchStore:
         return numbered.get(name, self.cache_dir / name)
 
     def _present(self, path: Path) -> Path:
-        """Returns where a file is now, since another process may have numbered it."""
+        """Returns where a file is now, since another process may have renamed it by adding a number."""
         return path if path.exists() else self._numbered().get(path.name, path)
 
     def _stored(self, path: Path, case: Mapping[str, Any]) -> StoredVolume:

@@ -1,4 +1,4 @@
-"""Describes one volume of the patch store, as its file tells it."""
+"""Describes one volume of the patch store by what its file says."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -53,7 +53,7 @@ class StoredVolume:
         return read_box(self.path, read_layout(self.path), start, stop, self._source())
 
     def body_map(self) -> BodyMap:
-        """Reads where the body and where contrast agent is; some kB.
+        """Reads where the body and the contrast agent are, a few kB.
 
         Raises:
             StoreError: if the file is damaged.

@@ -1,4 +1,4 @@
-"""Finds, coarsely, heart chambers and vessels filled with contrast agent, and tells them from bone.
+"""Finds roughly where heart chambers and vessels are filled with contrast agent, and tells them from bone.
 
 It relies on three facts. The heart and its vessels lie between or in the lungs. A filled lumen is even, while
 spongy bone is not. Bone is connected with the bone of the chest wall.
@@ -22,8 +22,8 @@ NOISE_FACTOR = 1.5
 SPREAD_HU = (15, 60)  # range of the limit for an even lumen; above it spongy bone would count as even
 MIN_DISTANCE_MM = 0.5  # so that a header in metres does not lead to a window of thousands of samples
 MIN_LUMEN_SHARE = 0.01  # docs/data-store.md has the measured ones
-BLOOD_FACTOR = 0.55  # spleen and wall of the heart are darker than this share of the blood's HU
-MIXING_FACTOR = 0.08  # the denser the contrast agent, the less evenly it is mixed
+BLOOD_FACTOR = 0.55  # the spleen and the wall of the heart are darker than this share of the blood's HU
+MIXING_FACTOR = 0.08  # dense contrast agent mixes less evenly, so the allowed spread grows with the mean HU
 CRUMB_SHARE = 0.02
 RIM_MM = 6
 BONE_REACH_MM = 8
@@ -37,7 +37,7 @@ class Vessels(NamedTuple):
     Attributes:
         is_filled: bool of the samples' shape; all false without contrast agent.
         is_in_lung: those of them that are vessels inside the lungs, with air around them.
-        lumen_share: share that the largest even bright part has of the tissue between the lungs, 0 to 1.
+        lumen_share: share of the tissue between the lungs that the largest evenly bright part takes, 0 to 1.
     """
 
     is_filled: np.ndarray
@@ -48,8 +48,8 @@ class Vessels(NamedTuple):
 class _Chest(NamedTuple):
     """Holds arrays of one shape: HU, and masks of what is where.
 
-    `near` is `between` and what lies a little above or below it. `left` and `right` lie outside the lungs, up
-    to a face of the volume that cuts through the body.
+    `near` is `between` together with what lies up to 15 mm above or below it. `left` and `right` lie outside
+    the lungs, up to a face of the volume that cuts through the body.
     """
 
     samples: np.ndarray
@@ -162,10 +162,11 @@ def _without_bone(chest: _Chest, lumen: np.ndarray, spacing_mm: Sequence[float])
 
 
 def _grow_bone(bright: np.ndarray, seeds: np.ndarray, n_slices: int) -> np.ndarray:
-    """Collects bright parts of slices that hold a seed, then `n_slices` times parts mostly on top of one.
+    """Collects the bright parts of each slice that hold a seed, and lets them grow to neighbouring slices.
 
-    It works on parts of slices, not on bodies in space, because bone and vessels touch somewhere: in streaks
-    of dense contrast agent, or where a vein crosses a rib.
+    Each of `n_slices` rounds adds the parts of which more than half lies above or below a collected part. It
+    works on parts of slices, not on bodies in space, because bone and vessels touch somewhere: in streaks of
+    dense contrast agent, or where a vein crosses a rib.
     """
     parts, n_parts = ndimage.label(bright, structure=IN_PLANE)
     sizes = np.bincount(parts.ravel(), minlength=n_parts + 1)

@@ -6,7 +6,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-# CT scanners store 12 bits; clipping to them makes padding equal in every conversion of a scan.
+# CT scanners store 12 bits; clipping to their range makes padding equal in every conversion of a scan.
 LOWEST_HU, HIGHEST_HU = -1024, 3071
 SLAB_X = 16
 

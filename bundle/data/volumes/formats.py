@@ -28,7 +28,7 @@ FORMATS = [
 ]
 
 MEMINFO = Path("/proc/meminfo")
-CONTAINER = Path("/sys/fs/cgroup")  # may take less than the machine has
+CONTAINER = Path("/sys/fs/cgroup")  # its limit may be below the memory of the machine
 
 OnSlices = Callable[[np.ndarray, int], object]
 
@@ -48,7 +48,7 @@ class VolumeError(ValueError):
 
 
 class VolumeHeader(NamedTuple):
-    """What a header tells about a volume before its voxels are read.
+    """What a header says about a volume before its voxels are read.
 
     Attributes:
         shape: (X, Y, Z), leading and trailing axes of 1 dropped.
@@ -79,7 +79,7 @@ class Volume(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A volume, or what looks like one, in a folder.
+    """A volume in a folder, or something that looks like one.
 
     Attributes:
         path: what `read_header` and `Format.read` take.
@@ -179,7 +179,7 @@ class Format(ABC):
 
 
 def formats() -> tuple[Format, ...]:
-    """Returns one object per format, in the order in which they are asked."""
+    """Returns one object per format, in the order in which they are tried."""
     return tuple(map(_format, FORMATS))
 
 
@@ -202,7 +202,7 @@ def read_header(path: PathLike) -> VolumeHeader:
         path: file of a format in `FORMATS`; of DICOM a folder that holds one series, or any file of one.
 
     Returns:
-        shape, affine, header and what is odd.
+        shape, affine, header, and notes of what is odd.
 
     Raises:
         VolumeError: if the file is missing, of no known format, truncated, 2D, of several volumes, in colour
@@ -248,9 +248,10 @@ def _fields(path: Path) -> dict[str, str]:
 
 
 def require_memory(path: PathLike, shape: Sequence[int], dtype: DTypeLike) -> None:
-    """Refuses a volume that cannot be held, before it is unpacked: the system would kill this process.
+    """Refuses a volume that does not fit into memory, before it is unpacked.
 
-    A packed file of a few MB may declare a thousand times as much.
+    Otherwise the system would kill this process. A packed file of a few MB may declare a thousand times as
+    much.
 
     Args:
         path: of the volume.

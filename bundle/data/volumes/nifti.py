@@ -1,7 +1,7 @@
 """Reads and writes NIfTI; header and length are checked before anything large is allocated.
 
-X, Y, Z are the axes of the file in nibabel's voxel order. Nothing here reorients. The first bytes of a file
-tell whether it is packed, not its name.
+X, Y, Z are the axes of the file in nibabel's voxel order; nothing here reorients. Whether a file is packed is
+decided by its first bytes, not by its name.
 """
 
 import gzip
@@ -49,7 +49,7 @@ MIN_EXTENSION_BYTES, MAX_EXTENSION_CODE = 16, 64
 # Level 1, nibabel's own: level 6 takes four times as long for 10 % less.
 GZIP_LEVEL = 1
 SLAB_Z = 32
-# What unpacking raises.
+# Exceptions that unpacking raises.
 DAMAGED: tuple[type[Exception], ...] = (EOFError, zlib.error, cast(type[Exception], zlib_ng.error))
 UNREADABLE: tuple[type[Exception], ...] = (
     *(ImageFileError, HeaderDataError, WrapStructError, OSError, ValueError, struct.error),
@@ -223,7 +223,7 @@ def open_nifti(path: PathLike) -> NiftiFile:
 
 
 def _read_header(path: Path) -> tuple[nib.Nifti1Header, np.ndarray, int]:
-    """Reads the header, pixdim as stored, and how often the file was packed."""
+    """Reads the header, pixdim as stored, and how many times the file was packed."""
     stream, n_layers = open_unpacked(path)
     with stream:
         head = stream.read(_Nifti2.sizeof_hdr + 4 + 8)

@@ -64,8 +64,8 @@ def make_phantom(
         seed: of vessel trees and noise.
 
     Returns:
-        (X, Y, Z) int16 in HU: air, fat, muscle, spine and ribs, two lungs, and of 300 to 400 HU heart,
-        aorta and a trunk that branches into both lungs; with noise of 15 HU.
+        (X, Y, Z) int16 in HU: air, fat, muscle, spine, ribs and two lungs; heart, aorta and a trunk that
+        branches into both lungs have 300 to 400 HU; everything has noise of 15 HU.
 
     Raises:
         ValueError: if there are not three positive lengths and spacings.
@@ -128,7 +128,7 @@ def _draw_tissue(shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Draws HU without vessels, and where the lungs are."""
     x, y, z = (axis.astype(np.float32) for axis in np.ogrid[tuple(slice(-1, 1, 1j * n) for n in shape)])
     hu = np.full(shape, AIR_HU, np.float32)
-    hu[_ellipse((x, y), *BODY) & (z == z)] = FAT_HU
+    hu[_ellipse((x, y), *BODY) & (z == z)] = FAT_HU  # z == z: the ellipse in every slice
     hu[_ellipse((x, y), *MUSCLE) & (z == z)] = MUSCLE_HU
     ring = _ellipse((x, y), (0, 0), (0.84, 0.66)) & ~_ellipse((x, y), (0, 0), (0.79, 0.61))
     hu[ring & (np.sin(14 * z + 3 * y) > 0.5)] = BONE_HU

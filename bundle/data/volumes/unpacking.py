@@ -17,9 +17,9 @@ _WBITS = 31  # a gzip header, and its checksum compared at the end
 
 
 class Unpacker(io.RawIOBase):
-    """The unpacked bytes of a gzip file, up to the end of its last member; bytes behind it are ignored.
+    """The unpacked bytes of a gzip file, up to the end of its last member; bytes after it are ignored.
 
-    Raises, while reading, EOFError if the file ends inside a member and `zlib_ng.error` if it is damaged.
+    Reading raises EOFError if the file ends inside a member, and `zlib_ng.error` if it is damaged.
 
     Args:
         packed: the file, open at its start.

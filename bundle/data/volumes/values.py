@@ -1,6 +1,6 @@
 """Judges a volume by its values: a CT in HU holds air near -1000, a mask only a few whole numbers from 0 up.
 
-This is the only rule for suspicious data: inspecting, preparing, preflight and training all use it.
+No other rule judges values: inspecting, preparing, preflight and training all use this one.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ _COUNTED_BELOW = 1 << 16
 
 
 class Values:
-    """Summary of a volume's values, which are added in parts.
+    """Summary of a volume's values; they are added part by part.
 
     Attributes:
         minimum: lowest value.
@@ -109,7 +109,7 @@ def doubt_of(minimum: float, maximum: float) -> str:
 
 
 class Judgement(NamedTuple):
-    """What is odd about volumes: one line each, which begins with the path.
+    """What is odd about volumes: one line for each volume, beginning with its path.
 
     Attributes:
         masks: volumes that are refused.
@@ -121,7 +121,7 @@ class Judgement(NamedTuple):
 
 
 def judge_volumes(images: Sequence[PathLike]) -> Judgement:
-    """Looks at the values of volumes, several in parallel; unreadable ones fail later, when they are used.
+    """Looks at the values of several volumes in parallel; unreadable ones are left to fail later, when used.
 
     Formats that can only be read as a whole are left out.
     """

@@ -1,6 +1,6 @@
-"""Converts an HU window to the network range [-1, 1] and back; nothing else in the project does.
+"""Converts an HU window to the network range [-1, 1] and back; no other module does this.
 
-Whole HU come back exactly.
+Whole HU inside the window come back exactly.
 """
 
 import math
