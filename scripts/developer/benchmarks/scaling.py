@@ -39,7 +39,7 @@ TOLD = {
     "patients": "volumes of an archive, found and checked",
     "patch size": "voxels per side of a patch, one iteration",
     "codes": "codes K, one iteration",
-    "processes": f"processes of one core, {RANKS_BATCH} patches in all",
+    "processes": f"processes, {RANKS_BATCH} patches in all",
 }
 
 
@@ -88,7 +88,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             if what == "seconds":
                 proportion = measured[-1] * (values / values[-1]) ** power
                 panel.plot(values, proportion, "--", color="grey", linewidth=1)
-            panel.set(xscale="log", yscale="log" if (measured > 0).all() else "linear", ylabel=what)
+            panel.set(xscale="log", ylabel=what)
+            if what == "seconds" and (measured > 0).all():
+                panel.set_yscale("log")
+            else:
+                panel.set_ylim(0, 1.1 * max(1.0, measured.max()))
             panel.set_xticks(values, [f"{value:g}" for value in values], minor=False)
             panel.minorticks_off()
             panel.grid(alpha=0.3)
