@@ -60,7 +60,8 @@ ARMS = {
 RULE = (
     "Patients are the units. The tests run in a fixed order, each two-sided at 0.05, and end at the first "
     "that fails. Better means: at least 6 patients, emboli not worse, and sharpness or texture better in all "
-    "training seeds. Detectable is the smallest difference that so many patients show four times in five."
+    "training seeds. Detectable is the smallest difference that this many patients would show four times in "
+    "five."
 )
 PARTS = tuple(f", {place}" for place in PLACES if place != "all")
 REGION_NAMES = {WHOLE: ""} | {
@@ -141,7 +142,7 @@ def _check(read: Arms) -> None:
 
 
 def _check_training(read: Arms, allow_unlike: bool) -> list[str]:
-    """Returns why the arms may differ in more than their discriminators; refuses those that do."""
+    """Returns why the arms may differ in more than their discriminators; refuses arms that do differ."""
     found = likeness(read)
     if found.faults and not allow_unlike:
         more = f" (and {len(found.faults) - 1} more)" if len(found.faults) > 1 else ""

@@ -27,7 +27,7 @@ class LoadImageCTPAd(LoadImaged):
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
         self.reader = CTReader()
-        with _no_word_of_the_gpu_reader():
+        with _quiet_gpu_reader():
             super().__init__(
                 keys,
                 reader=CTReader,
@@ -49,7 +49,7 @@ class LoadImageCTPAd(LoadImaged):
 
 
 @contextmanager
-def _no_word_of_the_gpu_reader() -> Iterator[None]:
+def _quiet_gpu_reader() -> Iterator[None]:
     """Silences the warning of MONAI's GPU reader, which MONAI builds but this project never uses."""
     plugin = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
     level = plugin.level

@@ -1,4 +1,4 @@
-"""Lists what to evaluate (volumes of a data set, or pairs of files of any tool) and refuses what is unfit."""
+"""Lists what to evaluate, volumes of a data set or pairs of files, and refuses what cannot be evaluated."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class EvaluationCase:
 
     Attributes:
         name: unique, on one line; names its rows in the tables.
-        patient: who it is of; several volumes of one patient count as one.
+        patient: whose scan it is; several volumes of one patient count as one.
         original: file, or folder of a DICOM series.
         reconstruction: file; None where a model makes it.
         inserted: pairs of files, original with emboli and its reconstruction.
@@ -91,11 +91,11 @@ def cases_of_data(dataset_dir: str | Path) -> list[EvaluationCase]:
 def cases_of_pairs(table: str | Path) -> list[EvaluationCase]:
     """Reads the pairs of a CSV table, one per line.
 
-    Lines with the same original and reconstruction are one case, each with another inserted pair.
+    Lines with the same original and reconstruction are one case; each of them adds an inserted pair.
 
     Args:
-        table: with the columns `original` and `reconstruction`, and, where there are such, `patient`,
-            `inserted_original` and `inserted_reconstruction`; paths relative to the table or absolute.
+        table: has the columns `original` and `reconstruction`; `patient`, `inserted_original` and
+            `inserted_reconstruction` are optional. Paths are relative to the table or absolute.
 
     Raises:
         PairsError: if it cannot be read, lacks a column, or a line lacks a file name.
@@ -124,9 +124,8 @@ def cases_of_pairs(table: str | Path) -> list[EvaluationCase]:
         original, reconstruction = (table.parent / value for value in key)
         name = printable(volume_name(original))
         patient = values["patient"] or patients.get(key[0]) or _unique(name, taken)
-        patients[key[0]] = (
-            patient  # one original is one patient, and files of one name in two folders are two
-        )
+        # one original is one patient, and files of one name in two folders are two
+        patients[key[0]] = patient
         case = cases.setdefault(key, EvaluationCase(name, patient, original, reconstruction))
         if values["inserted_original"]:
             inserted = (values[f"inserted_{part}"] for part in COLUMNS)
@@ -136,7 +135,7 @@ def cases_of_pairs(table: str | Path) -> list[EvaluationCase]:
 
 
 def _delimiter(file: TextIO) -> str:
-    """Returns what parts the columns, by the header: spreadsheets of many countries write semicolons."""
+    """Returns the delimiter that the header uses; spreadsheets of many countries write semicolons."""
     header = file.readline()
     file.seek(0)
     return next((one for one in (",", ";", "\t") if one in header), ",")
@@ -144,7 +143,7 @@ def _delimiter(file: TextIO) -> str:
 
 def _check_row(table: Path, number: int, values: Mapping[str, str]) -> None:
     if any("\0" in value for value in values.values()):
-        raise PairsError(f"{table}, line {number}: must hold text, got a zero byte; write the table anew")
+        raise PairsError(f"{table}, line {number}: must hold text, got a zero byte; write the table again")
     for name in COLUMNS:
         if not values[name]:
             raise PairsError(f"{table}, line {number}: `{name}` is empty; name a file")
@@ -243,7 +242,7 @@ def _check_unit(case: EvaluationCase, original: np.ndarray, recon: np.ndarray) -
 
 
 def _shift(original: np.ndarray, recon: np.ndarray) -> tuple[int, int, int]:
-    """Returns the shift by one voxel at which the reconstruction fits clearly better, or none."""
+    """Returns the shift by one voxel at which the reconstruction fits clearly better, or zeros."""
     middle = [slice(max(n // 2 - 64, 0), min(n // 2 + 64, n)) for n in original.shape]
     old, new = (volume[tuple(middle)].astype(np.float32).clip(-1000, 1000) for volume in (original, recon))
     if min(old.shape) < 4:

@@ -86,7 +86,10 @@ class Results:
         """Adds the figures of one volume and one method to the tables."""
         patient = printable(case.patient)
         self.rows += rows_of(found, case.name, patient, method)
-        place = lambda voxel: nib.affines.apply_affine(original.affine, voxel).tolist()  # noqa: E731
+
+        def place(voxel: Sequence[float]) -> list[float]:
+            return nib.affines.apply_affine(original.affine, voxel).tolist()
+
         self.emboli += [
             embolus_line(case.name, patient, method, reading, place(reading.site.centre))
             for reading in found.readings
@@ -116,7 +119,7 @@ class Results:
     def keep_volumes(
         self, case: EvaluationCase, original: RASVolume, recon: np.ndarray, changes: Sequence[Change]
     ) -> None:
-        """Writes the reconstruction, where a model made it, and the volumes with emboli."""
+        """Writes the reconstruction, if a model made it, and the volumes with emboli."""
         self.volumes[case.name] = {
             "stem": case.stem,
             "original": str(case.original.absolute()),

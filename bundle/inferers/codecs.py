@@ -1,4 +1,4 @@
-"""Image and video codecs as rivals of a network: what they make of a volume at the same number of bits.
+"""Runs image and video codecs, to compare a network with what they make of a volume at the same bits.
 
 JPEG 2000 and JPEG XL code axial slices (package `imagecodecs`, an extra), HEVC codes them as a video (the
 ffmpeg binary that `imageio-ffmpeg` brings, which is called and never linked).
@@ -39,7 +39,7 @@ class Compressed(NamedTuple):
     Attributes:
         recon: (X, Y, Z) int16 in HU.
         bits_per_voxel: of the coded bytes.
-        setting: that reached these bits; gives the same ones for another volume alike.
+        setting: the one that reached these bits; a similar volume can be coded with it again.
     """
 
     recon: np.ndarray
@@ -63,8 +63,8 @@ def compress(
         hu_min: lower end of the window; what lies outside comes back clipped.
         hu_max: upper end.
         bits_per_voxel: to reach within 3 %.
-        setting: of an earlier result, to be used as it is: volumes with and without emboli must go through
-            the same codec. None searches for it.
+        setting: of an earlier result, to be used as it is, because volumes with and without emboli must be
+            coded in the same way. None searches for it.
 
     Raises:
         CodecError: if the codec is missing, fails, or does not reach the bits.
@@ -88,7 +88,10 @@ Coder = Callable[[np.ndarray, float], tuple[np.ndarray, int]]
 
 
 def _coder(codec: str) -> Coder:
-    """Codes frames (Z, X, Y) uint16, more bits for a higher setting; returns them decoded, and bytes."""
+    """Returns a function that codes frames (Z, X, Y) uint16, with more bits for a higher setting.
+
+    It returns the decoded frames, and the number of bytes.
+    """
     if codec == "hevc":
         return _code_hevc
     images = _imagecodecs()
@@ -124,7 +127,10 @@ def _search(codec: str, code: Coder, frames: np.ndarray, target: float) -> tuple
             continue
         low, high = (low, setting) if ratio > 1 else (setting, high)
         setting = (low + high) / 2 if codec == "jpeg2000" else float(np.sqrt(low * high))
-    raise CodecError(f"{codec}: does not reach {target:g} bits per voxel within 3 % (last {ratio:.2f} times)")
+    raise CodecError(
+        f"{codec}: does not reach {target:g} bits per voxel within 3 % (the last try had {ratio:.2f} times "
+        "as many); leave it out, or give another --codec_bits_per_voxel"
+    )
 
 
 def _imagecodecs() -> Any:

@@ -50,7 +50,7 @@ def auc_interval(present: np.ndarray, absent: np.ndarray, seed: int = 0) -> Inte
 def auc_change(
     reference: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray], seed: int = 0
 ) -> Interval:
-    """Returns how the area under the curve changes between two readings of the same sites, paired by site.
+    """Returns the change of the area under the curve between two readings of the same sites, paired by site.
 
     Args:
         reference: (N,) responses with and without the lesion, in the original.
@@ -95,19 +95,19 @@ def hotelling_responses(
     Args:
         present: (N, C) channel outputs of N sites with the lesion.
         absent: (N, C) of the same sites without.
-        n_folds: parts of the sites; each is read with what the rest taught.
+        n_folds: parts of the sites; each is read by an observer that was trained on the others.
         seed: of the folds.
 
     Returns:
         (N,) responses with and without.
 
     Raises:
-        ValueError: if a fold would be taught by fewer sites than there are channels.
+        ValueError: if the observer of a fold would be trained on no more sites than there are channels.
     """
     n_sites, n_channels = present.shape
     if n_sites - -(-n_sites // n_folds) <= n_channels:
         raise ValueError(
-            f"`present` must hold enough sites to teach {n_channels} channels, got {n_sites}; leave the "
+            f"`present` must hold enough sites to train {n_channels} channels, got {n_sites}; leave the "
             "observer out"
         )
     fold = np.random.default_rng(seed).permutation(n_sites) % n_folds

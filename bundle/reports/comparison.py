@@ -23,7 +23,7 @@ PSNR_MARGIN_DB = 0.5
 Z_OF_POWER = 1.96 + 0.84
 """Two-sided 5 % and a power of 80 %."""
 TOO_FEW = "too few patients"
-"""Outcome of a test that no difference could pass or fail: a guard that cannot fail guards nothing."""
+"""Outcome of a test with so few patients that it could not fail; a guard that cannot fail guards nothing."""
 BETTER, WORSE, NOT_SHOWN, DESCRIPTIVE = "better", "worse", "not shown", "descriptive only"
 
 
@@ -34,7 +34,7 @@ class Primary(NamedTuple):
         name: in words.
         keys: regions and metrics, whose values are averaged.
         aim: `not worse`, `better` or `not inferior`.
-        value: what is compared, made of a figure.
+        value: turns a figure into what is compared.
         is_high_good: whether a higher value is better.
     """
 
@@ -81,7 +81,7 @@ class Test(NamedTuple):
 
     Attributes:
         name: of the primary.
-        aim: what it had to show.
+        aim: see `Primary`.
         reference: mean value of the arm that is compared with.
         other: mean value of the arm in question.
         difference: by how much the other is better, mean over patients with its interval.
@@ -91,7 +91,7 @@ class Test(NamedTuple):
         n_patients: with both.
         seeds_agree: whether the mean difference has one sign in all training seeds.
         detectable: smallest difference that this many patients would show four times in five.
-        reached: whether the order of tests came so far.
+        reached: whether no test before it ended the order.
         outcome: `better`, `worse`, `passed`, `failed`, `not shown`, `not measured` or `too few patients`.
     """
 
@@ -118,7 +118,7 @@ class Verdict(NamedTuple):
     tests: tuple[Test, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Returns the verdict as dictionaries and lists, for JSON."""
         tests = [
             {
                 name: [plain(part) for part in value] if isinstance(value, Interval) else plain(value)
@@ -244,7 +244,7 @@ def _verdict(tests: tuple[Test, ...], n_patients: int) -> Verdict:
             f"{test.name} {test.detectable:.3g}" for test in tests if math.isfinite(test.detectable)
         )
         reason = f"n = {n_patients}, at least {MIN_PATIENTS} patients are needed" + (
-            f"; smallest differences that so many would show four times in five: {effects}" if effects else ""
+            f"; smallest differences that they would show four times in five: {effects}" if effects else ""
         )
         return Verdict(DESCRIPTIVE, reason, tests)
     guards = [test for test in tests if test.aim == "not worse"]

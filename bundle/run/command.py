@@ -28,13 +28,8 @@ from bundle.run.names import printable
 from bundle.run.rules import PATHS, RULES
 
 BUNDLE_ROOT = Path(__file__).resolve().parents[2]
-_NOT_FOR_USERS = (
-    "initialize",
-    "run",
-    "finalize",
-)  # MONAI's own lists of steps: valid ids, but no user means them
-
-
+# MONAI's own lists of steps: valid ids, but no user means them.
+_NOT_FOR_USERS = ("initialize", "run", "finalize")
 _OF_SETTING = re.compile(r"@(\w+)|\$@network_settings\['(\w+)'\]")
 
 
@@ -51,7 +46,7 @@ class CommandLineError(ValueError):
 
 
 class _QuickParser(ConfigParser):
-    """Parses a file that has not changed since only once; one command looks at its configs five times."""
+    """Parses a file once as long as it does not change; one command looks at its configs five times."""
 
     _parsed: ClassVar[dict[tuple[Path, int, int], Any]] = {}
 
@@ -110,7 +105,7 @@ class Command:
 
     @property
     def config_files(self) -> list[str]:
-        """Paths of the listed config files, in the order in which they are merged."""
+        """Returns the paths of the listed config files, in the order in which they are merged."""
         files = self.settings.get("config_file") or []
         return [str(file) for file in ([files] if isinstance(files, str) else files)]
 
@@ -161,7 +156,7 @@ def read_config_file(file: str) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigFileError(f"{file}: is no sound YAML or JSON ({reason}); correct it") from error
+        raise ConfigFileError(f"{file}: is not valid YAML or JSON ({reason}); correct it") from error
     if not isinstance(content, dict):
         raise ConfigFileError(f"{file}: must hold lines `id: value`, got {content!r:.60}; correct it")
     return content
@@ -246,7 +241,7 @@ def check_overrides(command: Command) -> None:
     A nested id (`a::b` or `a#b`) must exist, or its parent must be a component (`_target_`) that it adds an
     argument to. The ids of an experiment tracker count as known if `--tracking` is given.
 
-    A nested id that takes its value from a top-level id is refused too: other parts would keep the old one.
+    A nested id that takes its value from a top-level id is refused too: other parts would keep the old value.
 
     Raises:
         UnknownOverrideError: naming each unknown id with the nearest known ones.

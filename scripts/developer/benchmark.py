@@ -1,4 +1,4 @@
-"""Measures what this project promises on this machine: `make bench`.
+"""Measures, on this machine, the speed and memory that this project promises: `make bench`.
 
     python -m scripts.developer.benchmark [--only SECTION ...] [--output outputs/benchmark]
     python -m scripts.developer.benchmark --only training variants peers stages --minutes 8
@@ -53,9 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=sections, default=list(sections))
     parser.add_argument("--output", type=Path, default=BUNDLE_ROOT / "outputs" / "benchmark")
-    parser.add_argument("--minutes", type=float, help="begin no further row after so many")
+    parser.add_argument("--minutes", type=float, help="begin no further row of a table after this time")
     parser.add_argument(
-        "--tiny", action="store_true", help=f"the smallest sizes, of {', '.join(CAN_BE_TINY)}"
+        "--tiny", action="store_true", help=f"smallest sizes; only for {', '.join(CAN_BE_TINY)}"
     )
     given = parser.parse_args(arguments)
     if given.tiny and (wrong := sorted(set(given.only) - set(CAN_BE_TINY))):

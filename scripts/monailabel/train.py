@@ -139,7 +139,7 @@ class PatchTrainingTask(BundleTrainTask):
         found = {name: datastore.get_image_uri(name) for name in sorted(datastore.list_images())}
         images = {name: path for name, path in found.items() if os.path.isfile(path)}
         for name in found.keys() - images.keys():
-            logger.warning("%s: is no file any more, or a pipe; it is left out", name)
+            logger.warning("%s: is no regular file (any more); it is left out", name)
         if not images:
             raise TrainingDataError(f"{datastore.name()}: holds no image; put volumes into `--studies`")
         patients = self._patients_of(images)
@@ -180,7 +180,7 @@ class PatchTrainingTask(BundleTrainTask):
         return split["training"], split["validation"]
 
     def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list) -> None:
-        """Does nothing: `init_from` loads strictly, MONAI Label could keep random weights unnoticed."""
+        """Does nothing: `init_from` loads strictly, while MONAI Label could keep random weights unnoticed."""
 
 
 def _settings(config_files: list[str]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ BETAS = (0.5, 0.9)
 
 
 class Setting(NamedTuple):
-    """What is measured: cubes of `side` voxels, with so many codes, so many times each."""
+    """What is measured: `batch` cubes of `side` voxels, with `num_embeddings` codes, `rounds` times each."""
 
     side: int
     batch: int
@@ -63,7 +63,7 @@ def setting_of_device(tiny: bool) -> tuple[Setting, str]:
 
 
 class Terms(NamedTuple):
-    """Weights of the losses of a comparison; 0 means that our side leaves the network away."""
+    """Weights of the losses of a comparison; at 0 our side leaves the network out."""
 
     image: float
     video: float
@@ -90,7 +90,7 @@ AS_SHIPPED = Options()
 
 
 def measure_peers(output: Path, tiny: bool = False) -> list[dict[str, Any]]:
-    """Seconds and extra peak memory of an iteration, ours and theirs in turns; medians and their ratio."""
+    """Measures seconds and extra peak MiB of an iteration, ours and theirs in turns; medians, and a ratio."""
     setting, preset_of_device = setting_of_device(tiny)
     comparisons = {
         "stock, L1 only": (L1_ONLY, stock),
@@ -236,7 +236,7 @@ def textbook(preset: str, setting: Setting, terms: Terms, image: Tensor) -> Call
         with _autocast():
             recon, commitment, views = passes()
             loss = (recon.float() - image).abs().mean() + commitment
-            loss = loss + terms.perceptual * perceptual(*views["image"][::-1]).mean()
+            loss = loss + terms.perceptual * perceptual(*views["image"]).mean()
             for name, weight in (("image", terms.image), ("video", terms.video)):
                 real, fake = (discriminators[name](view) for view in views[name])
                 loss = loss - factor * weight * fake[-1].mean()
@@ -255,7 +255,7 @@ def textbook(preset: str, setting: Setting, terms: Terms, image: Tensor) -> Call
 
 
 def monai_vqvae(preset: str, num_embeddings: int) -> VQVAE:
-    """MONAI's network with the sizes of a preset."""
+    """Builds MONAI's network with the sizes of a preset."""
     channels, units = PRESETS[preset].channels, PRESETS[preset].num_res_layers
     return VQVAE(
         spatial_dims=3,

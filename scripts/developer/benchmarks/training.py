@@ -1,4 +1,4 @@
-"""Seconds per patch and peak memory of training, before and after the gate."""
+"""Measures seconds per patch and peak memory of training, before and after the opening of the gate."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ ON_GPU = Setting("default", side=128, batch=4, gate=100, iterations=200)
 ON_CPU = Setting("lite", side=64, batch=1, gate=5, iterations=10)
 TINY = Setting("lite", side=32, batch=1, gate=4, iterations=7)  # to try the program
 
-# What is left away or done otherwise, against the iteration with all losses as the product runs it.
+# Each variant leaves something out, or does it otherwise, than the iteration with all losses as shipped.
 VARIANTS: dict[str, tuple[Terms, Options]] = {
     "L1 only": (L1_ONLY, AS_SHIPPED),
     "below the gate": (ALL._replace(is_gate_open=False), AS_SHIPPED),
@@ -67,7 +67,7 @@ VARIANTS: dict[str, tuple[Terms, Options]] = {
 
 
 def measure_variants(output: Path, tiny: bool = False) -> list[dict[str, Any]]:
-    """Measures where the time of an iteration with all losses goes: each variant in turns with it.
+    """Measures where the time of an iteration with all losses goes: each variant alternates with it.
 
     A GPU also says how often an iteration makes Python wait for it.
     """
@@ -87,7 +87,7 @@ def measure_variants(output: Path, tiny: bool = False) -> list[dict[str, Any]]:
                 "variant": name,
                 "seconds": seconds["variant"],
                 "all losses, seconds": seconds["all"],
-                "all losses take so many times as long": seconds["all"] / seconds["variant"],
+                "all losses, times as long": seconds["all"] / seconds["variant"],
                 "MiB": memory["variant"],
                 "all losses, MiB": memory["all"],
                 "waits for the GPU": _waits(sides["variant"]),

@@ -80,5 +80,5 @@ def test_a_hotelling_observer_reaches_the_area_of_the_optimal_one_and_none_witho
 
 
 def test_too_few_sites_to_teach_an_observer_are_refused():
-    with pytest.raises(ValueError, match="enough sites to teach 4 channels, got 5"):
+    with pytest.raises(ValueError, match="enough sites to train 4 channels, got 5"):
         hotelling_responses(np.zeros((5, 4)), np.zeros((5, 4)))

@@ -227,16 +227,16 @@ def test_missing_config_files_are_named(words, message):
     ("name", "text", "message"),
     [
         ("none.yaml", None, "none.yaml: no such config file; check `config_file`"),
-        ("a.yaml", "seed: 1\n  halo: 2", r"a.yaml: is no sound YAML or JSON \(mapping values .* line 2"),
-        ("a.json", '{"seed": 1', r"a.json: is no sound YAML or JSON \(Expecting"),
+        ("a.yaml", "seed: 1\n  halo: 2", r"a.yaml: is not valid YAML or JSON \(mapping values .* line 2"),
+        ("a.json", '{"seed": 1', r"a.json: is not valid YAML or JSON \(Expecting"),
         (
             "a.yaml",
             "a: !!python/object/apply:os.kill [1]",
-            r"a.yaml: is no sound YAML or JSON \(could not",
+            r"a.yaml: is not valid YAML or JSON \(could not",
         ),
-        ("a.json", '{"a": ' + "[" * 3000 + "]" * 3000 + "}", r"a.json: is no sound YAML or JSON \(maximum"),
+        ("a.json", '{"a": ' + "[" * 3000 + "]" * 3000 + "}", r"a.json: is not valid YAML or JSON \(maximum"),
         ("a.yaml", "", "a.yaml: must hold lines `id: value`, got None"),
-        ("a.txt", "seed: 1", r"a.txt: is no sound YAML or JSON \(unknown file input"),
+        ("a.txt", "seed: 1", r"a.txt: is not valid YAML or JSON \(unknown file input"),
     ],
 )
 def test_a_config_that_cannot_be_read_is_named(config_file, tmp_path, name, text, message):

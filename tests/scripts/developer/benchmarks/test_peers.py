@@ -2,6 +2,7 @@ import pytest
 import torch
 from monai.networks.nets import VQVAE, PatchDiscriminator
 
+from bundle.losses.perceptual import SlicePerceptualLoss
 from bundle.networks.vqgan import VQGAN
 from scripts.developer.benchmarks import peers
 
@@ -52,6 +53,19 @@ def test_each_side_runs_the_passes_that_its_description_says(passes, side, terms
 def test_our_side_runs_both_discriminators_behind_the_gate(passes):
     peers.ours("lite", TINY, peers.ALL, torch.rand(1, 1, 32, 32, 32) * 2 - 1)()
     assert passes == {"generator": 1, "discriminator": 6}
+
+
+def test_the_textbook_s_perceptual_loss_reaches_the_reconstruction(monkeypatch):
+    reached = []
+    original = SlicePerceptualLoss.forward
+
+    def forward(self, real, fake):
+        reached.append((real.requires_grad, fake.requires_grad))
+        return original(self, real, fake)
+
+    monkeypatch.setattr(SlicePerceptualLoss, "forward", forward)
+    peers.textbook("lite", TINY, peers.ALL, torch.rand(1, 1, 32, 32, 32) * 2 - 1)()
+    assert reached == [(False, True)]
 
 
 def test_rows_tell_both_sides_and_their_ratio():
