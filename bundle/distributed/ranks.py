@@ -13,7 +13,7 @@ from bundle.distributed.launcher import LaunchError, launched
 from bundle.run.names import shown
 from bundle.run.rules import check
 
-_patient: list[Any] = []  # a second group of the same processes, with a longer time limit
+_slow_group: list[Any] = []  # a second group of the same processes, with a longer time limit
 
 
 def is_joined() -> bool:
@@ -66,7 +66,7 @@ def join(device: torch.device | str, rank_timeout_s: int = 600, store_timeout_s:
             world_size=here.size,
             timeout=limit,
         )
-        _patient[:] = [dist.new_group(backend="gloo", timeout=timedelta(seconds=store_timeout_s))]
+        _slow_group[:] = [dist.new_group(backend="gloo", timeout=timedelta(seconds=store_timeout_s))]
         os.environ["SLURM_LOCALID"] = str(here.local_rank)  # which ignite prefers to torchrun's LOCAL_RANK
         idist.sync()  # needs all processes, so it cannot wait until one of them first uses ignite
     except LaunchError:
@@ -83,14 +83,14 @@ def join(device: torch.device | str, rank_timeout_s: int = 600, store_timeout_s:
 def leave() -> None:
     """Leaves the group, if there is one; the process goes on alone."""
     if is_joined():
-        _patient.clear()
+        _slow_group.clear()
         dist.destroy_process_group()
 
 
 def wait_for_ranks() -> None:
     """Waits until all ranks have reached this call, for at most `store_timeout_s`."""
-    if _patient:
-        dist.barrier(group=_patient[0])
+    if _slow_group:
+        dist.barrier(group=_slow_group[0])
 
 
 def launcher_store(limit: timedelta) -> dist.Store:

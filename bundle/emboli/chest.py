@@ -113,11 +113,11 @@ def find_chest(voxels: np.ndarray, spacing_mm: Sequence[float]) -> Chest:
     tissue = np.zeros(voxels.shape, np.uint8)
     for z in _slabs(voxels.shape[2]):
         hu = voxels[..., z]
-        of = [_upsampled(mask, voxels.shape, z) for mask in (body, lung, near)]
-        label = of[0].astype(np.uint8)
-        label[of[1] & (hu < AIR_BELOW_HU)] = Tissue.LUNG
-        label[of[0] & (hu >= SOFT_TISSUE_HU[0]) & (hu <= SOFT_TISSUE_HU[1])] = Tissue.SOFT
-        label[of[0] & ~of[2] & (hu >= BONE_ABOVE_HU)] = Tissue.BONE
+        in_body, in_lung, near_vessel = (_upsampled(mask, voxels.shape, z) for mask in (body, lung, near))
+        label = in_body.astype(np.uint8)
+        label[in_lung & (hu < AIR_BELOW_HU)] = Tissue.LUNG
+        label[in_body & (hu >= SOFT_TISSUE_HU[0]) & (hu <= SOFT_TISSUE_HU[1])] = Tissue.SOFT
+        label[in_body & ~near_vessel & (hu >= BONE_ABOVE_HU)] = Tissue.BONE
         tissue[..., z] = label
     if lumen is not None:
         tissue[lumen.box][lumen.wall > 0] = Tissue.VESSEL
@@ -163,7 +163,7 @@ def _find_lumen(
         inside = _cut_lumen(voxels[box[0], box[1], whole], spacing_mm, blood_hu)
         inside &= _upsampled(near, voxels.shape, whole)[box[0], box[1]]
         certain = _upsampled(is_filled, voxels.shape, whole)[box[0], box[1]]
-        inside = _without_strangers(inside, certain)
+        inside = _vessel_parts(inside, certain)
         if spine is not None:
             inside = _without_spine(inside, spine.zone((*box[:2], whole)))
         kept = slice(z.start - wide.start, z.stop - wide.start)
@@ -183,8 +183,8 @@ def _cut_lumen(hu: np.ndarray, spacing_mm: Sequence[float], blood_hu: float) -> 
     return (smooth >= half) & (smooth <= min(CONTRAST_HU[1], DENSEST * blood_hu)) & (hu >= quarter)
 
 
-def _without_strangers(inside: np.ndarray, certain: np.ndarray) -> np.ndarray:
-    """Drops bright parts of axial slices that are mostly not vessel, such as a vertebra beside the aorta."""
+def _vessel_parts(inside: np.ndarray, certain: np.ndarray) -> np.ndarray:
+    """Keeps the bright parts of axial slices that are vessel; drops, say, a vertebra beside the aorta."""
     parts, n_parts = ndimage.label(inside, structure=IN_PLANE)
     sizes = np.bincount(parts.ravel(), minlength=n_parts + 1)
     n_certain = np.bincount(parts[certain], minlength=n_parts + 1)

@@ -170,10 +170,8 @@ def _lumen_share(lumen: Lumen, box: Sequence[slice], spacing_mm: Sequence[float]
     kept = [
         slice(max(a, 0), max(min(b, n), 0)) for a, b, n in zip(starts, stops, lumen.wall.shape, strict=True)
     ]
-    before = [
-        (max(-a, 0), max(b - max(n, 0), 0)) for a, b, n in zip(starts, stops, lumen.wall.shape, strict=True)
-    ]
-    inside = np.pad(lumen.wall[tuple(kept)] > 0, before).astype(np.float32)
+    padding = [(max(-a, 0), max(b - n, 0)) for a, b, n in zip(starts, stops, lumen.wall.shape, strict=True)]
+    inside = np.pad(lumen.wall[tuple(kept)] > 0, padding).astype(np.float32)
     sigma = (PSF_MM / spacing_mm[0], PSF_MM / spacing_mm[1], 0)
     share = inside * ndimage.gaussian_filter(inside, sigma, truncate=3)
     return share[tuple(slice(n, share.shape[axis] - n) for axis, n in enumerate(wide))]

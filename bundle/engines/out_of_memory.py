@@ -113,7 +113,7 @@ class MemoryFallback:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            raise TrainingMemoryError(self._advice(error, " (outside what can be repeated)")) from error
+            raise TrainingMemoryError(self._advice(error, " (in a part that cannot be repeated)")) from error
 
     def _try(self, attempt: Callable[[], Any]) -> tuple[bool, Any]:
         """Returns whether the attempt fits on this rank, and its result."""

@@ -77,7 +77,7 @@ def test_what_is_no_volume_by_nature_is_told_and_does_not_count(write_dicom, tmp
 
     out = capsys.readouterr().out
     assert "1 of 1 volumes can be used as they are; skipped, since they cannot be CT volumes: 1" in out
-    assert re.search(r"scout/\d+: is a localizer, no volume \[localizer\]", out)
+    assert re.search(r"scout/\d+: is a localizer, not a volume \[localizer\]", out)
 
 
 def test_a_tilted_gantry_is_told(write_dicom, tmp_path, capsys):

@@ -50,7 +50,7 @@ def test_a_nifti_among_the_inputs_is_refused_before_anything_is_written(
 
     done = python.run("inference", **model, output_format="dicom")
 
-    done.expect_refusal("ct.nii.gz: is no DICOM", "--output_format nifti", output_dir=out)
+    done.expect_refusal("ct.nii.gz: is not DICOM", "--output_format nifti", output_dir=out)
 
 
 def test_an_unknown_format_is_refused_before_anything_is_written(python, series, checkpoint, out):

@@ -141,7 +141,7 @@ def _items(source: Path) -> dict[str, list[Any]]:
         raise DatasetError(f"{source}: cannot be read as JSON ({error}); correct it") from error
     if not isinstance(content, dict) or not any(isinstance(content.get(name), list) for name in LISTS):
         raise DatasetError(
-            f'{source}: must hold {{"training": [{{"image": "FILE.nii.gz"}}, ...]}}, as Decathlon lists'
+            f'{source}: must hold {{"training": [{{"image": "FILE.nii.gz"}}, ...]}}, as Decathlon lists do'
         )
     return {name: content[name] for name in LISTS if isinstance(content.get(name), list)}
 
@@ -240,8 +240,8 @@ def _warn_of_parts(volumes: Sequence[Found]) -> None:
     for images in places.values():
         if len(images) > 1:
             logger.warning(
-                "one series lies in %d folders and is taken for as many volumes: %s; put its files into one "
-                "folder, or remove the copies",
+                "one series lies in %d folders and is taken for that many volumes: %s; put its files into one"
+                " folder, or remove the copies",
                 len(images), ", ".join(images),
             )  # fmt: skip
 

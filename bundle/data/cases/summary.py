@@ -90,7 +90,7 @@ def summarise_volume(path: PathLike, patch_size: Sequence[int] | None = None) ->
         spacing_mm=tuple(np.linalg.norm(volume.affine[:3, :3], axis=0).tolist()),
         axes="".join(nib.aff2axcodes(volume.affine)),
         hu_range=(values.minimum, values.maximum),
-        padding_share=_share(voxels, -np.inf, np.nextafter(np.float32(PADDING_HU), np.float32(-np.inf))),
+        padding_share=_share_below(voxels, PADDING_HU),
         contrast_share=vessels.lumen_share,
         is_contrast_seen=bool(vessels.is_filled.any()),
         has_contrast_tag=has_tag,
@@ -108,6 +108,5 @@ def _vessels(volume: Volume) -> Vessels:
     return find_vessels(samples, find_body(samples), distances_mm[np.argsort(orientation[:, 0])].tolist())
 
 
-def _share(voxels: np.ndarray, low: float, high: float) -> float:
-    counts = [np.count_nonzero((slab >= low) & (slab <= high)) for slab in np.moveaxis(voxels, -1, 0)]
-    return float(sum(counts)) / voxels.size
+def _share_below(voxels: np.ndarray, hu: float) -> float:
+    return sum(np.count_nonzero(slab < hu) for slab in np.moveaxis(voxels, -1, 0)) / voxels.size

@@ -39,7 +39,7 @@ from bundle.data.dicom.screening import CT, OWN_MANUFACTURER
 from bundle.data.dicom.volume import usable_series
 from bundle.data.volumes.formats import is_series
 from bundle.data.volumes.nifti import VolumeError
-from bundle.data.volumes.writing import SLAB_Z, CTWriter
+from bundle.data.volumes.writing import CTWriter
 from bundle.run.atomic import complete_or_absent_folder
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ MAX_DESCRIPTION = 1024  # characters of a DICOM short text
 VOXELS_PER_CODE, BITS_PER_VOXEL = 4**3, 16
 METADATA = Path(__file__).resolve().parents[3] / "metadata.json"
 GRID_TOLERANCE_MM = 1e-4
+SLAB_Z = 32
 SLICE_NAME = re.compile(r"\d{4,}\.dcm")
 
 SERIES_NUMBER, INSTANCE_NUMBER = 0x00200011, 0x00200013
@@ -293,7 +294,7 @@ def check_source(source: Path) -> None:
     """
     if not is_series(source):
         raise VolumeError(
-            f"{source}: is no DICOM, so no DICOM series can be derived from it; give the series itself, or "
+            f"{source}: is not DICOM, so no DICOM series can be derived from it; give the series itself, or "
             "write NIfTI by --output_format nifti"
         )
 
@@ -315,8 +316,8 @@ def check_target(path: Path, source: Path) -> None:
         )
     if os.path.lexists(path) and not _is_result(path):
         raise VolumeError(
-            f"{path}: holds something else than an earlier result and will not be overwritten; move it away, "
-            "or change `output_dir`"
+            f"{path}: holds something other than an earlier result and will not be overwritten; move it "
+            "away, or change `output_dir`"
         )
 
 

@@ -208,7 +208,7 @@ def _find_frames(file: BinaryIO, n_frames: int) -> list[list[tuple[int, int]]]:
         if group << 16 | element == SEQUENCE_END:
             break
         if group << 16 | element != ITEM or length == UNDEFINED or length > n_bytes - file.tell():
-            raise ValueError("something else than fragments")
+            raise ValueError("something other than fragments")
         fragments.append((file.tell(), length))
         file.seek(length, os.SEEK_CUR)
     (table_start, table_length), *fragments = fragments
@@ -218,13 +218,12 @@ def _find_frames(file: BinaryIO, n_frames: int) -> list[list[tuple[int, int]]]:
         return [[fragment] for fragment in fragments]
     file.seek(table_start)
     offsets = struct.unpack(f"<{n_frames}I", file.read(table_length))
-    frames: list[list[tuple[int, int]]] = [[] for _ in offsets]
-    for start, length in fragments:
-        offset = start - fragments[0][0]
-        frames[sum(first <= offset for first in offsets) - 1].append((start, length))
-    if not all(frames):
-        raise ValueError("fewer frames than declared")
-    return frames
+    numbers = {start - fragments[0][0]: number for number, (start, _) in enumerate(fragments)}
+    firsts = [numbers.get(offset, -1) for offset in offsets]
+    ends = [*firsts[1:], len(fragments)]
+    if firsts[0] != 0 or any(first >= end for first, end in zip(firsts, ends, strict=True)):
+        raise ValueError("frames that do not begin with a fragment each, one after the other")
+    return [fragments[first:end] for first, end in zip(firsts, ends, strict=True)]
 
 
 def _file_of_pixels(header: DicomHeader, packed: bytes) -> bytes:

@@ -36,7 +36,7 @@ AIR_HU = -1024
 OWN_MANUFACTURER = "ctpa_vqgan"
 
 ADVICE = {
-    "unreadable": "check its rights and the disk",
+    "unreadable": "check its permissions and the disk",
     "truncated": "copy it again",
     "damaged": "copy it again, or export the series again",
     "transfer_syntax": "export the series uncompressed, or as JPEG 2000 or lossless JPEG",
@@ -135,15 +135,15 @@ def _file_nature(header: DicomHeader) -> Fault | None:
         or "DOSE" in kinds
         or DOSE_WORDS.search(header.text("description"))
     ):
-        return "dose_report", "is a dose report, no volume"
+        return "dose_report", "is a dose report, not a volume"
     if header.storage_class.startswith(SECONDARY_CAPTURE) or "SCREEN" in kinds:
-        return "secondary_capture", "is a secondary capture (a stored picture of a screen), no volume"
-    # without one, as some anonymisers leave it, the storage class tells
+        return "secondary_capture", "is a secondary capture (a stored picture of a screen), not a volume"
+    # some anonymisers remove the modality; then the storage class decides
     if modality != "CT" and (modality or header.storage_class != CT):
         name = modality if modality.isalnum() and len(modality) <= 4 else "none"
         return "not_ct", f"is not CT: its modality is {name}"
     if any(word in kinds for word in ("LOCALIZER", "SCOUT", "TOPOGRAM")):
-        return "localizer", "is a localizer, no volume"
+        return "localizer", "is a localizer, not a volume"
     if header.pixel_bytes is None and header.storage_class != CT:
         return "not_ct", "holds no pixels"
     return None
@@ -196,7 +196,7 @@ def _bits_fault(header: DicomHeader) -> Fault | None:
         bits = {FLOAT_PIXELS: 32, DOUBLE_PIXELS: 64}[header.pixel_tag]
         if allocated == bits and header.transfer_syntax in NATIVE:
             return None
-        return "lying_header", f"{name} holds numbers of {bits} bits and declares others; export it again"
+        return "lying_header", f"{name} holds {bits}-bit numbers and declares something else; export it again"
     stored = header.number("bits_stored", allocated)
     if header.number("high_bit", stored - 1) != stored - 1:
         return (
@@ -207,7 +207,7 @@ def _bits_fault(header: DicomHeader) -> Fault | None:
     if not 0 < stored <= allocated <= 32 or header.number("is_signed", 2) not in (0, 1):
         return (
             "lying_header",
-            f"{name} does not say how many bits a pixel has and of which sign; export it again",
+            f"{name} does not say how many bits a pixel has and whether it is signed; export it again",
         )
     return None
 
@@ -263,7 +263,7 @@ def _unit_fault(header: DicomHeader) -> Fault | None:
             f"{name} has no rescale slope or intercept, so its HU are unknown; export it again",
         )
     if header.text("rescale_type").upper() not in ("", "HU", "HU_MOD", "US", "UNSPECIFIED"):
-        return "non_hu", f"{name} is not in HU (its rescale type is another); give the CT series itself"
+        return "non_hu", f"{name} is not in HU, as its rescale type says; give the CT series itself"
     if (
         any(len(numbers) != 1 or not math.isfinite(numbers[0]) for numbers in scaling)
         or not 0 < scaling[0][0] < 1e4

@@ -13,13 +13,12 @@ from bundle.data.dicom.header import DicomError
 from bundle.data.dicom.pixels import read_slices_hu
 from bundle.data.dicom.series import Series, find_one_series
 from bundle.data.volumes.formats import VolumeHeader, require_memory
+from bundle.data.volumes.geometry import tilt_note
 from bundle.data.volumes.nifti import header_of_affine
 
 logger = logging.getLogger(__name__)
 
 INT16 = np.iinfo(np.int16)
-# Below it, the tilt is the rounding of the positions.
-TILT_DEGREES = 0.1
 
 
 def read_series_header(path: PathLike) -> VolumeHeader:
@@ -81,16 +80,6 @@ def _header(series: Series, geometry: Geometry) -> VolumeHeader:
             _warn(series.path, note)
     header = header_of_affine(geometry.affine, geometry.shape)
     return VolumeHeader(geometry.shape, geometry.affine.copy(), header, series.notes)
-
-
-def tilt_note(degrees: float) -> str:
-    """Says what to know about a tilted volume; empty below a tenth of a degree, which is rounding."""
-    if degrees <= TILT_DEGREES:
-        return ""
-    return (
-        f"gantry tilt of {degrees:.1f} degrees: voxels stay as they are, the affine carries the shear "
-        "(ITK-based viewers refuse such files)"
-    )
 
 
 @lru_cache(maxsize=4096)

@@ -161,7 +161,7 @@ class LatentDataset(Dataset):
             )
         self.paths = [Path(case["image"]) for case in data]
         self.records = [read_record(path) for path in self.paths]
-        self.cache_dir, self.source, self.seed = Path(cache_dir), source, seed
+        self.cache_dir, self.source, self.seed = Path(cache_dir).expanduser(), source, seed
         self.code_vectors, self.statistics = code_vectors, statistics
         self.patch_cells = None if patch_size is None else self._in_cells(ensure_tuple_rep(patch_size, 3))
         self._arrays: list[np.ndarray] | None = None

@@ -265,7 +265,7 @@ def _check_words(record: Record) -> None:
     fault = settings_fault(record.settings)
     missing = [name for name in NETWORK_SETTINGS if name not in record.settings]
     if fault or missing:
-        raise ValueError(fault or f"its settings must say {', '.join(missing)}")
+        raise ValueError(fault or f"its settings must hold {', '.join(missing)}")
     if type(record.amp) is not bool or type(record.halo) not in (int, NoneType):
         raise ValueError("what it says of its model's precision is wrong")
     if record.patient and not is_fingerprint(record.patient):

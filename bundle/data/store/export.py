@@ -9,6 +9,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from bundle.data.store.file import UNREADABLE, Layout, StoreError, read_box, read_layout
+from bundle.data.volumes.geometry import RAS
 from bundle.data.volumes.header_text import header_from_text
 from bundle.data.volumes.writing import CTWriter
 
@@ -33,10 +34,9 @@ def export_volume(path: Path, output: Path) -> None:
     voxels = read_box(
         path, layout, (0, 0, 0), layout.shape, f"its source {str(layout.record.get('source_sha256'))[:16]}"
     )
-    ras = np.array([[0, 1], [1, 1], [2, 1]])
     writer = CTWriter()
     try:
-        back = nib.orientations.ornt_transform(ras, np.array(layout.record["orientation"]))
+        back = nib.orientations.ornt_transform(RAS, np.array(layout.record["orientation"]))
         writer.set_data_array(nib.apply_orientation(voxels, back), channel_dim=None)
         writer.header = _export_header(layout)
         if writer.header.get_data_shape() != writer.data_obj.shape:

@@ -268,7 +268,9 @@ class PatchStore:
                 write_counts(path, {window_key(*window): packed})
         except OSError as error:
             if not os.path.exists(image):
-                raise VolumeError(f"{image}: went away while it was being read", "unreadable") from error
+                raise VolumeError(
+                    f"{image}: disappeared while it was being read; bring it back", "unreadable"
+                ) from error
             raise StoreError(
                 f"{path.parent}: writing failed ({error.strerror or error}); make room or give another "
                 f"{self.option}"

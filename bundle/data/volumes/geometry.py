@@ -27,10 +27,13 @@ def tilt_degrees(affine: np.ndarray) -> float:
 
 
 def tilt_note(degrees: float) -> str:
-    """Says what a person must know about a tilted volume; empty below 0.1 degrees, which is rounding."""
+    """Says what a person must know about a tilted volume; empty up to 0.1 degrees, which is rounding."""
     if degrees <= TILT_DEGREES:
         return ""
-    return f"gantry tilt of {degrees:.1f} degrees: voxels stay as they are, the affine carries the shear"
+    return (
+        f"gantry tilt of {degrees:.1f} degrees: voxels stay as they are, the affine carries the shear "
+        "(ITK-based viewers refuse such files)"
+    )
 
 
 def header_notes(header: nib.Nifti1Header, affine: np.ndarray, pixdim: np.ndarray) -> tuple[str, ...]:

@@ -198,7 +198,7 @@ def open_nifti(path: PathLike) -> NiftiFile:
     """
     path = Path(path)
     if not os.path.isfile(path):  # unlike pathlib never an error, however long the name
-        what = "is no file" if os.path.exists(path) else "no such file"
+        what = "is not a file" if os.path.exists(path) else "no such file"
         raise VolumeError(f"{path}: {what}; check the path")
     try:
         header, pixdim, n_layers = _read_header(path)
@@ -314,8 +314,8 @@ def _check_length(file: NiftiFile, n_layers: int) -> None:
                 f"{path}: its header declares {declared:,} bytes, more than {held:,} packed bytes can hold; "
                 "convert the scan again"
             )
-        is_told = n_layers == 1 and _gzip_trailer(path) == declared % (1 << 32)
-        held = declared if is_told else _unpacked_bytes(path, declared)
+        is_confirmed = n_layers == 1 and _gzip_trailer(path) == declared % (1 << 32)
+        held = declared if is_confirmed else _unpacked_bytes(path, declared)
     if held < declared:
         raise VolumeError(
             f"{path}: is truncated: its header declares {declared:,} bytes, it holds {held:,}; copy it again"

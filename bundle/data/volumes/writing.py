@@ -26,7 +26,6 @@ GEOMETRY_FIELDS = (
     *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"),
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
 )
-SLAB_Z = 32
 
 
 class CTWriter(ImageWriter):

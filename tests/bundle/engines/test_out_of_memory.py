@@ -150,7 +150,7 @@ def test_an_optimizer_that_does_not_fit_ends_the_run_with_the_advice(tiny_vqgan,
         raise torch.OutOfMemoryError("no room for moments")
 
     run.trainer.network.quantizer.update = refuse
-    with pytest.raises(TrainingMemoryError, match="outside what can be repeated.*no room for moments"):
+    with pytest.raises(TrainingMemoryError, match="a part that cannot be repeated.*no room for moments"):
         run.run()
 
 

@@ -68,7 +68,7 @@ def test_what_is_no_older_result_is_never_touched(source, tmp_path, put):
     put(target, source)
     before = listing(tmp_path)
 
-    with pytest.raises(VolumeError, match=r"ct_recon: holds something else than an earlier result"):
+    with pytest.raises(VolumeError, match=r"ct_recon: holds something other than an earlier result"):
         derive(source, target)
 
     assert listing(tmp_path) == before
@@ -110,7 +110,7 @@ def test_a_result_is_no_target_for_what_is_derived_from_it(source, tmp_path):
 def test_of_what_is_no_dicom_no_series_is_derived(tmp_path, name):
     (tmp_path / "ct.nii.gz").write_bytes(b"")
 
-    with pytest.raises(VolumeError, match=rf"{name}: is no DICOM.*--output_format nifti"):
+    with pytest.raises(VolumeError, match=rf"{name}: is not DICOM.*--output_format nifti"):
         check_source(tmp_path / name)
 
 

@@ -1,11 +1,14 @@
 """HU are stored values x slope + intercept: nothing that a header says of display changes them."""
 
+import struct
+
 import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless
 
+from bundle.data.dicom.pixels import _find_frames
 from bundle.data.dicom.series import find_one_series
 from bundle.data.volumes.formats import VolumeError
 from bundle.data.volumes.reading import read_volume
@@ -182,6 +185,32 @@ def test_a_value_that_is_declared_padding_and_lies_only_inside_was_measured(writ
     change(folder, lambda dataset: dataset.add_new(0x00280120, "US", 1024))
 
     np.testing.assert_array_equal(read_volume(folder).voxels, slices.transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("offsets", "frames"),
+    [
+        ((0, 20), [[0, 1], [2]]),
+        ((0, 10), [[0], [1, 2]]),
+        ((0, 21), None),  # inside of a fragment: its frame would lose its beginning
+        ((10, 20), None),
+        ((20, 0), None),
+        ((0, 0), None),
+    ],
+)
+def test_frames_begin_with_fragments_in_order_or_are_refused(tmp_path, offsets, frames):
+    fragments = b"".join(struct.pack("<HHI", 0xFFFE, 0xE000, 2) + b"ab" for _ in range(3))
+    table = struct.pack("<HHI2I", 0xFFFE, 0xE000, 8, *offsets)
+    path = tmp_path / "pixels"
+    path.write_bytes(table + fragments + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0))
+
+    with path.open("rb") as file:
+        if frames is None:
+            with pytest.raises(ValueError, match="frames that do not begin with a fragment"):
+                _find_frames(file, 2)
+        else:
+            starts = [len(table) + 10 * number + 8 for number in range(3)]
+            assert _find_frames(file, 2) == [[(starts[n], 2) for n in frame] for frame in frames]
 
 
 def test_a_decoder_that_dies_names_the_file_and_ends_alone(write_dicom, tmp_path, monkeypatch):

@@ -193,7 +193,7 @@ def test_what_is_no_volume_is_skipped_and_what_is_damaged_is_an_error(write_dico
         cases = inference_cases(tmp_path)
 
     assert [case["image"] for case in cases] == [str(tmp_path / "p1" / "ct")]
-    assert caplog.text.count("is a localizer, no volume; it is skipped") == 1
+    assert caplog.text.count("is a localizer, not a volume; it is skipped") == 1
     write_dicom(tmp_path / "p2" / "ct", HU, tags={"0028|1054": "OD"})
     with pytest.raises(ValueError, match=r"1 of 2 volumes cannot be used:\n  .*p2/ct: .* is not in HU"):
         inference_cases(tmp_path)

@@ -73,6 +73,12 @@ def expected_latents(volume, source):
     return CODES[volume.indices.astype(np.int64)].permute(3, 0, 1, 2)
 
 
+def test_the_cache_may_lie_below_the_home_folder(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    LatentDataset(data, "~/cache", "indices").prepare()
+    assert len(list((tmp_path / "cache").iterdir())) == len(data)
+
+
 @pytest.mark.parametrize("source", ["codes", "latents", "indices"])
 def test_a_whole_volume_holds_what_the_file_holds(volumes, dataset, source):
     for item, volume in zip([dataset(source)[n] for n in range(2)], volumes.values(), strict=True):
