@@ -41,7 +41,7 @@ def test_the_table_has_a_row_for_every_volume_and_says_what_is_refused(dataset, 
     assert lines[1].endswith("| 0.0% | not visible, in header | yes")
     assert lines[2] == "p2/ct | - | - | - | - | - | - | no"
     assert lines[3].startswith("p3/ct.nii.gz | 10 x 6 x 8 | ") and "| 25.0% | not visible | yes" in lines[3]
-    assert re.search(r"^ \| p2/ct: .* is not in HU .* \[non_hu\]$", lines[6])
+    assert re.search(r"^ \| p2/ct: .* is not in HU, .* \[non_hu\]$", lines[6])
     assert lines[-1] == "2 of 3 volumes can be used as they are"
     assert not any(secret in out for secret in ("DOE", "MRN"))
     rows = list(csv.DictReader((tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()))

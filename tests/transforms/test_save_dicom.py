@@ -60,7 +60,7 @@ def test_every_volume_of_which_no_dicom_can_be_made_is_named_at_once(write_dicom
         save_dicom(tmp_path / "out").check(cases, Provenance)
 
     assert "scan.nii.gz: is not DICOM" in str(refused.value) and "good" not in str(refused.value)
-    assert "taken_recon: holds something else" in str(refused.value)
+    assert "taken_recon: holds something other than an earlier result" in str(refused.value)
     SaveImageCTPAd("pred", tmp_path / "out").check(cases, Provenance)  # NIfTI goes everywhere
 
 
