@@ -9,7 +9,7 @@ in float32.
 A file is a zip archive with a CRC for every part. torch does not compare the CRCs: it would load a weight
 with a flipped bit without an error. So they are compared before torch opens the file.
 
-Format 5 holds the generator of version 0.2.0, which draws no grid of two or four voxels into its images.
+Format 5 holds the present generator, which draws no grid of two or four voxels into its images.
 Format 4 holds the same generator with other parameters, which are converted. Formats 1 to 3 hold the
 generator of version 0.1.0. Its weights do not fit, so these formats are refused.
 """
