@@ -157,6 +157,8 @@ def part_of(board: Board, shard_index: int = 0, shard_count: int = 1) -> str:
 def launched_board(timeout_s: float = 86400) -> Board:
     """Joins the processes of a launcher without a process group; a single process gets a local board.
 
+    Every process waits here until all have come, for at most 10 minutes.
+
     Args:
         timeout_s: seconds to wait for the other processes.
 
@@ -172,8 +174,8 @@ def _shared_store() -> distributed.Store:
     here = launched()
     try:
         store = distributed.PrefixStore("archive", launcher_store(timedelta(seconds=MEET_S)))
-        n_joined = store.add("joined", 1)
-    except (RuntimeError, ValueError) as error:
+        n_joined = _meet(store, here.size)
+    except (RuntimeError, ValueError, TimeoutError) as error:
         raise LaunchError(
             f"process {here.rank} of {here.size} did not meet the others ({str(error).splitlines()[0]}); see "
             "what they say, and whether MASTER_ADDR and MASTER_PORT can be reached"
@@ -184,3 +186,18 @@ def _shared_store() -> distributed.Store:
             "survive; start it again without --max-restarts, and it goes on where it stopped"
         )
     return store
+
+
+def _meet(store: distributed.Store, world_size: int) -> int:
+    """Waits until all processes have joined, and returns how many have.
+
+    Without it the first process, in which the store may live, could refuse the job or do all of its work and
+    end before another one has come, which would then look for the store in vain.
+    """
+    n_joined, end = store.add("joined", 1), time.monotonic() + MEET_S
+    while n_joined < world_size:
+        if time.monotonic() > end:
+            raise TimeoutError(f"{n_joined} of {world_size} came within {MEET_S} s")
+        time.sleep(POLL_S)
+        n_joined = store.add("joined", 0)
+    return n_joined

@@ -7,6 +7,7 @@ import io
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from PIL import Image
 
 from bundle.distributed.launcher import launched
 from bundle.networks.vqgan import VQGAN
+
+LONGEST_HOLD_S = 60
 
 
 def arm(
@@ -80,6 +83,20 @@ def _before_call(moment: str, count: int, act: Callable[..., None]) -> None:
         return original(*args, **kwargs)
 
     setattr(owner, name, counted)
+
+
+def share_work(folder: str, ranks: int = 2) -> None:
+    """Holds each rank at its first volume until all have one, or one rank could do all of them."""
+    original, mark = VQGAN.encode, Path(folder) / f"rank_{launched().rank}"
+
+    def held(*args: Any, **kwargs: Any) -> Any:
+        mark.touch()
+        end = time.monotonic() + LONGEST_HOLD_S
+        while len(list(mark.parent.glob("rank_*"))) < ranks and time.monotonic() < end:
+            time.sleep(0.01)
+        return original(*args, **kwargs)
+
+    VQGAN.encode = held  # type: ignore[method-assign]
 
 
 def limit_files(size: int, rank: int = 0) -> None:

@@ -42,11 +42,15 @@ def expected(python, scans, checkpoint, tmp_path_factory):
 
 @pytest.fixture
 def words(scans, checkpoint, out, tmp_path):
-    """The words behind `python -m` that encode into `out`; `step` is called in `initialize`."""
+    """The words behind `python -m` that encode into `out`; `step` is called in `initialize`.
+
+    With a step every process gets at least one volume, so that what the step prepares does happen.
+    """
+    shared = {"_target_": "tests.workflows.killing.share_work", "folder": str(tmp_path)}
 
     def words(step=None, dataset_dir=scans, **settings):
         overlay = tmp_path / "overlay.json"
-        overlay.write_text(json.dumps({"+initialize": [step]} if step else {}), encoding="utf-8")
+        overlay.write_text(json.dumps({"+initialize": [step, shared]} if step else {}), encoding="utf-8")
         settings |= {"dataset_dir": dataset_dir, "ckpt_path": checkpoint, "output_dir": out}
         settings |= {"num_embeddings": CODES}
         overrides = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
@@ -112,6 +116,7 @@ def test_torchrun_starts_a_killed_process_again_and_the_queue_goes_on(words, exp
     assert codes_in(out) == expected
     figures = record_of(out)["figures"]
     assert figures["existing"] + figures["written"] == N_VOLUMES
+    assert len(record_of(out)["earlier_starts"]) == 1  # it was killed
 
 
 def test_a_stopped_process_is_stopped_in_its_record_and_leaves_no_torn_file(encode, expected, out):

@@ -1,9 +1,10 @@
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from torch import distributed
 
-from bundle.archives.board import Board, JobError, launched_board, part_of
+from bundle.archives.board import Board, JobError, _meet, launched_board, part_of
 from bundle.run.signals import StopRequested
 
 NOT_UTF8 = b"/data/caf\xe9.nii.gz".decode(errors="surrogateescape")
@@ -101,3 +102,24 @@ def test_a_process_without_a_launcher_has_a_board_of_its_own(monkeypatch):
 )
 def test_a_part_is_named_by_what_sets_it_apart(rank, shard, name):
     assert part_of(Board(rank=rank, world_size=4), *shard) == name
+
+
+def test_no_process_starts_before_all_have_come(boards):
+    """The first one, which may hold the store, could else be done and gone before the second looks for it."""
+    first, second = boards(2)
+    with ThreadPoolExecutor(1) as others:
+        waiting = others.submit(_meet, first.store, 2)
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=1)
+
+        assert _meet(second.store, 2) == 2 and waiting.result(timeout=10) == 2
+
+
+def test_a_process_that_does_not_come_to_the_meeting_is_waited_for_no_longer_than_ten_minutes(
+    boards, monkeypatch
+):
+    monkeypatch.setattr("bundle.archives.board.MEET_S", -1)
+    (first,) = boards(1)
+
+    with pytest.raises(TimeoutError, match="1 of 2 came within"):
+        _meet(first.store, 2)
