@@ -1,4 +1,4 @@
-"""Encodes and decodes a volume tile by tile, with exactly the result of one pass over the whole.
+"""Encodes and decodes a volume in slabs or tiles, with exactly the result of one pass over the whole.
 
 Dimension letters: B batch, X Y Z voxels, x y z latent cells. Tiles are counted in cells.
 """
@@ -15,7 +15,13 @@ from monai.utils import ensure_tuple_rep
 from torch import Tensor
 from tqdm import tqdm
 
-from bundle.inferers.tile_size import budget_bytes, choose_tile_size, halved, is_out_of_memory
+from bundle.inferers.tile_size import (
+    budget_bytes,
+    choose_slab_slices,
+    choose_tile_size,
+    halved,
+    is_out_of_memory,
+)
 from bundle.run.rules import STRIDE
 
 logger = logging.getLogger(__name__)
@@ -56,10 +62,11 @@ def tiles(shape: Sequence[int], core_size: Sequence[int], halo: int) -> Iterator
 
 
 class _Pass(NamedTuple):
-    """One sweep over a volume: the function that runs on a tile, and the steps between arrays and cells."""
+    """One sweep over a volume: what runs on a tile or a slab, and the steps between arrays and cells."""
 
     name: str
     run_tile: Callable[[Tensor], Tensor]
+    begin_slabs: Callable[[], Any] | None  # see `bundle.networks.slabs.Slabs`; None = it runs in tiles only
     source_step: int  # positions per cell in the array that is read
     target_step: int  # and in the one that is written
     stride: int  # voxels per cell
@@ -69,20 +76,24 @@ class _Pass(NamedTuple):
 
 
 class HaloInferer(Inferer):
-    """Runs a network over a volume in tiles with a halo, crops and stitches; no blending, no averaging.
+    """Runs a network over a volume in slabs, or in tiles with a halo; no blending, no averaging.
 
-    A network with `encode` and `decode` (VQGAN) is run in two passes, each with its own halo. The first turns
-    all tiles into one index map of the whole volume, the second turns tiles of that map into voxels, so that
-    codes never depend on the tiling. A network that has only `forward` is run in one pass with twice the
-    halo. With at least the network's own halo, tiles equal the whole (up to float32 rounding). A smaller halo
-    is faster and leaves seams (docs/tiling.md says how large). The volume may lie on another device than the
-    network: only tiles travel.
+    A network with `encode` and `decode` (VQGAN) is run in two passes. The first turns the image into one map
+    of indices of the whole volume, the second turns that map into voxels, so that codes never depend on the
+    tiling.
+
+    Slabs of slices along the first axis need no halo (`bundle.networks.slabs`); VQGAN is run in them unless
+    tiles or a halo are asked for, or too little memory is left. Tiles go through the network with a halo,
+    which is cropped from the result. A network that has only `forward` is run in one pass, in tiles with
+    twice the halo. Slabs, and tiles with at least the network's own halo, equal the whole (up to float32
+    rounding). A smaller halo is faster than the full one and leaves seams (docs/tiling.md says how large).
+    The volume may lie on another device than the network: only slabs or tiles travel.
 
     Args:
         tile_size: core of a tile, without halo, in voxels: one number or one per axis, multiples of the
-            stride; `auto` or None takes what free memory allows. If memory runs out, tiles are halved and the
-            log says so.
-        halo: in voxels, a multiple of the stride; None = `network.halo`.
+            stride; `auto` or None takes slabs or tiles that fit into free memory. If memory runs out, they
+            are halved and the log says so.
+        halo: of tiles, in voxels, a multiple of the stride; None = `network.halo`.
         progress: whether to show a bar with voxels per second and time left.
 
     Raises:
@@ -129,23 +140,23 @@ class HaloInferer(Inferer):
     @torch.no_grad()
     def encode(self, image: Tensor, network: Any) -> Tensor:
         """Encodes a volume (B, 1, X, Y, Z) to indices (B, x, y, z), int64; x = X / stride, rounded up."""
-        run_tile = lambda tile: network.encode(tile).unsqueeze(1)  # noqa: E731
-        return self._encode(image, network, run_tile, 1, torch.int64).squeeze(1)
+        return self._encode(image, network, "encode", (), torch.int64)
 
     @torch.no_grad()
     def encode_latent(self, image: Tensor, network: Any) -> Tensor:
         """Encodes a volume (B, 1, X, Y, Z) to the latent (B, E, x, y, z), float32, before quantization."""
         width = network.quantizer.embedding_dim
-        return self._encode(image, network, network.encode_latent, width, torch.float32)
+        return self._encode(image, network, "encode_latent", (width,), torch.float32)
 
     def _encode(
-        self, image: Tensor, network: Any, run_tile: Callable, channels: int, dtype: torch.dtype
+        self, image: Tensor, network: Any, method: str, channels: tuple[int, ...], dtype: torch.dtype
     ) -> Tensor:
         stride, halo = self._rules(network)
         padded = _pad_to_multiple(image.as_subclass(Tensor), stride)
         cells = [size // stride for size in padded.shape[2:]]
-        target = torch.empty((padded.shape[0], channels, *cells), dtype=dtype, device=image.device)
-        self._run(self._make_pass("encode", network, run_tile, stride, 1, halo), padded, target)
+        target = torch.empty((padded.shape[0], *channels, *cells), dtype=dtype, device=image.device)
+        run_tile = getattr(network, method)
+        self._run(self._make_pass(method, network, run_tile, stride, 1, halo), padded, target)
         return target
 
     @torch.no_grad()
@@ -154,8 +165,7 @@ class HaloInferer(Inferer):
         stride, halo = self._rules(network)
         voxels = [size * stride for size in indices.shape[1:]]
         image = torch.empty((indices.shape[0], 1, *voxels), dtype=torch.float32, device=indices.device)
-        run_tile = lambda tile: network.decode(tile.squeeze(1))  # noqa: E731
-        self._run(self._make_pass("decode", network, run_tile, 1, stride, halo), indices.unsqueeze(1), image)
+        self._run(self._make_pass("decode", network, network.decode, 1, stride, halo), indices, image)
         return image
 
     def _rules(self, network: Any) -> tuple[int, int]:
@@ -184,21 +194,48 @@ class HaloInferer(Inferer):
         parameter = next(network.parameters(), None) if hasattr(network, "parameters") else None
         device = torch.device("cpu") if parameter is None else parameter.device
         cost = getattr(network, "bytes_per_voxel", DEFAULT_BYTES_PER_VOXEL)
-        return _Pass(
-            name, run_tile, source_step, target_step, max(source_step, target_step), halo, device, cost
-        )
+        begin_slabs, stride = getattr(network, f"{name}_in_slabs", None), max(source_step, target_step)
+        return _Pass(name, run_tile, begin_slabs, source_step, target_step, stride, halo, device, cost)
 
     def _run(self, sweep: _Pass, source: Tensor, target: Tensor) -> None:
-        """Fills `target` (B, 1, ...) from `source` (B, 1, ...); halves tiles if memory runs out."""
-        shape = [size // sweep.source_step * sweep.stride for size in source.shape[2:]]
-        tile_size = self.tile_size
-        if tile_size is None:
-            fitting = budget_bytes(sweep.device) // (sweep.bytes_per_voxel * source.shape[0])
-            tile_size = choose_tile_size(shape, sweep.halo, sweep.stride, fitting)
-            logger.info("%s: tiles of %s voxels with a halo of %d", sweep.name, tile_size, sweep.halo)
+        """Fills `target` (..., X, Y, Z) from `source`, in slabs if they may be used and fit into memory."""
+        shape = [size // sweep.source_step * sweep.stride for size in source.shape[-3:]]
+        if self.tile_size is not None:
+            self._run_tiles(sweep, source, target, shape, self.tile_size)
+            return
+        fitting = budget_bytes(sweep.device) // (sweep.bytes_per_voxel * source.shape[0])
+        if self.halo is None and sweep.begin_slabs is not None:
+            slices = choose_slab_slices(shape, sweep.stride, fitting)
+            if self._run_slabs(sweep, source, target, shape, slices):
+                return
+        tile_size = choose_tile_size(shape, sweep.halo, sweep.stride, fitting)
+        logger.info("%s: tiles of %s voxels with a halo of %d", sweep.name, tile_size, sweep.halo)
+        self._run_tiles(sweep, source, target, shape, tile_size)
+
+    def _run_slabs(
+        self, sweep: _Pass, source: Tensor, target: Tensor, shape: Sequence[int], slices: int
+    ) -> bool:
+        """Fills `target` slab by slab, halving slabs if memory runs out; tells whether any slab fitted."""
+        while slices >= sweep.stride:
+            logger.info("%s: slabs of %d x %d x %d voxels", sweep.name, slices, *shape[1:])
+            try:
+                self._sweep_slabs(sweep, source, target, shape, slices)
+                return True
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            logger.warning("%s: out of memory with slabs of %d slices", sweep.name, slices)
+            slices = slices // 2 // sweep.stride * sweep.stride
+            _empty_cache(sweep.device)
+        return False
+
+    def _run_tiles(
+        self, sweep: _Pass, source: Tensor, target: Tensor, shape: Sequence[int], tile_size: Sequence[int]
+    ) -> None:
+        """Fills `target` tile by tile, halving tiles if memory runs out."""
         while True:
             try:
-                return self._sweep(sweep, source, target, shape, tile_size)
+                return self._sweep_tiles(sweep, source, target, shape, tile_size)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 smaller = halved(tile_size, shape, sweep.stride)
                 if not is_out_of_memory(error) or smaller is None:
@@ -207,27 +244,42 @@ class HaloInferer(Inferer):
                 "%s: out of memory with tiles of %s voxels; going on with %s", sweep.name, tile_size, smaller
             )
             tile_size = smaller
-            if sweep.device.type == "cuda":
-                torch.cuda.empty_cache()
+            _empty_cache(sweep.device)
 
-    def _sweep(
+    def _sweep_slabs(
+        self, sweep: _Pass, source: Tensor, target: Tensor, shape: Sequence[int], slices: int
+    ) -> None:
+        assert sweep.begin_slabs is not None
+        run, done = sweep.begin_slabs(), 0
+        with self._bar(sweep, shape) as bar:
+            for slab in [*source.split(slices // sweep.stride * sweep.source_step, dim=-3), None]:
+                result = run.end() if slab is None else run(slab.to(sweep.device))
+                if result is not None:
+                    start, done = done, done + result.shape[-3]
+                    target[..., start:done, :, :] = result.to(target)
+                    bar.update(result.numel() * sweep.stride**3 // sweep.target_step**3)
+
+    def _sweep_tiles(
         self, sweep: _Pass, source: Tensor, target: Tensor, shape: Sequence[int], tile_size: Sequence[int]
     ) -> None:
         cells = [size // sweep.stride for size in shape]
         core = [size // sweep.stride for size in tile_size]
-        with tqdm(
-            total=math.prod(shape),
-            unit="voxel",
-            unit_scale=True,
-            desc=sweep.name,
-            disable=None if self.progress else True,
-        ) as bar:  # fmt: skip
+        with self._bar(sweep, shape) as bar:
             for tile in tiles(cells, core, sweep.halo // sweep.stride):
                 result = sweep.run_tile(source[_scaled(tile.window, sweep.source_step)].to(sweep.device))
                 target[_scaled(tile.core, sweep.target_step)] = result[
                     _scaled(tile.crop, sweep.target_step)
                 ].to(target)
                 bar.update(math.prod((span.stop - span.start) * sweep.stride for span in tile.core))
+
+    def _bar(self, sweep: _Pass, shape: Sequence[int]) -> tqdm:
+        is_hidden = None if self.progress else True  # None = hidden where there is no terminal
+        return tqdm(total=math.prod(shape), unit="voxel", unit_scale=True, desc=sweep.name, disable=is_hidden)
+
+
+def _empty_cache(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _scaled(spans: Sequence[slice], step: int) -> tuple:

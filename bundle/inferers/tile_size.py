@@ -1,4 +1,4 @@
-"""Chooses the tiles that waste the least on halos and fit into free memory."""
+"""Chooses slabs, or the tiles that waste the least on halos, which fit into free memory."""
 
 import itertools
 import math
@@ -8,12 +8,14 @@ import torch
 
 from bundle.data.volumes.formats import free_memory_bytes
 
-# On a CPU larger windows are no faster, and other programs need memory too.
-CPU_BUDGET_BYTES = 2**30
+# On a CPU larger ones are no faster, and other programs need memory too.
+CPU_BUDGET_BYTES = 3 * 2**29
 # Larger ones are no faster on a GPU either, and few of its kernels are tested with 2^31 elements or more.
 GPU_BUDGET_BYTES = 2**34
 FREE_SHARE = 0.6
 MAX_CUTS = 24
+# What all layers together keep between two slabs, in slices of a slab: 12 (`lite`) to 16 (`default`).
+KEPT_SLICES = 16
 NO_MEMORY = (
     "can't allocate memory",
     "out of memory",
@@ -33,9 +35,25 @@ def free_bytes(device: torch.device) -> int:
 
 
 def budget_bytes(device: torch.device) -> int:
-    """Returns the memory that the activations of one tile may take."""
+    """Returns the memory that the activations of one slab or tile may take."""
     largest = GPU_BUDGET_BYTES if device.type == "cuda" else CPU_BUDGET_BYTES
     return min(int(free_bytes(device) * FREE_SHARE), largest)
+
+
+def choose_slab_slices(shape: Sequence[int], stride: int, max_voxels: int) -> int:
+    """Returns how many slices along the first axis a slab may have.
+
+    Args:
+        shape: of the volume in voxels.
+        stride: slabs are multiples of it.
+        max_voxels: of a slab, and of the slices that layers keep between two slabs.
+
+    Returns:
+        0 if not even two strides fit: then the volume must be cut along the other axes too.
+    """
+    slices = max_voxels // math.prod(shape[1:]) - KEPT_SLICES
+    whole = math.ceil(shape[0] / stride) * stride
+    return 0 if slices < 2 * stride else min(slices // stride * stride, whole)
 
 
 def choose_tile_size(shape: Sequence[int], halo: int, stride: int, max_voxels: int) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from bundle.networks.decoder import Decoder
 from bundle.networks.fsq import FSQ
 from bundle.networks.quantizer import EMACodebook, NetworkSettingError, Quantizer
 from bundle.networks.receptive_field import halo_radius
+from bundle.networks.slabs import InFloat32, InSlabs, Slabs
 
 EMBEDDING_DIM = 8
 
@@ -113,6 +114,19 @@ class VQGAN(nn.Module):
     def decode(self, indices: Tensor) -> Tensor:
         """Turns indices (B, x, y, z) into an image (B, 1, X, Y, Z)."""
         return self.decode_codes(self.quantizer.indices_to_codes(indices))
+
+    def encode_latent_in_slabs(self) -> Slabs:
+        """Returns `encode_latent` for the slabs of one volume."""
+        return InSlabs(self.encoder.blocks)
+
+    def encode_in_slabs(self) -> Slabs:
+        """Returns `encode` for the slabs of one volume."""
+        return InSlabs([*self.encoder.blocks, self.quantizer.quantize])
+
+    def decode_in_slabs(self) -> Slabs:
+        """Returns `decode` for the slabs of one volume."""
+        *blocks, last = self.decoder.blocks
+        return InSlabs([self.quantizer.indices_to_codes, *blocks, InFloat32([last])])
 
     @torch.no_grad()
     def code_vectors(self) -> Tensor:

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from PIL import Image
 
+from bundle.archives.evaluator import ArchiveEvaluator
 from bundle.distributed.launcher import launched
+from bundle.inferers.halo import HaloInferer
 from bundle.networks.vqgan import VQGAN
 
 LONGEST_HOLD_S = 60
@@ -66,7 +68,7 @@ def _before_call(moment: str, count: int, act: Callable[..., None]) -> None:
         "renaming": (os, "replace"),
         "finishing": (os, "replace"),
         "validating": (Image.Image, "save"),
-        "encoding": (VQGAN, "encode"),
+        "encoding": (HaloInferer, "encode"),
         "reconstructing": (VQGAN, "reconstruct"),
         "stepping": (torch.optim.Adam, "step"),
     }
@@ -87,7 +89,7 @@ def _before_call(moment: str, count: int, act: Callable[..., None]) -> None:
 
 def share_work(folder: str, ranks: int = 2) -> None:
     """Holds each rank at its first volume until all have one, or one rank could do all of them."""
-    original, mark = VQGAN.encode, Path(folder) / f"rank_{launched().rank}"
+    original, mark = ArchiveEvaluator._iteration, Path(folder) / f"rank_{launched().rank}"
 
     def held(*args: Any, **kwargs: Any) -> Any:
         mark.touch()
@@ -96,7 +98,7 @@ def share_work(folder: str, ranks: int = 2) -> None:
             time.sleep(0.01)
         return original(*args, **kwargs)
 
-    VQGAN.encode = held  # type: ignore[method-assign]
+    ArchiveEvaluator._iteration = held  # type: ignore[method-assign]
 
 
 def limit_files(size: int, rank: int = 0) -> None:

@@ -1,8 +1,12 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from bundle.inferers.halo import HaloInferer, tiles
+from bundle.inferers.tile_size import KEPT_SLICES
+from bundle.networks.vqgan import VQGAN
 
 WHOLE = HaloInferer(tile_size=1024)
 
@@ -15,6 +19,21 @@ def volume():
 
 def identity(tile):
     return tile
+
+
+class Limited:
+    """The slabs of a network on a device whose memory takes no more than some slices."""
+
+    def __init__(self, network, limit):
+        self.slabs, self.limit = VQGAN.encode_in_slabs(network), limit
+
+    def __call__(self, slab):
+        if slab.shape[-3] > self.limit:
+            raise torch.OutOfMemoryError("too large")
+        return self.slabs(slab)
+
+    def end(self):
+        return self.slabs.end()
 
 
 @pytest.mark.parametrize("tile_size", [32, 48, (36, 52, 20), 1024])
@@ -132,13 +151,42 @@ def test_a_network_that_does_not_know_its_halo_needs_one():
         HaloInferer(16)(torch.zeros(1, 1, 16, 16, 16), identity)
 
 
-def test_auto_takes_one_tile_where_memory_allows_and_gives_the_same(tiny_vqgan, volume, caplog):
+@pytest.mark.parametrize(
+    ("slices", "told"), [(1000, "slabs of 84 x 72 x 104"), (8, "slabs of 8 x 72 x 104"), (7, "tiles of (")]
+)
+def test_auto_takes_slabs_that_fit_and_else_tiles_and_gives_the_same(
+    tiny_vqgan, volume, caplog, monkeypatch, slices, told
+):
     network = tiny_vqgan()
+    in_memory = (slices + KEPT_SLICES) * 72 * 104 * network.bytes_per_voxel
+    monkeypatch.setattr("bundle.inferers.halo.budget_bytes", lambda device: in_memory)
+    inferer = HaloInferer("auto")
+
     with torch.no_grad(), caplog.at_level("INFO"):
-        torch.testing.assert_close(
-            HaloInferer("auto")(volume, network), WHOLE(volume, network), rtol=0, atol=1e-5
-        )
-    assert "tiles of (84, 72, 104) voxels with a halo of 20" in caplog.text
+        torch.testing.assert_close(inferer(volume, network), WHOLE(volume, network), rtol=0, atol=1e-5)
+        latent = inferer.encode_latent(volume, network)
+        torch.testing.assert_close(latent, WHOLE.encode_latent(volume, network), rtol=0, atol=1e-5)
+
+    assert f"encode: {told}" in caplog.text and f"decode: {told}" in caplog.text
+
+
+def test_a_halo_that_is_given_means_tiles(tiny_vqgan, volume, caplog):
+    with torch.no_grad(), caplog.at_level("INFO"):
+        HaloInferer("auto", halo=8).encode(volume, tiny_vqgan())
+
+    assert "tiles of (84, 72, 104) voxels with a halo of 8" in caplog.text
+
+
+def test_out_of_memory_halves_slabs_and_then_takes_tiles(tiny_vqgan, volume, caplog):
+    network = tiny_vqgan()
+    expected = WHOLE.encode(volume, network)
+
+    for limit, last in ((24, "slabs of 20 x"), (0, "tiles of")):
+        network.encode_in_slabs = partial(Limited, network, limit)
+        with caplog.at_level("INFO"):
+            assert torch.equal(HaloInferer("auto").encode(volume, network), expected)
+        assert "encode: out of memory with slabs of 84 slices" in caplog.text
+        assert f"encode: {last}" in caplog.records[-1].message
 
 
 def test_out_of_memory_halves_the_tile_and_goes_on(volume, caplog):

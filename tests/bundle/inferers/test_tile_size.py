@@ -4,7 +4,13 @@ import math
 import pytest
 import torch
 
-from bundle.inferers.tile_size import choose_tile_size, halved, is_out_of_memory
+from bundle.inferers.tile_size import (
+    KEPT_SLICES,
+    choose_slab_slices,
+    choose_tile_size,
+    halved,
+    is_out_of_memory,
+)
 
 
 def voxels_run(shape, core, halo):
@@ -31,6 +37,12 @@ def test_the_choice_fits_and_no_cube_that_fits_runs_fewer_voxels(max_voxels):
 
 def test_without_room_for_any_tile_it_is_the_smallest():
     assert choose_tile_size((512, 512, 604), 44, 4, 10) == (8, 8, 8)
+
+
+@pytest.mark.parametrize(("slices", "expected"), [(7, 0), (8, 8), (13, 12), (19, 16), (1000, 100)])
+def test_slabs_are_as_thick_as_memory_and_stride_allow(slices, expected):
+    max_voxels = (slices + KEPT_SLICES) * 40 * 50
+    assert choose_slab_slices((98, 40, 50), 4, max_voxels) == expected
 
 
 def test_halving_goes_down_to_the_smallest_tile_and_ends():
