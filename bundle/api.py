@@ -78,8 +78,8 @@ def load_model(
 class Model:
     """A trained generator that takes and returns whole CT volumes in HU.
 
-    Volumes stay on the CPU, and tiles travel to the network's device. With the default halo the result equals
-    that of the whole volume, whatever the size of the tiles.
+    Volumes stay on the CPU, and slabs or tiles travel to the network's device. With the default halo the
+    result equals that of the whole volume, whatever their size.
 
     Args:
         network: the generator, on its device, in eval mode.
@@ -113,7 +113,8 @@ class Model:
 
         Args:
             volume: NIfTI file, DICOM folder or file, file of a store; or (1, X, Y, Z) in HU with its affine.
-            tile_size: voxels per axis of a tile without halo, multiples of 4; `auto` = what memory allows.
+            tile_size: `auto` = slabs, or tiles, that memory allows; else voxels per axis of a tile without
+                halo, multiples of 4.
             halo: voxels of context around a tile; None = the network's own, which is exact.
 
         Returns:

@@ -168,7 +168,12 @@ def _parser() -> CommandParser:
     add("--window", choices=WINDOWS, default="pe", help="HU window of the videos; default: pe (100, 700)")
     add("--hu_window", nargs=2, type=float, metavar=("LEVEL", "WIDTH"), help="another HU window, instead")
     add("--difference_hu", type=_positive, default=DIFFERENCE_HU, help="HU at the ends of the colour bar")
-    add("--tile_size", type=int, nargs="+", help="voxels per axis of a tile, one or three numbers")
+    add(
+        "--tile_size",
+        type=int,
+        nargs="+",
+        help="voxels per axis of a tile, one or three numbers; default: slabs",
+    )
     add(
         "--halo", type=int, help="voxels of context around a tile; default: the network's own, which is exact"
     )

@@ -16,6 +16,8 @@ FREE_SHARE = 0.6
 MAX_CUTS = 24
 # What all layers together keep between two slabs, in slices of a slab: 12 (`lite`) to 16 (`default`).
 KEPT_SLICES = 16
+# Enough work for any device; tiles are larger, since a larger tile wastes less on its halo.
+MAX_SLAB_VOXELS = 2**24
 NO_MEMORY = (
     "can't allocate memory",
     "out of memory",
@@ -51,9 +53,12 @@ def choose_slab_slices(shape: Sequence[int], stride: int, max_voxels: int) -> in
     Returns:
         0 if not even two strides fit: then the volume must be cut along the other axes too.
     """
-    slices = max_voxels // math.prod(shape[1:]) - KEPT_SLICES
-    whole = math.ceil(shape[0] / stride) * stride
-    return 0 if slices < 2 * stride else min(slices // stride * stride, whole)
+    area = math.prod(shape[1:])
+    fitting = max_voxels // area - KEPT_SLICES
+    if fitting < 2 * stride:
+        return 0
+    wanted = max(2 * stride, min(fitting, MAX_SLAB_VOXELS // area))
+    return min(wanted // stride * stride, math.ceil(shape[0] / stride) * stride)
 
 
 def choose_tile_size(shape: Sequence[int], halo: int, stride: int, max_voxels: int) -> tuple[int, ...]:

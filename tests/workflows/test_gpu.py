@@ -57,6 +57,14 @@ def test_tiles_equal_the_whole(preset, image, full_float32):
     assert (decoded[0] - decoded[1]).abs().max() <= 1e-5 * 2
 
 
+def test_slabs_equal_tiles(image, full_float32, caplog):
+    network = started("default", image)
+    with torch.no_grad(), caplog.at_level("INFO"):
+        found, expected = HaloInferer("auto")(image, network), HaloInferer(64)(image, network)
+    assert "slabs of" in caplog.text
+    assert (found - expected).abs().max() <= 1e-4
+
+
 def test_a_gpu_gives_what_the_cpu_gives(image, full_float32):
     small = image[..., :96, :64, :64]
     network = started("lite", small)

@@ -45,6 +45,11 @@ def test_slabs_are_as_thick_as_memory_and_stride_allow(slices, expected):
     assert choose_slab_slices((98, 40, 50), 4, max_voxels) == expected
 
 
+@pytest.mark.parametrize(("area", "expected"), [((512, 604), 52), ((4096, 4096), 8)])
+def test_slabs_are_no_thicker_than_they_need_be(area, expected):
+    assert choose_slab_slices((512, *area), 4, 10**12) == expected
+
+
 def test_halving_goes_down_to_the_smallest_tile_and_ends():
     tile, steps = (64, 64, 32), []
     while tile is not None:
