@@ -21,22 +21,11 @@ class Interval(NamedTuple):
     high: float
 
 
-def area_under_curve(present: np.ndarray, absent: np.ndarray) -> float:
-    """Returns the probability that a response with the lesion is above one without it; ties count half.
-
-    This is the area under the ROC curve, computed as a Mann-Whitney statistic.
-
-    Args:
-        present: (N,) responses at sites with the lesion.
-        absent: (M,) responses at sites without.
-    """
-    return float(_wins(present, absent).mean())
-
-
 def auc_interval(present: np.ndarray, absent: np.ndarray, seed: int = 0) -> Interval:
-    """Returns the area under the curve, with an interval by bootstrap over sites.
+    """Returns the area under the ROC curve, with an interval by bootstrap over sites.
 
-    The two responses of a site stay together, since they share its noise.
+    The area is the probability that a response with the lesion is above one without it; ties count half
+    (Mann-Whitney). The two responses of a site stay together, since they share its noise.
 
     Args:
         present: (N,) responses with the lesion.

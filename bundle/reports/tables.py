@@ -70,24 +70,6 @@ def read_metrics(path: Path) -> list[Row]:
         raise _no_table(path, error) from error
 
 
-def read_emboli_table(path: Path) -> list[dict[str, Any]]:
-    """Reads `emboli.csv`: a dictionary per line, numbers as such.
-
-    Raises:
-        TableError: if it is missing or was not written by an evaluation.
-    """
-    words = ("volume", "patient", "method", "place")
-    try:
-        with open_regular_text(path, newline="") as file:
-            lines = list(csv.DictReader(file))
-        return [
-            {name: line[name] if name in words else _number(line[name]) for name in EMBOLI_COLUMNS}
-            for line in lines
-        ]
-    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        raise _no_table(path, error) from error
-
-
 class FalseEmbolusLine(NamedTuple):
     """A line of `false_emboli.csv`: whose, and the darkest voxel (X, Y, Z) in RAS axes."""
 

@@ -20,7 +20,7 @@ from bundle.data.volumes.fingerprint import voxel_fingerprint
 from bundle.data.volumes.formats import VolumeError, read_header
 from bundle.evaluation.cases import PairsError, cases_of_pairs
 from bundle.handlers.curve_table import keep_rows_until
-from bundle.reports.tables import TableError, read_emboli_table, read_metrics
+from bundle.reports.tables import TableError, read_metrics
 from bundle.run.atomic import UnwritableError, open_without_links
 from bundle.run.lock import lock_folder, locked
 from scripts.inspect import main as inspect
@@ -101,8 +101,6 @@ def test_tables_that_are_pipes_are_refused(linked_pipe):
 
     with pytest.raises(TableError, match="is a pipe"):
         read_metrics(path)
-    with pytest.raises(TableError, match="is a pipe"):
-        read_emboli_table(path)
     with pytest.raises(PairsError, match="is a pipe"):
         cases_of_pairs(path)
     with pytest.raises(OSError, match="is a pipe"):
