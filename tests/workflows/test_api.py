@@ -33,7 +33,7 @@ def written(python, checkpoint, tmp_path_factory) -> Written:
     scan = folder / "scans" / "p1" / "ct.nii.gz"
     write_phantom(scan, (47, 38, 33), OBLIQUE, seed=1)
     files = {"dataset_dir": folder / "scans", "ckpt_path": checkpoint}
-    python.run("inference", output_dir=folder / "recon", tile_size=24, **files).expect_success()
+    python.run("inference", output_dir=folder / "recon", **files).expect_success()
     settings = {"output_dir": folder / "codes", "keep_latents": "true"}
     python.run("encode", **settings, **files).expect_success()
     recon = folder / "recon" / "p1" / "ct_recon.nii.gz"
