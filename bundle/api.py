@@ -113,8 +113,8 @@ class Model:
 
         Args:
             volume: NIfTI file, DICOM folder or file, file of a store; or (1, X, Y, Z) in HU with its affine.
-            tile_size: `auto` = slabs, or tiles, that memory allows; else voxels per axis of a tile without
-                halo, multiples of 4.
+            tile_size: `auto` = slabs (tiles if memory is short); a number = voxels per axis of a tile
+                without halo, a multiple of 4.
             halo: voxels of context around a tile; None = the network's own, which is exact.
 
         Returns:

@@ -14,7 +14,7 @@ from typing import Any
 import torch.distributed as distributed
 
 from bundle.distributed.launcher import LaunchError, launched
-from bundle.distributed.ranks import launcher_store
+from bundle.distributed.ranks import first_line, launcher_store
 from bundle.run.errors import own_message, short_message
 from bundle.run.names import printable
 from bundle.run.signals import StopRequested
@@ -174,10 +174,10 @@ def _shared_store() -> distributed.Store:
     here = launched()
     try:
         store = distributed.PrefixStore("archive", launcher_store(timedelta(seconds=MEET_S)))
-        n_joined = _meet(store, here.size)
+        n_joined = _meet(store, here.size, here.rank == 0)
     except (RuntimeError, ValueError, TimeoutError) as error:
         raise LaunchError(
-            f"process {here.rank} of {here.size} did not meet the others ({str(error).splitlines()[0]}); see "
+            f"process {here.rank} of {here.size} did not meet the others ({first_line(error)}); see "
             "what they say, and whether MASTER_ADDR and MASTER_PORT can be reached"
         ) from error
     if n_joined > here.size:
@@ -188,16 +188,24 @@ def _shared_store() -> distributed.Store:
     return store
 
 
-def _meet(store: distributed.Store, world_size: int) -> int:
+def _meet(store: distributed.Store, world_size: int, is_first: bool) -> int:
     """Waits until all processes have joined, and returns how many have.
 
-    Without it the first process, in which the store may live, could refuse the job or do all of its work and
-    end before another one has come, which would then look for the store in vain.
+    Otherwise the first process, in which the store may live, could finish its work or refuse the job, and
+    exit before another has connected. It also waits until all have read the count.
     """
-    n_joined, end = store.add("joined", 1), time.monotonic() + MEET_S
-    while n_joined < world_size:
-        if time.monotonic() > end:
-            raise TimeoutError(f"{n_joined} of {world_size} came within {MEET_S} s")
-        time.sleep(POLL_S)
-        n_joined = store.add("joined", 0)
+    end = time.monotonic() + MEET_S
+
+    def wait_for(name: str) -> int:
+        while (count := store.add(name, 0)) < world_size:
+            if time.monotonic() > end:
+                raise TimeoutError(f"{count} of {world_size} came within {MEET_S} s")
+            time.sleep(POLL_S)
+        return count
+
+    store.add("joined", 1)
+    n_joined = wait_for("joined")
+    store.add("seen", 1)
+    if is_first:
+        wait_for("seen")
     return n_joined

@@ -73,7 +73,7 @@ def join(device: torch.device | str, rank_timeout_s: int = 600, store_timeout_s:
         raise
     except (RuntimeError, ValueError) as error:
         raise LaunchError(
-            f"the {here.size} processes did not meet ({_first_line(error)}); see what the "
+            f"the {here.size} processes did not meet ({first_line(error)}); see what the "
             "others say, and whether MASTER_ADDR and MASTER_PORT can be reached"
         ) from error
     if here.rank > 0:
@@ -131,5 +131,6 @@ def launcher_store(limit: timedelta) -> dist.Store:
     return store
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, or its kind if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -11,7 +11,7 @@ from bundle.inferers.halo import HaloInferer
 
 
 class EncodingInferer(Inferer):
-    """Encodes a volume tile by tile; see `HaloInferer` for the tiles.
+    """Encodes a volume in slabs or tiles; see `HaloInferer`.
 
     Args:
         tiling: sizes of tiles and halo.
@@ -37,7 +37,7 @@ class EncodingInferer(Inferer):
 
 
 class DecodingInferer(Inferer):
-    """Decodes a map of indices, or of latents, tile by tile; see `HaloInferer` for the tiles.
+    """Decodes a map of indices, or of latents, in slabs or tiles; see `HaloInferer`.
 
     Latents are quantized again first. They were rounded to float16, so a few cells may get another code.
 

@@ -208,6 +208,8 @@ class HaloInferer(Inferer):
             slices = choose_slab_slices(shape, sweep.stride, fitting)
             if self._run_slabs(sweep, source, target, shape, slices):
                 return
+            if slices:  # memory has run out: a tile must be smaller than the thinnest slab
+                fitting = min(fitting, sweep.stride * math.prod(shape[1:]) // 2)
         tile_size = choose_tile_size(shape, sweep.halo, sweep.stride, fitting)
         logger.info("%s: tiles of %s voxels with a halo of %d", sweep.name, tile_size, sweep.halo)
         self._run_tiles(sweep, source, target, shape, tile_size)
@@ -255,9 +257,10 @@ class HaloInferer(Inferer):
             for slab in [*source.split(slices // sweep.stride * sweep.source_step, dim=-3), None]:
                 result = run.end() if slab is None else run(slab.to(sweep.device))
                 if result is not None:
-                    start, done = done, done + result.shape[-3]
-                    target[..., start:done, :, :] = result.to(target)
-                    bar.update(result.numel() * sweep.stride**3 // sweep.target_step**3)
+                    n_new = result.shape[-3]
+                    target[..., done : done + n_new, :, :] = result.to(target)
+                    done += n_new
+                    bar.update(n_new * sweep.stride // sweep.target_step * math.prod(shape[1:]))
 
     def _sweep_tiles(
         self, sweep: _Pass, source: Tensor, target: Tensor, shape: Sequence[int], tile_size: Sequence[int]

@@ -14,7 +14,7 @@ CPU_BUDGET_BYTES = 3 * 2**29
 GPU_BUDGET_BYTES = 2**34
 FREE_SHARE = 0.6
 MAX_CUTS = 24
-# What all layers together keep between two slabs, in slices of a slab: 12 (`lite`) to 16 (`default`).
+# What all layers keep between two slabs, in slices of a slab: 5 (`lite`) to 15 (`default`).
 KEPT_SLICES = 16
 # Enough work for any device; tiles are larger, since a larger tile wastes less on its halo.
 MAX_SLAB_VOXELS = 2**24

@@ -24,7 +24,7 @@ class Slabs(Protocol):
         """Takes the next slab; returns the next slices of the result, None if none is complete."""
 
     def end(self) -> Tensor | None:
-        """Returns the slices that were waiting for what comes behind the last slab."""
+        """Returns the last slices, which had to wait for the end of the volume."""
 
 
 class InSlabs:
@@ -37,7 +37,8 @@ class InSlabs:
 
     Args:
         layers: run one after another. A layer must keep the number of slices, or divide or multiply it. A
-            function must treat each position alone. The first is no activation, which would change the slab.
+            function must treat each position alone. The first must not be an activation: it works in place
+            and would change the caller's slab.
 
     Raises:
         NetworkSettingError: if there is no rule here for a layer.
@@ -66,16 +67,19 @@ class InSlabs:
 
 
 class InFloat32(InSlabs):
-    """The same without autocast."""
+    """Runs layers as `InSlabs` does, in float32 with autocast off."""
+
+    device_type = "cpu"
 
     def __call__(self, slab: Tensor) -> Tensor | None:
         """Takes the next slab."""
-        with torch.autocast(slab.device.type, enabled=False):
+        self.device_type = slab.device.type
+        with torch.autocast(self.device_type, enabled=False):
             return super().__call__(slab.float())
 
     def end(self) -> Tensor | None:
         """Ends the layers."""
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+        with torch.autocast(self.device_type, enabled=False):
             return super().end()
 
 
@@ -101,22 +105,25 @@ class _Convolution:
         self.kept: Tensor | None = None
 
     def __call__(self, slab: Tensor) -> Tensor | None:
-        before = self._border(slab) if self.kept is None else self.kept
-        slices = torch.cat([before, slab], dim=2) if self.kernel > 1 else slab
-        count = (slices.shape[2] - self.kernel) // self.stride + 1
+        if self.kept is None:
+            return self._convolve(_with_zeros(slab, before=self.padding))
+        return self._convolve(torch.cat([self.kept, slab], dim=2) if self.kernel > 1 else slab)
+
+    def end(self) -> Tensor | None:
+        if self.kept is None or not self.padding:
+            return None
+        return self._convolve(_with_zeros(self.kept, after=self.padding))
+
+    def _convolve(self, slices: Tensor) -> Tensor | None:
+        layer, count = self.layer, (slices.shape[2] - self.kernel) // self.stride + 1
         self.kept = slices[:, :, max(count, 0) * self.stride :].clone()
         if count < 1:
             return None
         slices = slices[:, :, : (count - 1) * self.stride + self.kernel]
-        weight, bias, stride = self.layer.weight, self.layer.bias, self.layer.stride
-        padding = (0, *self.layer.padding[1:])
-        return nn.functional.conv3d(slices, weight, bias, stride, padding, groups=self.layer.groups)
-
-    def end(self) -> Tensor | None:
-        return self(self._border(self.kept)) if self.kept is not None and self.padding else None
-
-    def _border(self, like: Tensor) -> Tensor:
-        return like.new_zeros((*like.shape[:2], self.padding, *like.shape[3:]))
+        padding = (0, *map(int, layer.padding[1:]))
+        return nn.functional.conv3d(
+            slices, layer.weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups
+        )
 
 
 class _Upsample:
@@ -163,6 +170,11 @@ class _ResidualUnit:
     def end(self) -> Tensor | None:
         added = self.convolutions.end()
         return None if added is None or self.kept is None else added.add_(self.kept).relu_()
+
+
+def _with_zeros(slices: Tensor, before: int = 0, after: int = 0) -> Tensor:
+    """Adds slices of zeros, and keeps channels last in memory, which joining with new zeros would undo."""
+    return nn.functional.pad(slices, (0, 0, 0, 0, before, after)) if before or after else slices
 
 
 def _steps(layer: Any) -> list[Slabs]:

@@ -120,11 +120,11 @@ class VQGAN(nn.Module):
         return InSlabs(self.encoder.blocks)
 
     def encode_in_slabs(self) -> Slabs:
-        """Returns `encode` for the slabs of one volume."""
+        """Returns `encode` for the slabs of one volume; whoever changes one must change the other."""
         return InSlabs([*self.encoder.blocks, self.quantizer.quantize])
 
     def decode_in_slabs(self) -> Slabs:
-        """Returns `decode` for the slabs of one volume."""
+        """Returns `decode` for the slabs of one volume; whoever changes one must change the other."""
         *blocks, last = self.decoder.blocks
         return InSlabs([self.quantizer.indices_to_codes, *blocks, InFloat32([last])])
 

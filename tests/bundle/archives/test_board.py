@@ -105,14 +105,27 @@ def test_a_part_is_named_by_what_sets_it_apart(rank, shard, name):
 
 
 def test_no_process_starts_before_all_have_come(boards):
-    """The first one, which may hold the store, could else be done and gone before the second looks for it."""
+    """The first, which may hold the store, could otherwise finish before the second connects."""
     first, second = boards(2)
     with ThreadPoolExecutor(1) as others:
-        waiting = others.submit(_meet, first.store, 2)
+        waiting = others.submit(_meet, first.store, 2, True)
         with pytest.raises(TimeoutError):
             waiting.result(timeout=1)
 
-        assert _meet(second.store, 2) == 2 and waiting.result(timeout=10) == 2
+        assert _meet(second.store, 2, False) == 2 and waiting.result(timeout=10) == 2
+
+
+def test_the_first_process_stays_until_all_have_seen_that_all_have_come(boards):
+    """The others look a few times a second, and the store may end with the first."""
+    first, second = boards(2)
+    second.store.add("joined", 1)
+    with ThreadPoolExecutor(1) as others:
+        waiting = others.submit(_meet, first.store, 2, True)
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=1)
+
+        second.store.add("seen", 1)
+        assert waiting.result(timeout=10) == 2
 
 
 def test_a_process_that_does_not_come_to_the_meeting_is_waited_for_no_longer_than_ten_minutes(
@@ -122,4 +135,4 @@ def test_a_process_that_does_not_come_to_the_meeting_is_waited_for_no_longer_tha
     (first,) = boards(1)
 
     with pytest.raises(TimeoutError, match="1 of 2 came within"):
-        _meet(first.store, 2)
+        _meet(first.store, 2, True)

@@ -170,6 +170,31 @@ def test_auto_takes_slabs_that_fit_and_else_tiles_and_gives_the_same(
     assert f"encode: {told}" in caplog.text and f"decode: {told}" in caplog.text
 
 
+@pytest.mark.parametrize("tile_size", ["auto", 32])
+def test_the_bar_ends_at_its_total(tiny_vqgan, volume, monkeypatch, tile_size):
+    shown = []
+
+    class Bar:
+        def __init__(self, total, **_):
+            shown.append([total, 0])
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def update(self, count):
+            shown[-1][1] += count
+
+    monkeypatch.setattr("bundle.inferers.halo.tqdm", Bar)
+    network, two, inferer = tiny_vqgan(), torch.cat([volume[..., :32]] * 2), HaloInferer(tile_size)
+    inferer(two, network)
+    inferer.encode_latent(two, network)
+
+    assert len(shown) == 3 and all(done == total for total, done in shown)
+
+
 def test_a_halo_that_is_given_means_tiles(tiny_vqgan, volume, caplog):
     with torch.no_grad(), caplog.at_level("INFO"):
         HaloInferer("auto", halo=8).encode(volume, tiny_vqgan())
