@@ -171,10 +171,10 @@ def launched_board(timeout_s: float = 86400) -> Board:
 
 @cache  # a process joins only once, even if its config is evaluated several times
 def _shared_store() -> distributed.Store:
-    here = launched()
+    here, end = launched(), time.monotonic() + MEET_S
     try:
         store = distributed.PrefixStore("archive", launcher_store(timedelta(seconds=MEET_S)))
-        n_joined = _meet(store, here.size, here.rank == 0)
+        n_joined = _meet(store, here.size, here.rank == 0, end)
     except (RuntimeError, ValueError, TimeoutError) as error:
         raise LaunchError(
             f"process {here.rank} of {here.size} did not meet the others ({first_line(error)}); see "
@@ -188,13 +188,12 @@ def _shared_store() -> distributed.Store:
     return store
 
 
-def _meet(store: distributed.Store, world_size: int, is_first: bool) -> int:
-    """Waits until all processes have joined, and returns how many have.
+def _meet(store: distributed.Store, world_size: int, is_first: bool, end: float) -> int:
+    """Waits until all processes have joined, but not beyond the time `end`; returns how many have joined.
 
     Otherwise the first process, in which the store may live, could finish its work or refuse the job, and
     exit before another has connected. It also waits until all have read the count.
     """
-    end = time.monotonic() + MEET_S
 
     def wait_for(name: str) -> int:
         while (count := store.add(name, 0)) < world_size:

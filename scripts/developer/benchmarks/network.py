@@ -27,7 +27,7 @@ VOLUME = (512, 512, 604)
 
 
 def measure_presets(output: Path) -> list[dict[str, Any]]:
-    """Measures parameters, operations and voxels per second of each preset, by tiles."""
+    """Measures parameters, operations and voxels per second of each preset."""
     rows = []
     for preset in PRESETS:
         side = 128 if DEVICE.type == "cuda" or preset == "lite" else 64
@@ -83,7 +83,7 @@ def measure_stages(output: Path, tiny: bool = False) -> list[dict[str, Any]]:
     """Measures the stages of `configs/inference.yaml` on volumes of several sizes, .nii.gz to .nii.gz.
 
     Runs `default` on a GPU and `lite` elsewhere, with random weights. The last column is the network's time
-    per voxel: the tiles of a large volume have halos, a volume that is a single tile has none.
+    per voxel.
     """
     preset = "default" if DEVICE.type == "cuda" and not tiny else "lite"
     checkpoint = _random_model(output, preset)
