@@ -8,7 +8,7 @@ from ignite.engine import EventEnum
 from torch import Tensor
 
 from bundle.engines.optimizers import PendingStep
-from bundle.losses.discriminator import ImageFeatures
+from bundle.losses.discriminator import DiscriminatorFeatures
 from bundle.networks.vqgan import Reconstruction
 
 
@@ -39,8 +39,7 @@ class MicroBatch:
         share: b / B, the weight of this micro-batch's mean losses in the iteration's.
         is_first: the first of the iteration: gradients start from zero.
         is_last: the last of the iteration: gradients are complete.
-        real_features: features of the discriminators for the images, kept from the generator's step for their
-            own: their weights are the same in both.
+        kept: features of the discriminators, kept from the generator's step for their own.
     """
 
     image: Tensor
@@ -49,7 +48,7 @@ class MicroBatch:
     share: float
     is_first: bool
     is_last: bool
-    real_features: ImageFeatures = field(default_factory=dict)
+    kept: DiscriminatorFeatures = field(default_factory=DiscriminatorFeatures)
 
 
 @dataclass

@@ -54,7 +54,7 @@ class GeneratorUpdate:
                 micro.positions,
                 share_open,
                 without=engine.memory_fallback.switched_off,
-                real_features=micro.real_features,
+                kept=micro.kept,
             )
         (total * micro.share).backward()
         engine.add_losses({"loss": total, **terms})
@@ -110,13 +110,14 @@ class DiscriminatorUpdate:
         if not names:
             return
         fake = micro.reconstruction.image.detach()
+        weights = [weight for name in names for weight in self.discriminators[name].parameters()]
         self.discriminators.requires_grad_(True)
         try:
             with engine.autocast():
                 loss, penalty = self.objective(
-                    names, micro.image, fake, micro.positions, micro.share, micro.real_features
+                    names, micro.image, fake, micro.positions, micro.share, micro.kept
                 )
-            ((loss + penalty) * micro.share).backward()
+            ((loss + penalty) * micro.share).backward(inputs=weights)
         finally:
             self.discriminators.requires_grad_(False)
         engine.add_losses({self.objective.TERM: loss})

@@ -1,6 +1,7 @@
 """Weighs and sums the discriminators' losses in their own step."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -10,16 +11,28 @@ from bundle.losses.stabilisers import LeCamAnchors, r1_penalty
 from bundle.losses.views import discriminator_views
 from bundle.run.rules import check
 
-# What discriminators give for the images of a micro-batch: by name, for each view, all maps, logits last.
-ImageFeatures = dict[str, list[list[Tensor]]]
+@dataclass
+class DiscriminatorFeatures:
+    """What the discriminators gave for a micro-batch in the generator's step, kept for their own step.
+
+    Their weights are the same in both steps, so one pass over images and one over reconstructions serve both.
+    Each dictionary holds, by a discriminator's name, all feature maps of each view, logits last.
+
+    Attributes:
+        real: of the images; empty where the generator's losses do not need them.
+        fake: of the reconstruction, with a graph that ends at it.
+    """
+
+    real: dict[str, list[list[Tensor]]] = field(default_factory=dict)
+    fake: dict[str, list[list[Tensor]]] = field(default_factory=dict)
 
 
-def features_of_images(discriminator: nn.Module, views: Sequence[Tensor], trains: bool) -> list[list[Tensor]]:
-    """Runs a frozen discriminator on images.
+def features_of(discriminator: nn.Module, views: Sequence[Tensor], trains: bool) -> list[list[Tensor]]:
+    """Runs a frozen discriminator.
 
     Args:
         discriminator: frozen before and after.
-        views: images as it sees them.
+        views: of a volume, as it sees them.
         trains: whether its own step uses the result too, so that gradients must reach its weights.
 
     Returns:
@@ -27,8 +40,7 @@ def features_of_images(discriminator: nn.Module, views: Sequence[Tensor], trains
     """
     discriminator.requires_grad_(trains)
     try:
-        with torch.set_grad_enabled(trains):
-            return [discriminator(view) for view in views]
+        return [discriminator(view) for view in views]
     finally:
         discriminator.requires_grad_(False)
 
@@ -70,7 +82,7 @@ class DiscriminatorObjective:
         reconstruction: Tensor,
         positions: Tensor,
         share: float,
-        real_features: ImageFeatures | None = None,
+        kept: DiscriminatorFeatures | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Returns weighted hinge losses and weighted penalties of a micro-batch, two float32 scalars.
 
@@ -80,26 +92,28 @@ class DiscriminatorObjective:
             reconstruction: of the same shape, detached.
             positions: (b, 3) slice positions.
             share: of the micro-batch in its iteration, for LeCam's averages.
-            real_features: what the generator's step has kept of the images; emptied here. R1 does not use it,
-                since it needs a pass of its own.
+            kept: features of the generator's step; emptied here. R1 does not use those of the images, since
+                it needs a pass of its own.
         """
-        kept_features = {} if real_features is None else real_features
+        kept = DiscriminatorFeatures() if kept is None else kept
         loss = penalty = torch.zeros((), device=reconstruction.device)
         for name in names:
+            discriminator = self.discriminators[name]
             real_views = discriminator_views(image, positions, name)
-            fake_views = discriminator_views(reconstruction, positions, name)
             weight, views = self.weights[name], len(real_views)
-            kept = kept_features.pop(name, [])
+            real, fake = kept.real.pop(name, None), kept.fake.pop(name, None)
             if self.r1_gamma > 0:
-                kept = []
-            for number, (real, fake) in enumerate(zip(real_views, fake_views, strict=True)):
-                if self.r1_gamma > 0:
-                    real = real.detach().clone().requires_grad_(True)
-                real_logits = (kept[number] if kept else self.discriminators[name](real))[-1]
-                fake_logits = self.discriminators[name](fake)[-1]
+                real_views = [view.detach().clone().requires_grad_(True) for view in real_views]
+                real = None
+            if real is None:
+                real = [discriminator(view) for view in real_views]
+            if fake is None:
+                fake = [discriminator(view) for view in discriminator_views(reconstruction, positions, name)]
+            for view, real_features, fake_features in zip(real_views, real, fake, strict=True):
+                real_logits, fake_logits = real_features[-1], fake_features[-1]
                 loss = loss + weight * hinge_discriminator_loss(real_logits, fake_logits) / views
                 if self.r1_gamma > 0:
-                    penalty = penalty + weight * self.r1_gamma / 2 * r1_penalty(real, real_logits) / views
+                    penalty = penalty + weight * self.r1_gamma / 2 * r1_penalty(view, real_logits) / views
                 if self.lecam_weight > 0:
                     pull = self.anchors.penalty(name, real_logits, fake_logits)
                     penalty = penalty + weight * self.lecam_weight * pull / views

@@ -1,12 +1,13 @@
 """Weighs and sums the generator's losses."""
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bundle.losses.adversarial import hinge_generator_loss
-from bundle.losses.discriminator import ImageFeatures, features_of_images
+from bundle.losses.discriminator import DiscriminatorFeatures, features_of
 from bundle.losses.feature_matching import feature_matching_loss
 from bundle.losses.views import discriminator_views, take_slices
 from bundle.networks.vqgan import Reconstruction
@@ -75,7 +76,7 @@ class GeneratorObjective(nn.Module):
         positions: Tensor,
         gate: float,
         without: Collection[str] = (),
-        real_features: ImageFeatures | None = None,
+        kept: DiscriminatorFeatures | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the total loss and its terms by the names of their curves.
 
@@ -85,8 +86,8 @@ class GeneratorObjective(nn.Module):
             positions: (B, 3) slice positions.
             gate: 0 below the gate; above it the share, up to 1, of adversarial and feature-matching terms.
             without: `video` or `perceptual`: terms to leave out as if their weights were 0.
-            real_features: filled with the discriminators' features of the images, for their own step on the
-                same micro-batch; None if no such step follows.
+            kept: filled with the discriminators' features, for their own step on the same micro-batch; None
+                if no such step follows.
         """
         terms = {
             "recon_loss": self._l1(image, reconstruction.image),
@@ -101,16 +102,9 @@ class GeneratorObjective(nn.Module):
             total = total + perceptual_weight * terms["perceptual_loss"]
         names = [name for name in self.discriminators if name not in without]
         if gate > 0 and names:
-            kept = {} if real_features is None else real_features
-            trains = real_features is not None
-            adversarial, feature = self._adversarial(
-                names, image, reconstruction.image, positions, kept, trains
-            )
-            terms["gen_loss"] = adversarial
-            total = total + gate * adversarial
-            if self.gan_feat_weight > 0:
-                terms["gan_feat_loss"] = feature
-                total = total + gate * self.gan_feat_weight * feature
+            added, adversarial = self._adversarial(names, image, reconstruction.image, positions, gate, kept)
+            total = total + added
+            terms |= adversarial
         return total, {name: term.detach() for name, term in terms.items()}
 
     def _l1(self, image: Tensor, reconstruction: Tensor) -> Tensor:
@@ -124,26 +118,52 @@ class GeneratorObjective(nn.Module):
         image: Tensor,
         reconstruction: Tensor,
         positions: Tensor,
-        kept: ImageFeatures,
-        trains: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Returns weighted hinge terms and unweighted feature matching, summed over the discriminators."""
-        adversarial = feature = torch.zeros((), device=image.device)
+        gate: float,
+        kept: DiscriminatorFeatures | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns what to add to the total, and its terms summed over the discriminators."""
+        trains = kept is not None
+        kept = DiscriminatorFeatures() if kept is None else kept
+        seen = reconstruction.detach().requires_grad_() if trains else reconstruction
+        hinge = matching = torch.zeros((), device=image.device)
         for name in names:
-            discriminator = self.discriminators[name]
+            discriminator, weight = self.discriminators[name], self.gan_weights[name]
+            views = discriminator_views(seen, positions, name)
+            kept.fake[name] = fakes = features_of(discriminator, views, trains)
+            for fake in fakes:
+                hinge = hinge + weight * hinge_generator_loss(fake[-1]) / len(views)
             if self.gan_feat_weight > 0:
-                kept[name] = features_of_images(
-                    discriminator, discriminator_views(image, positions, name), trains
-                )
-            fake_views = discriminator_views(reconstruction, positions, name)
-            for number, fake in enumerate(fake_views):
-                fake_features = discriminator(fake)
-                hinge = hinge_generator_loss(fake_features[-1])
-                adversarial = adversarial + self.gan_weights[name] * hinge / len(fake_views)
-                if self.gan_feat_weight > 0:
-                    matching = feature_matching_loss(kept[name][number], fake_features)
-                    feature = feature + matching / len(fake_views)
-        return adversarial, feature
+                views = discriminator_views(image, positions, name)
+                kept.real[name] = reals = features_of(discriminator, views, trains)
+                for real, fake in zip(reals, fakes, strict=True):
+                    matching = matching + feature_matching_loss(real, fake) / len(views)
+        added, terms = gate * hinge, {"gen_loss": hinge}
+        if self.gan_feat_weight > 0:
+            added, terms["gan_feat_loss"] = added + gate * self.gan_feat_weight * matching, matching
+        return (_leading_to(reconstruction, added, seen) if trains else added), terms
+
+
+def _leading_to(tensor: Tensor, loss: Tensor, copy: Tensor) -> Tensor:
+    """Returns a loss of a copy as a loss of the tensor itself; the graph between loss and copy remains.
+
+    Weights on the way get no gradient. So the graph serves a second loss, and that of the tensor is freed.
+    """
+    (gradient,) = torch.autograd.grad(loss, copy, retain_graph=True)
+    return _WithGradient.apply(tensor, loss.detach(), gradient)
+
+
+class _WithGradient(torch.autograd.Function):
+    """A value that depends on a tensor by a gradient which is already known."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return outer[0] * gradient, None, None
 
 
 def _slice_distance(

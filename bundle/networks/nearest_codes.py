@@ -15,8 +15,8 @@ def nearest_codes(vectors: Tensor, codebook: Tensor, lookup_bytes: int | None = 
     Args:
         vectors: (N, E) float32.
         codebook: (K, E) float32.
-        lookup_bytes: memory that one chunk of distances may take; None = 4 MiB on a CPU, where larger chunks
-            fall out of its cache and take 5 times as long, 256 MiB on a GPU.
+        lookup_bytes: memory that one chunk of distances may take; None = 2 MiB on a CPU, where larger chunks
+            fall out of its cache or are new memory each time (up to 5 times as long), 256 MiB on a GPU.
 
     Returns:
         (N,) int64 in [0, K); the first one where several codes are equally near.
@@ -25,7 +25,7 @@ def nearest_codes(vectors: Tensor, codebook: Tensor, lookup_bytes: int | None = 
         if torch.compiler.is_exporting():
             return nearest_codes_by_blocks(vectors, codebook)
     if lookup_bytes is None:
-        lookup_bytes = 1 << 28 if vectors.is_cuda else 1 << 22  # TorchScript takes 2**28 for a float
+        lookup_bytes = 1 << 28 if vectors.is_cuda else 1 << 21  # TorchScript takes 2**28 for a float
     return _nearest_codes(vectors, codebook, lookup_bytes)
 
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from bundle.losses.discriminator import DiscriminatorFeatures, DiscriminatorObjective
 from bundle.losses.objective import GeneratorObjective
 from bundle.losses.views import draw_positions
 from bundle.networks.discriminators import build_discriminators
@@ -80,6 +81,32 @@ def test_gradients_pass_through_frozen_discriminators_without_staying_in_them(pa
     run(GeneratorObjective(0, 0, 0, 1.0, 0.5, 4.0, discriminators), pair, gate=1)[0].backward()
     assert pair[1].image.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in discriminators.parameters())
+
+
+@pytest.mark.parametrize(("feature_weight", "stabilised"), [(4.0, {}), (0.0, {}), (4.0, {"r1_gamma": 10.0})])
+def test_features_kept_for_the_discriminators_step_change_no_gradient(pair, feature_weight, stabilised):
+    discriminators = build_discriminators(1, 0.5)
+    weights, positions = list(discriminators.parameters()), draw_positions(torch.Size(SHAPE), 0, 0)
+    objective = GeneratorObjective(1, 0, 0, 1.0, 0.5, feature_weight, discriminators)
+    theirs = DiscriminatorObjective(discriminators, objective.gan_weights, **stabilised)
+    gradients, losses = [], []
+    for kept in (None, DiscriminatorFeatures()):
+        image, reconstruction = pair
+        reconstruction.image.grad = None
+        total, _ = objective(image, reconstruction, positions, 0.5, kept=kept)
+        (0.25 * total).backward()
+        assert all(weight.grad is None for weight in weights)
+        discriminators.requires_grad_(True)
+        fake = reconstruction.image.detach()
+        loss, penalty = theirs(["image", "video"], image, fake, positions, 1.0, kept)
+        own = torch.autograd.grad(loss + penalty, weights, allow_unused=True)
+        discriminators.requires_grad_(False)
+        gradients.append([reconstruction.image.grad, *own])
+        losses.append((total.detach(), loss.detach(), penalty))
+    for alone, shared in zip(*gradients, strict=True):
+        assert (alone - shared).norm() <= 1e-5 * alone.norm()
+    torch.testing.assert_close(losses[0], losses[1])
+    assert kept.fake == {} == kept.real
 
 
 def test_patches_that_are_no_cubes_weigh_their_axes_alike():
