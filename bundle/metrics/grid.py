@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +22,9 @@ _GAP = 2
 """The window spreads a line over this many frequencies on either side."""
 
 
-def grid_score(volume: Tensor, device: torch.device | str | None = None) -> float:
+def grid_score(
+    volume: Tensor, device: torch.device | str | None = None, axes: Sequence[int] = (0, 1, 2)
+) -> float:
     """Measures how far a grid stands out of a volume's spectrum; 1 means that nothing does.
 
     Along each axis, power is averaged over all lines of voxels. The score at a period of 2 or 4 voxels is the
@@ -34,11 +37,12 @@ def grid_score(volume: Tensor, device: torch.device | str | None = None) -> floa
     Args:
         volume: (X, Y, Z), any unit, integer or float, any device.
         device: where spectra are computed; None is where `volume` is.
+        axes: along which to look.
 
     Returns:
-        The largest score of both periods and all axes of at least 48 voxels. Where the usual power is 0 (a
-        constant volume), it is 1 without a grid and inf with one. NaN if a voxel is NaN, or if every axis is
-        shorter than 48 voxels.
+        The largest score of both periods and all these axes, if they have at least 48 voxels. Where the usual
+        power is 0 (a constant volume), it is 1 without a grid and inf with one. NaN if a voxel is NaN, or if
+        all axes are shorter than 48 voxels.
 
     Raises:
         ValueError: if `volume` is not 3D.
@@ -47,8 +51,8 @@ def grid_score(volume: Tensor, device: torch.device | str | None = None) -> floa
         raise ValueError(
             f"`volume` must be a volume (X, Y, Z), got {tuple(volume.shape)}; drop the other axes first"
         )
-    axes = [axis for axis, size in enumerate(volume.shape) if size >= MIN_SIDE]
-    scores = [score for axis in axes for score in _scores(_mean_power(volume, axis, device or volume.device))]
+    long = [axis for axis in axes if volume.shape[axis] >= MIN_SIDE]
+    scores = [score for axis in long for score in _scores(_mean_power(volume, axis, device or volume.device))]
     return max(scores) if scores and not any(map(math.isnan, scores)) else math.nan
 
 
