@@ -11,6 +11,7 @@ from bundle.losses.stabilisers import LeCamAnchors, r1_penalty
 from bundle.losses.views import discriminator_views
 from bundle.run.rules import check
 
+
 @dataclass
 class DiscriminatorFeatures:
     """What the discriminators gave for a micro-batch in the generator's step, kept for their own step.
