@@ -10,13 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from nibabel.affines import voxel_sizes
-from nibabel.orientations import apply_orientation, io_orientation
 from PIL import Image
 
-from bundle.data.volumes.reading import read_volume
+from bundle.data.volumes.ras import read_ras
 from bundle.drawing.planes import PLANES
 from bundle.drawing.triptych import render_comparison, render_triptych
 from bundle.drawing.video import Display, write_comparison_video
@@ -42,32 +39,6 @@ class CaseFigures(NamedTuple):
     figures: dict[str, Figures]
 
 
-class RASVolume(NamedTuple):
-    """A volume in the axes closest to right, front and head; only flipped and permuted.
-
-    Attributes:
-        voxels: (X, Y, Z) in HU.
-        spacing_mm: of a voxel along X, Y, Z.
-    """
-
-    voxels: torch.Tensor
-    spacing_mm: tuple[float, ...]
-
-
-def read_ras(path: Path) -> RASVolume:
-    """Reads a NIfTI volume of any orientation.
-
-    Raises:
-        VolumeError: if the file cannot be used, naming it.
-    """
-    volume = read_volume(path)
-    orientation = io_orientation(volume.affine)
-    voxels = np.ascontiguousarray(apply_orientation(volume.voxels, orientation))
-    spacing_mm = np.empty(3)
-    spacing_mm[orientation[:, 0].astype(int)] = voxel_sizes(volume.affine)
-    return RASVolume(torch.from_numpy(voxels), tuple(spacing_mm.tolist()))
-
-
 def report_case(
     image_path: Path, recon_paths: Mapping[str, Path], axes: Sequence[str], fps: float, display: Display
 ) -> CaseFigures:
@@ -87,8 +58,9 @@ def report_case(
     Returns:
         Name and figures.
     """
-    image, spacing_mm = read_ras(image_path)
-    recons = {label: read_ras(path).voxels for label, path in recon_paths.items()}
+    original = read_ras(image_path)
+    image, spacing_mm = torch.from_numpy(original.voxels), original.spacing_mm
+    recons = {label: torch.from_numpy(read_ras(path).voxels) for label, path in recon_paths.items()}
     hu_min, hu_max = display.hu_min, display.hu_max
     figures = {label: reconstruction_figures(image, recon, hu_min, hu_max) for label, recon in recons.items()}
     first = next(iter(recon_paths.values()))

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from bundle.data.volumes.formats import VolumeError
+from bundle.data.volumes.ras import RASVolume, read_ras
 from bundle.drawing.planes import (
     PLANES,
     WINDOWS,
@@ -39,7 +40,6 @@ from bundle.drawing.planes import (
 )
 from bundle.emboli.inserted import CONTRASTS, SIZES_MM
 from bundle.emboli.readings import PLACES, kind_name
-from bundle.evaluation.cases import RASVolume, read_ras
 from bundle.reports.arm_figures import noise_spectra, paired_dots, rates
 from bundle.reports.arms import Arms, likeness, read_evaluation, shared_clots, shared_volumes
 from bundle.reports.clot_sheet import clot_sheet

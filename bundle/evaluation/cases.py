@@ -7,14 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import TextIO
 
 import numpy as np
-from nibabel.affines import voxel_sizes
-from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from bundle.data.cases.split import dataset_root, find_cases
-from bundle.data.volumes.reading import read_volume
+from bundle.data.volumes.ras import RASVolume
 from bundle.run.files import open_regular_text
 from bundle.run.names import output_name, printable, volume_name
 
@@ -58,20 +56,6 @@ class EvaluationCase:
     inserted: list[tuple[Path, Path]] = field(default_factory=list)
     stem: str = ""
     """Unique; begins the names of its files in the output folder, and holds nothing that a path could."""
-
-
-class RASVolume(NamedTuple):
-    """A volume in the axes closest to right, anterior and superior.
-
-    Attributes:
-        voxels: (X, Y, Z) int16 in HU.
-        spacing_mm: edges of a voxel.
-        affine: (4, 4), these voxels to RAS millimetres.
-    """
-
-    voxels: np.ndarray
-    spacing_mm: tuple[float, float, float]
-    affine: np.ndarray
 
 
 def cases_of_data(dataset_dir: str | Path) -> list[EvaluationCase]:
@@ -152,23 +136,6 @@ def _check_row(table: Path, number: int, values: Mapping[str, str]) -> None:
             f"{table}, line {number}: `inserted_original` and `inserted_reconstruction` belong together, one "
             "is empty; name both files or none"
         )
-
-
-def read_ras(path: Path) -> RASVolume:
-    """Reads a volume, rounded to whole HU.
-
-    Raises:
-        VolumeError: if it cannot be used, naming it.
-    """
-    volume = read_volume(path)
-    orientation = io_orientation(volume.affine)
-    voxels = apply_orientation(volume.voxels, orientation)
-    if voxels.dtype != np.int16:
-        limits = np.iinfo(np.int16)
-        voxels = np.rint(voxels.clip(limits.min, limits.max)).astype(np.int16)
-    affine = volume.affine @ inv_ornt_aff(orientation, volume.voxels.shape)
-    x, y, z = voxel_sizes(affine).tolist()
-    return RASVolume(np.ascontiguousarray(voxels), (x, y, z), affine)
 
 
 def check_original(case: EvaluationCase, original: RASVolume) -> None:

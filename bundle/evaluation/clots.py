@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import nibabel as nib
 import numpy as np
 
+from bundle.data.volumes.ras import RASVolume
 from bundle.emboli.inserted import Change, insert
 from bundle.emboli.readings import Reading
-from bundle.evaluation.cases import RASVolume
 from bundle.evaluation.volume import Inserted
 from bundle.reports.clot_sheet import SHOWN_CONTRAST, SHOWN_SIZE_MM, axial_patch
 from bundle.viewing.views import BOX_SIDE, Place, View, box_slices

@@ -12,10 +12,11 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
+from bundle.data.volumes.ras import RASVolume
 from bundle.drawing.triptych import render_triptych
 from bundle.emboli.chest import Lumen
 from bundle.emboli.inserted import CONTRASTS, Change, insert
-from bundle.evaluation.cases import EvaluationCase, RASVolume
+from bundle.evaluation.cases import EvaluationCase
 from bundle.evaluation.clots import ShownClots
 from bundle.evaluation.volume import Findings, rows_of
 from bundle.reports.kept import FOLDER as KEPT

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from bundle.data.volumes.ras import RASVolume
 from bundle.emboli.chest import WALL_STEP_MM, Chest, Tissue
 from bundle.emboli.inserted import CONTRASTS, Change
 from bundle.emboli.invented import FalseEmbolus, find_false_emboli
 from bundle.emboli.readings import Reading, all_clot_figures, read_emboli
-from bundle.evaluation.cases import RASVolume
 from bundle.metrics.grid import MIN_SIDE, grid_score
 from bundle.metrics.perceptual import LPIPS_SLICES, slice_lpips
 from bundle.metrics.reconstruction import reconstruction_figures

@@ -20,17 +20,16 @@ from bundle.data.latents.file import EncodedVolume, Record, write_latent_file
 from bundle.data.volumes.fingerprint import voxel_fingerprint
 from bundle.data.volumes.formats import VolumeError
 from bundle.data.volumes.header_text import header_as_text
+from bundle.data.volumes.ras import RASVolume, read_ras
 from bundle.emboli.chest import Chest, find_chest
 from bundle.emboli.inserted import CONTRASTS, Change, find_changes, insert
 from bundle.evaluation.cases import (
     EvaluationCase,
-    RASVolume,
     RefusedVolumeError,
     cases_of_data,
     cases_of_pairs,
     check_original,
     check_pair,
-    read_ras,
 )
 from bundle.evaluation.clots import ShownClots
 from bundle.evaluation.model import Coded, TrainedModel

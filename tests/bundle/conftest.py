@@ -14,11 +14,11 @@ from bundle.checkpoints.file import network_settings
 from bundle.checkpoints.state import TrainingState
 from bundle.data.patches.dataset import ResumableSampler
 from bundle.data.volumes.phantom import LabelledPhantom, make_labelled_phantom
+from bundle.data.volumes.ras import RASVolume
 from bundle.emboli.chest import Chest, find_chest
 from bundle.emboli.inserted import Change, find_changes
 from bundle.engines.optimizers import build_optimizer
 from bundle.engines.trainer import AdversarialTrainer
-from bundle.evaluation.cases import RASVolume
 from bundle.handlers.gate import IterationGate
 from bundle.handlers.updates import DiscriminatorUpdate, GeneratorUpdate
 from bundle.losses.objective import GeneratorObjective

@@ -12,7 +12,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from bundle.drawing.video import Display
 from bundle.metrics.reconstruction import Figures
-from scripts.case_report import CaseFigures, figures_table, read_ras, report_case, video_notes
+from scripts.case_report import CaseFigures, figures_table, report_case, video_notes
 
 SHAPE, SPACING = (24, 20, 12), (0.5, 0.75, 2.0)
 SMALL = Display(panel_px=96)
@@ -30,24 +30,6 @@ def _write(path: Path, voxels: np.ndarray, codes: str = "RAS") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(stored, affine @ inv_ornt_aff(to_codes, SHAPE)), path)
     return path
-
-
-@pytest.mark.parametrize("codes", ["RAS", "LPS", "LAS", "SRA", "PIL"])
-def test_files_of_every_orientation_give_the_same_volume_and_spacing(codes: str, tmp_path: Path) -> None:
-    volume = read_ras(_write(tmp_path / "scan.nii.gz", _voxels(), codes))
-    assert np.array_equal(volume.voxels.numpy(), _voxels())
-    assert volume.spacing_mm == pytest.approx(SPACING)
-
-
-def test_an_oblique_file_is_turned_to_the_nearest_axes_and_not_resampled(tmp_path: Path) -> None:
-    angle = np.deg2rad(20)
-    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
-    affine = np.eye(4)
-    affine[:3, :3] = turn @ np.diag([-SPACING[0], -SPACING[1], SPACING[2]])
-    nib.save(nib.Nifti1Image(_voxels(), affine), tmp_path / "oblique.nii")
-    volume = read_ras(tmp_path / "oblique.nii")
-    assert np.array_equal(volume.voxels.numpy(), _voxels()[::-1, ::-1])
-    assert volume.spacing_mm == pytest.approx(SPACING)
 
 
 def test_the_json_holds_figures_of_both_checkpoints_with_their_window(tmp_path: Path) -> None:

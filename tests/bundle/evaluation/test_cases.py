@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from bundle.data.volumes.ras import RASVolume
 from bundle.evaluation.cases import (
     EvaluationCase,
     PairsError,
-    RASVolume,
     RefusedVolumeError,
     cases_of_pairs,
     check_original,
