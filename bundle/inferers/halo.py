@@ -252,6 +252,9 @@ class HaloInferer(Inferer):
         self, sweep: _Pass, source: Tensor, target: Tensor, shape: Sequence[int], slices: int
     ) -> None:
         assert sweep.begin_slabs is not None
+        if slices >= shape[0]:  # nothing need be kept, and the last slices need no steps of their own
+            self._sweep_tiles(sweep, source, target, shape, shape)
+            return
         run, done = sweep.begin_slabs(), 0
         with self._bar(sweep, shape) as bar:
             for slab in [*source.split(slices // sweep.stride * sweep.source_step, dim=-3), None]:

@@ -9,6 +9,8 @@ from bundle.inferers.tile_size import KEPT_SLICES
 from bundle.networks.vqgan import VQGAN
 
 WHOLE = HaloInferer(tile_size=1024)
+PADDED = (84, 72, 104)
+"""The shape of `volume`, padded to multiples of the stride."""
 
 
 @pytest.fixture
@@ -170,8 +172,9 @@ def test_auto_takes_slabs_that_fit_and_else_tiles_and_gives_the_same(
     assert f"encode: {told}" in caplog.text and f"decode: {told}" in caplog.text
 
 
-@pytest.mark.parametrize("tile_size", ["auto", 32])
-def test_the_bar_ends_at_its_total(tiny_vqgan, volume, monkeypatch, tile_size):
+@pytest.mark.parametrize(("tile_size", "max_slices"), [("auto", 84), ("auto", 20), (32, 84)])
+def test_the_bar_ends_at_its_total(tiny_vqgan, volume, monkeypatch, tile_size, max_slices):
+    monkeypatch.setattr("bundle.inferers.tile_size.MAX_SLAB_VOXELS", max_slices * 72 * 104)
     shown = []
 
     class Bar:
@@ -202,10 +205,25 @@ def test_a_halo_that_is_given_means_tiles(tiny_vqgan, volume, caplog):
     assert "tiles of (84, 72, 104) voxels with a halo of 8" in caplog.text
 
 
+def test_a_volume_of_one_slab_is_run_in_one_pass(tiny_vqgan, volume):
+    network, seen = tiny_vqgan(), []
+    expected, encode = WHOLE.encode(volume, network), network.encode
+    network.encode = lambda image: seen.append(image.shape[2:]) or encode(image)
+    network.encode_in_slabs = lambda: pytest.fail("slabs were begun")
+    assert torch.equal(HaloInferer("auto").encode(volume, network), expected)
+    assert seen == [PADDED]
+
+
 def test_out_of_memory_halves_slabs_and_then_takes_tiles(tiny_vqgan, volume, caplog):
     network = tiny_vqgan()
-    expected = WHOLE.encode(volume, network)
+    expected, encode = WHOLE.encode(volume, network), network.encode
 
+    def encode_parts_only(image):
+        if image.shape[2:] == PADDED:
+            raise torch.OutOfMemoryError("too large")
+        return encode(image)
+
+    network.encode = encode_parts_only
     for limit, last in ((24, "slabs of 20 x"), (0, "tiles of")):
         network.encode_in_slabs = partial(Limited, network, limit)
         with caplog.at_level("INFO"):
