@@ -5,7 +5,7 @@
     hu = model.reconstruct("ct.nii.gz")
 
 The results equal, voxel by voxel, what configs/inference.yaml, encode.yaml and decode.yaml write: same RAS
-axes, same HU window, same exact tiling.
+axes, same HU window, same slabs or tiles.
 """
 
 import os

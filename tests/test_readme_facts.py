@@ -75,19 +75,24 @@ def test_links_lead_somewhere():
     assert [link for page in DOCS for link in dead_links(page)] == []
 
 
-DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = [*sorted(ROOT.glob("*.md")), ROOT / "models" / "MODEL_CARD.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def dead_links(page: Path) -> list[str]:
-    prose = prose_of(page.read_text(encoding="utf-8"))
-    headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
-    anchors = {"#" + re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", prose) if not link.startswith("https://")]
-    return [
-        f"{page.name}: {link}"
-        for link in links
-        if link not in anchors and not (page.parent / link.partition("#")[0]).is_file()
-    ]
+    links = re.findall(r"\]\(([^)\s]+)\)", prose_of(page.read_text(encoding="utf-8")))
+    dead = [link for link in links if not link.startswith("https://") and not leads_somewhere(page, link)]
+    return [f"{page.name}: {link}" for link in dead]
+
+
+def leads_somewhere(page: Path, link: str) -> bool:
+    name, _, anchor = link.partition("#")
+    target = page.parent / name if name else page
+    return target.is_file() and (not anchor or anchor in anchors(target))
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", prose_of(page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_every_setting_of_the_configs_stands_in_the_table_and_nothing_else():

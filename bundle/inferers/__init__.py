@@ -1,1 +1,1 @@
-"""Inferers: exact tiling of volumes that do not fit into memory as activations."""
+"""Inferers: whole volumes in slabs or tiles, exactly as in one pass for which memory would not suffice."""

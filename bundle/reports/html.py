@@ -13,9 +13,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 DISCLAIMER = (
-    "Research software, not a medical device. Nothing here may be used for diagnosis. A network that was "
-    "trained with discriminators can draw structures that are not in the scan, an embolus among them, and "
-    "can wipe out real ones; the figures say how often that was seen here, not that it cannot happen."
+    "Research software, not a medical device. Nothing here may be used for diagnosis. A network can draw "
+    "structures that are not in the scan, an embolus among them, and can wipe out real ones; one that was "
+    "trained with discriminators does so more often. The figures say how often that was seen here, not that "
+    "it cannot happen."
 )
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>$title</title>

@@ -48,7 +48,14 @@ def as_message(text: str) -> str:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Reads a command line; an error line repeats words of it as printable text."""
+    """Reads a command line; an error line repeats words of it as printable text.
+
+    A program that was started by `python -m NAME` is called so in its help.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        spec = getattr(sys.modules["__main__"], "__spec__", None)
+        super().__init__(**({"prog": f"python -m {spec.name}"} if spec else {}) | settings)
 
     def error(self, message: str) -> NoReturn:
         """Ends the command; see `argparse.ArgumentParser`."""
