@@ -126,7 +126,8 @@ def evaluate(arm: str, data: Path, output_dir: Path, perceptual_weights: Path | 
     """Scores an arm on the patients that it has not seen; on LIDC-IDRI-0001 too if it lies in DIR."""
     patients = [*DEVELOPMENT, *(name for name in TEST if _volume(data, name).exists())]
     datalist = output_dir / "evaluated.json"
-    write_text(datalist, json.dumps({"testing": _cases(data, patients)}))
+    cases = [{**case, "patient": name} for case, name in zip(_cases(data, patients), patients, strict=True)]
+    write_text(datalist, json.dumps({"testing": cases}))
     run(
         "monai.bundle", "run", "--config_file", "configs/evaluate.yaml", dataset_dir=datalist,
         ckpt_path=_checkpoint(output_dir, arm), output_dir=output_dir / f"evaluation_{arm}",

@@ -213,6 +213,22 @@ def _name_patients(root: Path, volumes: Sequence[Found]) -> None:
         known = hashes.get(name, set())
         is_joined = not found.entry.series and len(known) == 1 and Path(found.case["image"]).parent != root
         found.case["patient"] = next(iter(known)) if is_joined else found.case["patient"] or name
+    _warn_of_one_folder(root, volumes)
+
+
+def _warn_of_one_folder(root: Path, volumes: Sequence[Found]) -> None:
+    """Warns if several files are taken for one patient's because they lie in one folder."""
+    folders = {Path(found.case["image"]).parent for found in volumes}
+    patients = {found.case["patient"] for found in volumes}
+    is_by_folder = not any(found.entry.series for found in volumes)
+    if is_by_folder and len(volumes) > 1 and len(folders) == 1 and len(patients) == 1 and root not in folders:
+        first = os.path.relpath(volumes[0].case["image"], root)
+        item = json.dumps({"image": printable(first), "patient": "NAME"})
+        logger.warning(
+            "%s: all %d volumes lie in %s and are taken for one patient's; if they are of several patients, "
+            'give each a "patient" in a datalist .json: {"training": [%s, ...]}',
+            *(root, len(volumes), printable(os.path.relpath(folders.pop(), root)), item),
+        )
 
 
 def _warn_of_one_id(root: Path, hashes: Mapping[str, set[str]], examples: Mapping[str, str]) -> None:

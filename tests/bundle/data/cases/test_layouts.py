@@ -60,6 +60,25 @@ def test_who_is_taken_for_the_patient_below_a_shared_folder_is_told(save, caplog
     assert "all 2 volumes lie in P1, so the folders inside it are taken for the patients (2)" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("names", "is_told"),
+    [
+        (("scans/a.nii", "scans/b.nii"), True),
+        (("scans/a.nii",), False),
+        (("a.nii", "b.nii"), False),
+        (("sub-01_ses-1_ct.nii", "sub-01_ses-2_ct.nii"), False),
+        (("imagesTr/a.nii", "imagesTr/b.nii"), False),
+        (("p1/a.nii", "p2/b.nii"), False),
+    ],
+)
+def test_files_that_are_taken_for_one_patient_s_by_their_folder_are_told(save, caplog, names, is_told):
+    with caplog.at_level(logging.WARNING):
+        find_cases(save(*names))
+
+    told = f"all {len(names)} volumes lie in scans and are taken for one patient's; if they are of several"
+    assert (told in caplog.text) == is_told and ("taken for one" in caplog.text) == is_told
+
+
 @pytest.mark.parametrize("has_channel", [False, True])
 def test_the_files_of_a_decathlon_list_are_patients_of_their_own(save, has_channel):
     """Lists of nnU-Net name `ct_000.nii.gz` where the file is called `ct_000_0000.nii.gz`."""
