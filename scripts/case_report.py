@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from bundle.data.volumes.ras import read_ras
+from bundle.data.volumes.reading import read_ras
 from bundle.drawing.planes import PLANES
 from bundle.drawing.triptych import render_comparison, render_triptych
 from bundle.drawing.video import Display, write_comparison_video

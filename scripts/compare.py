@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from bundle.data.volumes.formats import VolumeError
-from bundle.data.volumes.ras import RASVolume, read_ras
+from bundle.data.volumes.reading import RASVolume, read_ras
 from bundle.drawing.planes import (
     PLANES,
     WINDOWS,

@@ -24,7 +24,7 @@ if not __package__:
     sys.path.pop(0)
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bundle.data.volumes.ras import read_ras
+from bundle.data.volumes.reading import read_ras
 from bundle.reports.kept import IS_STEM
 from bundle.reports.tables import FALSE_EMBOLI, TableError, read_false_emboli
 from bundle.run.console import CommandParser, csv_cells, tell

@@ -28,7 +28,7 @@ ADVICE = {
     ),
     "generator_explodes": Advice(
         "generator loss explodes",
-        "raise `gan_feat_weight` to 8.0; set `adversarial_ramp_iters` to some thousands",
+        "raise `gan_feat_weight` to 0.24; set `adversarial_ramp_iters` to some thousands",
     ),
     "codebook_collapse": Advice("`codebook/usage` stays low", "`--quantizer fsq` cannot collapse"),
     "no_improvement": Advice(

@@ -12,7 +12,7 @@ from typing import TextIO
 import numpy as np
 
 from bundle.data.cases.split import dataset_root, find_cases
-from bundle.data.volumes.ras import RASVolume
+from bundle.data.volumes.reading import RASVolume
 from bundle.run.files import open_regular_text
 from bundle.run.names import output_name, printable, volume_name
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import nibabel as nib
 import numpy as np
 
-from bundle.data.volumes.ras import RASVolume
+from bundle.data.volumes.reading import RASVolume
 from bundle.emboli.inserted import Change, insert
 from bundle.emboli.readings import Reading
 from bundle.evaluation.volume import Inserted

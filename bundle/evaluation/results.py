@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-from bundle.data.volumes.ras import RASVolume
+from bundle.data.volumes.reading import RASVolume
 from bundle.drawing.triptych import render_triptych
 from bundle.emboli.chest import Lumen
 from bundle.emboli.inserted import CONTRASTS, Change, insert

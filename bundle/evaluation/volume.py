@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bundle.data.volumes.ras import RASVolume
+from bundle.data.volumes.reading import RASVolume
 from bundle.emboli.chest import WALL_STEP_MM, Chest, Tissue
 from bundle.emboli.inserted import CONTRASTS, Change
 from bundle.emboli.invented import FalseEmbolus, find_false_emboli

@@ -20,7 +20,7 @@ from bundle.data.latents.file import EncodedVolume, Record, write_latent_file
 from bundle.data.volumes.fingerprint import voxel_fingerprint
 from bundle.data.volumes.formats import VolumeError
 from bundle.data.volumes.header_text import header_as_text
-from bundle.data.volumes.ras import RASVolume, read_ras
+from bundle.data.volumes.reading import RASVolume, read_ras
 from bundle.emboli.chest import Chest, find_chest
 from bundle.emboli.inserted import CONTRASTS, Change, find_changes, insert
 from bundle.evaluation.cases import (

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bundle.data.volumes.ras import read_ras
+from bundle.data.volumes.reading import read_ras
 from bundle.evaluation.model import TrainedModel
 from bundle.metrics.grid import grid_score
 from bundle.run.console import CommandParser, tell

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from bundle.data.volumes.ras import read_ras
+from bundle.data.volumes.reading import read_ras
 from bundle.evaluation.model import TrainedModel
 from bundle.inferers.codecs import CODECS, compress
 from bundle.metrics.codes import code_use, nominal_bits_per_voxel

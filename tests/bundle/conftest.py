@@ -14,7 +14,7 @@ from bundle.checkpoints.file import network_settings
 from bundle.checkpoints.state import TrainingState
 from bundle.data.patches.dataset import ResumableSampler
 from bundle.data.volumes.phantom import LabelledPhantom, make_labelled_phantom
-from bundle.data.volumes.ras import RASVolume
+from bundle.data.volumes.reading import RASVolume
 from bundle.emboli.chest import Chest, find_chest
 from bundle.emboli.inserted import Change, find_changes
 from bundle.engines.optimizers import build_optimizer

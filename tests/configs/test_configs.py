@@ -21,7 +21,7 @@ from bundle.run.rules import SettingsError
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "configs").glob("*.yaml"))
 WORKFLOWS = {"train": "train", "inference": "infer"}
-ADVERSARIAL = {"image_gan_weight": 1.0, "video_gan_weight": 0.5, "gan_feat_weight": 4.0}
+ADVERSARIAL = {"image_gan_weight": 0.03, "video_gan_weight": 0.015, "gan_feat_weight": 0.12}
 SMALL = {
     "preset": "lite",
     "num_embeddings": 64,

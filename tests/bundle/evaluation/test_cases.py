@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bundle.data.volumes.ras import RASVolume
+from bundle.data.volumes.reading import RASVolume
 from bundle.evaluation.cases import (
     EvaluationCase,
     PairsError,

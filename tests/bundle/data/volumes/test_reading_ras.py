@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
-from bundle.data.volumes.ras import read_ras
+from bundle.data.volumes.reading import read_ras
 
 SHAPE, SPACING_MM = (24, 20, 12), (0.5, 0.75, 2.0)
 AFFINE = np.diag([*SPACING_MM, 1.0])
