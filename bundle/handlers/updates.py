@@ -13,8 +13,8 @@ from bundle.run.rules import check
 class GeneratorUpdate:
     """Runs the generator's objective backward per micro-batch and hands over one step per iteration.
 
-    The discriminators are frozen (see `build_discriminators`): gradients pass through them to the
-    reconstruction, and none stays in them.
+    The discriminators get no gradient here. Behind the gate their features are kept, with the graph, for
+    their own step (`micro.kept`).
 
     Args:
         optimizer: of the generator, with its learning-rate schedule.

@@ -83,8 +83,8 @@ class HaloInferer(Inferer):
     tiling.
 
     Slabs of slices along the first axis need no halo (`bundle.networks.slabs`); VQGAN is run in them unless
-    tiles or a halo are asked for, or too little memory is left. Tiles go through the network with a halo,
-    which is cropped from the result. A network that has only `forward` is run in one pass, in tiles with
+    tiles or a halo are asked for, or too little memory is left. A volume of one slab is run in one pass.
+    Tiles go through the network with a halo, which is cropped from the result. A network that has only `forward` is run in one pass, in tiles with
     twice the halo. Slabs, and tiles with at least the network's own halo, equal the whole (up to float32
     rounding). A smaller halo is faster than the full one and leaves seams (docs/tiling.md says how large).
     The volume may lie on another device than the network: only slabs or tiles travel.
@@ -252,7 +252,7 @@ class HaloInferer(Inferer):
         self, sweep: _Pass, source: Tensor, target: Tensor, shape: Sequence[int], slices: int
     ) -> None:
         assert sweep.begin_slabs is not None
-        if slices >= shape[0]:  # nothing need be kept, and the last slices need no steps of their own
+        if slices >= shape[0]:  # the whole volume at once, without slices to keep
             self._sweep_tiles(sweep, source, target, shape, shape)
             return
         run, done = sweep.begin_slabs(), 0

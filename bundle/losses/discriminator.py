@@ -21,7 +21,7 @@ class DiscriminatorFeatures:
 
     Attributes:
         real: of the images; empty where the generator's losses do not need them.
-        fake: of the reconstruction, with a graph that ends at it.
+        fake: of the reconstruction, with a graph that ends at a detached copy of it.
     """
 
     real: dict[str, list[list[Tensor]]] = field(default_factory=dict)

@@ -144,9 +144,9 @@ class GeneratorObjective(nn.Module):
 
 
 def _leading_to(tensor: Tensor, loss: Tensor, copy: Tensor) -> Tensor:
-    """Returns a loss of a copy as a loss of the tensor itself; the graph between loss and copy remains.
+    """Turns a loss of a detached copy of a tensor into a loss of the tensor.
 
-    Weights on the way get no gradient. So the graph serves a second loss, and that of the tensor is freed.
+    The graph between copy and loss remains for a second backward pass. Weights in it get no gradient here.
     """
     (gradient,) = torch.autograd.grad(loss, copy, retain_graph=True)
     return _WithGradient.apply(tensor, loss.detach(), gradient)

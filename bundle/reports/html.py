@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 DISCLAIMER = (
     "Research software, not a medical device. Nothing here may be used for diagnosis. A network can draw "
     "structures that are not in the scan, an embolus among them, and can wipe out real ones; one that was "
-    "trained with discriminators does so more often. The figures say how often that was seen here, not that "
+    "trained with discriminators invents more often. The figures say how often that was seen here, not that "
     "it cannot happen."
 )
 PAGE = Template("""<!DOCTYPE html>

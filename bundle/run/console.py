@@ -55,7 +55,9 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         spec = getattr(sys.modules["__main__"], "__spec__", None)
-        super().__init__(**({"prog": f"python -m {spec.name}"} if spec else {}) | settings)
+        super().__init__(
+            **({"prog": f"python -m {spec.name.removesuffix('.__main__')}"} if spec else {}) | settings
+        )
 
     def error(self, message: str) -> NoReturn:
         """Ends the command; see `argparse.ArgumentParser`."""

@@ -18,7 +18,7 @@ import torch
 
 from bundle.data.volumes.reading import read_ras
 from bundle.evaluation.model import TrainedModel
-from bundle.metrics.grid import grid_score
+from bundle.metrics.grid import MIN_SIDE, grid_score
 from bundle.run.console import CommandParser, tell
 from bundle.run.record import run_script
 
@@ -41,7 +41,7 @@ def compare_shifts(voxels: np.ndarray, ckpt_path: Path, axis: int) -> list[str]:
     Args:
         voxels: (X, Y, Z) int16 in HU.
         ckpt_path: checkpoint of the network.
-        axis: along which to shift and to score, at least 52 voxels long.
+        axis: along which to shift and to score, long enough for a score.
 
     Returns:
         lines of text.
@@ -52,10 +52,14 @@ def compare_shifts(voxels: np.ndarray, ckpt_path: Path, axis: int) -> list[str]:
 
     model, length = TrainedModel(ckpt_path), voxels.shape[axis]
     common = length - model.stride
+    if common < MIN_SIDE:
+        raise SystemExit(
+            f"`--axis` must have at least {MIN_SIDE + model.stride} voxels, got {length}; choose another"
+        )
     lines, shifted = [f"original: {score(voxels)}"], []
     for shift in range(model.stride):
-        start = np.ascontiguousarray(voxels.take(range(shift, length), axis))
-        recon = model.reconstruct(start).recon
+        rest = np.ascontiguousarray(voxels.take(range(shift, length), axis))
+        recon = model.reconstruct(rest).recon
         shifted.append(
             recon.take(range(recon.shape[axis] - common, recon.shape[axis]), axis).astype(np.float32)
         )

@@ -38,6 +38,7 @@ SLAB = (128, 128, 64)
 AIR_HU = -950
 """Patches with a lower mean are empty, so they are drawn again."""
 AVERAGE_DECAY = 0.99
+# The users' guide's weights, with which docs/network.md was measured.
 GAN_WEIGHTS = {"image": 1.0, "video": 0.5}
 FEATURE_WEIGHT = 4.0
 COLUMNS = ("recipe", "seed", "iteration", "weights", "volume", "psnr", "ssim", "grid", "l1")

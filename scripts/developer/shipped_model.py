@@ -1,14 +1,15 @@
-"""Trains the model that ships, and two arms that show what discriminators do to it; one command per step.
+"""Trains a base, and two arms that go on from it with and without discriminators; one command per step.
 
     python -m scripts.developer.shipped_model STEP --data DIR --output_dir OUT
 
 Steps, in their order: `base`, then `control` and `adversarial` (both go on from the base, with the same
 patches), `evaluate`, `compare`. `codes` goes on from the base as `control` does, with another number of
 codes (`--num_embeddings`). A step that was stopped goes on where it was. DIR holds the volumes that are
-listed below; docs/results.md says where they come from. LIDC-IDRI-0001 is the test: no step trains on it.
+listed below; models/MODEL_CARD.md says where they come from, and which steps made the models that ship.
+LIDC-IDRI-0001 is the test: no step trains on it.
 
 Recipes are compared by arms of their own, for example
-`adversarial --arm less_matching --epochs 1 --set gan_feat_weight=1.0`.
+`adversarial --arm less_matching --epochs 1 --set gan_feat_weight=0.03`.
 """
 
 from __future__ import annotations

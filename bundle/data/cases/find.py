@@ -226,8 +226,8 @@ def _warn_of_one_folder(root: Path, volumes: Sequence[Found]) -> None:
         item = json.dumps({"image": printable(first), "patient": "NAME"})
         logger.warning(
             "%s: all %d volumes lie in %s and are taken for one patient's; if they are of several patients, "
-            'give each a "patient" in a datalist .json: {"training": [%s, ...]}',
-            *(root, len(volumes), printable(os.path.relpath(folders.pop(), root)), item),
+            'give each a "patient" in a datalist .json in %s: {"training": [%s, ...]}',
+            *(root, len(volumes), printable(os.path.relpath(folders.pop(), root)), root, item),
         )
 
 

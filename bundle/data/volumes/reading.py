@@ -1,4 +1,4 @@
-"""Reads one CT volume of any format: checked, in HU, without a copy larger than the volume itself."""
+"""Reads one CT volume of any format, checked and in HU, with its own axes or turned to RAS."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -123,4 +123,4 @@ def read_ras(path: Path) -> RASVolume:
         voxels = np.rint(voxels.clip(limits.min, limits.max)).astype(np.int16)
     affine = volume.affine @ inv_ornt_aff(orientation, volume.voxels.shape)
     x, y, z = voxel_sizes(affine).tolist()
-    return RASVolume(np.ascontiguousarray(voxels), (x, y, z), affine)
+    return RASVolume(_c_order(voxels), (x, y, z), affine)

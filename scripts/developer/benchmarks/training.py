@@ -51,7 +51,7 @@ ON_GPU = Setting("default", side=128, batch=4, gate=100, iterations=200)
 ON_CPU = Setting("lite", side=64, batch=1, gate=5, iterations=10)
 TINY = Setting("lite", side=32, batch=1, gate=4, iterations=7)  # to try the program
 
-# Each variant leaves something out, or does it otherwise, than the iteration with all losses as shipped.
+# Each variant leaves something out, or does it otherwise, than the iteration with all losses.
 VARIANTS: dict[str, tuple[Terms, Options]] = {
     "L1 only": (L1_ONLY, AS_SHIPPED),
     "below the gate": (ALL._replace(is_gate_open=False), AS_SHIPPED),
