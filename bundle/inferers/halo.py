@@ -84,10 +84,11 @@ class HaloInferer(Inferer):
 
     Slabs of slices along the first axis need no halo (`bundle.networks.slabs`); VQGAN is run in them unless
     tiles or a halo are asked for, or too little memory is left. A volume of one slab is run in one pass.
-    Tiles go through the network with a halo, which is cropped from the result. A network that has only `forward` is run in one pass, in tiles with
-    twice the halo. Slabs, and tiles with at least the network's own halo, equal the whole (up to float32
-    rounding). A smaller halo is faster than the full one and leaves seams (docs/tiling.md says how large).
-    The volume may lie on another device than the network: only slabs or tiles travel.
+    Tiles go through the network with a halo, which is cropped from the result. A network that has only
+    `forward` is run in one pass, in tiles with twice the halo. Slabs, and tiles with at least the network's
+    own halo, equal the whole (up to float32 rounding). A smaller halo is faster than the full one and leaves
+    seams (docs/tiling.md says how large). The volume may lie on another device than the network: only slabs
+    or tiles travel.
 
     Args:
         tile_size: core of a tile, without halo, in voxels: one number or one per axis, multiples of the
