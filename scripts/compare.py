@@ -327,7 +327,7 @@ def _axial(volume: RASVolume, z: int) -> np.ndarray:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = CommandParser(prog="python -m scripts.compare", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
     several: dict[str, Any] = {"type": Path, "nargs": "+", "metavar": "DIR"}
     add("--base", required=True, help="evaluations of the base checkpoints, one per training seed", **several)

@@ -149,7 +149,6 @@ def _note(summary: VolumeSummary) -> str:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandParser(
-        prog="python -m scripts.inspect",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

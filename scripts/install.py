@@ -72,7 +72,7 @@ def _halved(model: Mapping[str, Tensor], generator: VQGAN) -> dict[str, Tensor]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line of this module; returns the exit code."""
-    parser = CommandParser(prog="python -m scripts.install", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("checkpoint", type=Path, help="file that training wrote, e.g. .../best_1.pt")
     parser.add_argument(
         "--output", type=Path, default=INSTALLED_MODEL, help="default: the bundle's models/model.pt"

@@ -245,7 +245,6 @@ def _unwritable(path: Path, error: OSError) -> StoreError:
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        prog="python -m scripts.prepare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

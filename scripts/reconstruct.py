@@ -152,7 +152,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(prog="python -m scripts.reconstruct", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
     add("--ckpt_path", type=Path, required=True, help="checkpoint of a training run, or an installed model")
     add(

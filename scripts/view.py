@@ -199,7 +199,7 @@ def _find(evaluated: Evaluated, name: str | None) -> Shown:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = CommandParser(prog="python -m scripts.view", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
     add("folder", type=Path, metavar="OUT", help="output folder of configs/evaluate.yaml")
     add("--port", type=_port, default=0, help="of the server; 0 takes any that is free")

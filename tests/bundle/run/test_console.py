@@ -1,11 +1,13 @@
 import io
 import logging
+import subprocess
 import sys
 
 import pytest
 from tqdm import tqdm
 
 from bundle.run.console import tidy_console
+from tests.guide import ROOT
 
 
 class Terminal(io.StringIO):
@@ -54,3 +56,9 @@ def test_ignite_does_not_speak_of_resuming_where_a_run_begins(terminal, monkeypa
     log.error("Engine run resuming from iteration 50, epoch 1 until 2 epochs")
 
     assert terminal.getvalue() == "Engine run resuming from iteration 50, epoch 1 until 2 epochs\n"
+
+
+def test_the_help_of_a_program_names_it_as_it_is_started():
+    command = [sys.executable, "-m", "scripts.install", "--help"]
+    told = subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout
+    assert told.startswith("usage: python -m scripts.install ")
