@@ -15,6 +15,7 @@ from bundle.engines.events import EVENT_TO_ATTR, AdversarialEvents, IterationSta
 from bundle.engines.optimizers import ADAM_MOMENTS, PendingStep
 from bundle.engines.out_of_memory import MemoryFallback
 from bundle.engines.settings import total_iterations
+from bundle.inferers.freed_memory import freed_memory_kept
 from bundle.losses.views import draw_positions
 from bundle.networks.vqgan import VQGAN
 from bundle.run.rules import check
@@ -115,6 +116,11 @@ class AdversarialTrainer(Trainer):
         self._register_handlers(train_handlers or [])
         # after the handlers, one of which may resume a run that has already come this far
         self.add_event_handler(Events.STARTED, self._stop_at_max_iterations)
+
+    def run(self) -> None:
+        """Trains. On a CPU the process keeps the memory of one iteration for the next."""
+        with freed_memory_kept(self.state.device):
+            super().run()
 
     def keep(self, name: str, part: Stateful) -> None:
         """Lets checkpoints keep the state of a part under a name; a file without it changes nothing."""

@@ -15,6 +15,7 @@ from monai.utils import ensure_tuple_rep
 from torch import Tensor
 from tqdm import tqdm
 
+from bundle.inferers.freed_memory import freed_memory_kept
 from bundle.inferers.tile_size import (
     budget_bytes,
     choose_slab_slices,
@@ -199,14 +200,19 @@ class HaloInferer(Inferer):
         return _Pass(name, run_tile, begin_slabs, source_step, target_step, stride, halo, device, cost)
 
     def _run(self, sweep: _Pass, source: Tensor, target: Tensor) -> None:
-        """Fills `target` (..., X, Y, Z) from `source`, in slabs if they may be used and fit into memory."""
+        """Fills `target` (..., X, Y, Z) from `source`."""
+        with freed_memory_kept(sweep.device):
+            self._run_slabs_or_tiles(sweep, source, target)
+
+    def _run_slabs_or_tiles(self, sweep: _Pass, source: Tensor, target: Tensor) -> None:
+        """Fills `target` in slabs if they may be used and fit into memory."""
         shape = [size // sweep.source_step * sweep.stride for size in source.shape[-3:]]
         if self.tile_size is not None:
             self._run_tiles(sweep, source, target, shape, self.tile_size)
             return
         fitting = budget_bytes(sweep.device) // (sweep.bytes_per_voxel * source.shape[0])
         if self.halo is None and sweep.begin_slabs is not None:
-            slices = choose_slab_slices(shape, sweep.stride, fitting)
+            slices = choose_slab_slices(shape, sweep.stride, fitting, sweep.device)
             if self._run_slabs(sweep, source, target, shape, slices):
                 return
             if slices:  # memory has run out: a tile must be smaller than the thinnest slab
@@ -257,9 +263,10 @@ class HaloInferer(Inferer):
             self._sweep_tiles(sweep, source, target, shape, shape)
             return
         run, done = sweep.begin_slabs(), 0
+        slabs = source.split(slices // sweep.stride * sweep.source_step, dim=-3)
         with self._bar(sweep, shape) as bar:
-            for slab in [*source.split(slices // sweep.stride * sweep.source_step, dim=-3), None]:
-                result = run.end() if slab is None else run(slab.to(sweep.device))
+            for number, slab in enumerate(slabs, start=1):
+                result = run(slab.to(sweep.device), is_last=number == len(slabs))
                 if result is not None:
                     n_new = result.shape[-3]
                     target[..., done : done + n_new, :, :] = result.to(target)

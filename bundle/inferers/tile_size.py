@@ -16,8 +16,9 @@ FREE_SHARE = 0.6
 MAX_CUTS = 24
 # What all layers keep between two slabs, in slices of a slab: 5 (`lite`) to 15 (`default`).
 KEPT_SLICES = 16
-# Enough work for any device; tiles are larger, since a larger tile wastes less on its halo.
-MAX_SLAB_VOXELS = 2**24
+# Tiles are larger, since a larger tile wastes less on its halo. On a CPU the memory of thin slabs is soon used again.
+CPU_SLAB_VOXELS = 2**21
+GPU_SLAB_VOXELS = 2**24
 NO_MEMORY = (
     "can't allocate memory",
     "out of memory",
@@ -42,13 +43,14 @@ def budget_bytes(device: torch.device) -> int:
     return min(int(free_bytes(device) * FREE_SHARE), largest)
 
 
-def choose_slab_slices(shape: Sequence[int], stride: int, max_voxels: int) -> int:
+def choose_slab_slices(shape: Sequence[int], stride: int, max_voxels: int, device: torch.device) -> int:
     """Returns how many slices along the first axis a slab may have.
 
     Args:
         shape: of the volume in voxels.
         stride: slabs are multiples of it.
-        max_voxels: of a slab, and of the slices that layers keep between two slabs.
+        max_voxels: that fit into memory: a slab, and the slices that layers keep between two slabs.
+        device: of the network.
 
     Returns:
         0 if not even two strides fit: then the volume must be cut along the other axes too.
@@ -57,7 +59,8 @@ def choose_slab_slices(shape: Sequence[int], stride: int, max_voxels: int) -> in
     fitting = max_voxels // area - KEPT_SLICES
     if fitting < 2 * stride:
         return 0
-    wanted = max(2 * stride, min(fitting, MAX_SLAB_VOXELS // area))
+    enough = GPU_SLAB_VOXELS if device.type == "cuda" else CPU_SLAB_VOXELS
+    wanted = max(2 * stride, min(fitting, enough // area))
     return min(wanted // stride * stride, math.ceil(shape[0] / stride) * stride)
 
 

@@ -20,11 +20,11 @@ Layer = Union[nn.Module, Callable[[Tensor], Tensor], "InSlabs"]
 class Slabs(Protocol):
     """Takes the slabs of one volume in their order, and gives the slices that are complete so far."""
 
-    def __call__(self, slab: Tensor) -> Tensor | None:
-        """Takes the next slab; returns the next slices of the result, None if none is complete."""
+    def __call__(self, slab: Tensor, is_last: bool) -> Tensor | None:
+        """Takes the next slab; returns the next slices of the result, None if none is complete.
 
-    def end(self) -> Tensor | None:
-        """Returns the last slices, which had to wait for the end of the volume."""
+        With the last slab all slices are complete.
+        """
 
 
 class InSlabs:
@@ -47,40 +47,23 @@ class InSlabs:
     def __init__(self, layers: Iterable[Layer]) -> None:
         self.steps = [step for layer in layers for step in _steps(layer)]
 
-    def __call__(self, slab: Tensor) -> Tensor | None:
+    def __call__(self, slab: Tensor, is_last: bool) -> Tensor | None:
         """Takes the next slab."""
-        return self._run(slab, self.steps)
-
-    def end(self) -> Tensor | None:
-        """Ends one layer after another, so that only a few slices are on their way at a time."""
-        rests = [self._run(step.end(), self.steps[at:]) for at, step in enumerate(self.steps, start=1)]
-        found = [rest for rest in rests if rest is not None]
-        return torch.cat(found, dim=-3) if found else None
-
-    @staticmethod
-    def _run(slab: Tensor | None, steps: list[Slabs]) -> Tensor | None:
-        for step in steps:
-            if slab is None:
+        features: Tensor | None = slab
+        for step in self.steps:
+            if features is None:
                 break
-            slab = step(slab)
-        return slab
+            features = step(features, is_last)
+        return features
 
 
 class InFloat32(InSlabs):
     """Runs layers as `InSlabs` does, in float32 with autocast off."""
 
-    device_type = "cpu"
-
-    def __call__(self, slab: Tensor) -> Tensor | None:
+    def __call__(self, slab: Tensor, is_last: bool) -> Tensor | None:
         """Takes the next slab."""
-        self.device_type = slab.device.type
-        with torch.autocast(self.device_type, enabled=False):
-            return super().__call__(slab.float())
-
-    def end(self) -> Tensor | None:
-        """Ends the layers."""
-        with torch.autocast(self.device_type, enabled=False):
-            return super().end()
+        with torch.autocast(slab.device.type, enabled=False):
+            return super().__call__(slab.float(), is_last)
 
 
 class _Pointwise:
@@ -89,11 +72,8 @@ class _Pointwise:
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         self.function = function
 
-    def __call__(self, slab: Tensor) -> Tensor:
+    def __call__(self, slab: Tensor, is_last: bool) -> Tensor:
         return self.function(slab)
-
-    def end(self) -> None:
-        return None
 
 
 class _Convolution:
@@ -104,20 +84,13 @@ class _Convolution:
         self.kernel, self.stride, self.padding = layer.kernel_size[0], layer.stride[0], int(layer.padding[0])
         self.kept: Tensor | None = None
 
-    def __call__(self, slab: Tensor) -> Tensor | None:
-        if self.kept is None:
-            return self._convolve(_with_zeros(slab, before=self.padding))
-        return self._convolve(torch.cat([self.kept, slab], dim=2) if self.kernel > 1 else slab)
-
-    def end(self) -> Tensor | None:
-        if self.kept is None or not self.padding:
-            return None
-        return self._convolve(_with_zeros(self.kept, after=self.padding))
-
-    def _convolve(self, slices: Tensor) -> Tensor | None:
-        layer, count = self.layer, (slices.shape[2] - self.kernel) // self.stride + 1
-        self.kept = slices[:, :, max(count, 0) * self.stride :].clone()
-        if count < 1:
+    def __call__(self, slab: Tensor, is_last: bool) -> Tensor | None:
+        layer = self.layer
+        slices = slab if self.kept is None or self.kernel == 1 else torch.cat([self.kept, slab], dim=2)
+        slices = _with_zeros(slices, self.padding * (self.kept is None), self.padding * is_last)
+        count = max((slices.shape[2] - self.kernel) // self.stride + 1, 0)
+        self.kept = slices[:, :, count * self.stride :].clone()
+        if count == 0:
             return None
         slices = slices[:, :, : (count - 1) * self.stride + self.kernel]
         padding = (0, *map(int, layer.padding[1:]))
@@ -134,23 +107,19 @@ class _Upsample:
         self.n_shared = layer.kernel_size - layer.stride
         self.kept: Tensor | None = None
 
-    def __call__(self, slab: Tensor) -> Tensor:
-        stride, padding = self.layer.stride, self.layer.padding
+    def __call__(self, slab: Tensor, is_last: bool) -> Tensor:
+        stride, padding, bias = self.layer.stride, self.layer.padding, self.layer.bias
         slices = nn.functional.conv_transpose3d(
-            slab, self.kernel, stride=stride, padding=(0, padding, padding)
+            slab, self.kernel, bias, stride=stride, padding=(0, padding, padding)
         )
         if self.kept is None:
             slices = slices[:, :, padding:]
         else:
             slices[:, :, : self.n_shared] += self.kept
-        self.kept = slices[:, :, -self.n_shared :].clone()
-        return self._with_bias(slices[:, :, : -self.n_shared])
-
-    def end(self) -> Tensor | None:
-        return None if self.kept is None else self._with_bias(self.kept[:, :, : -self.layer.padding])
-
-    def _with_bias(self, slices: Tensor) -> Tensor:
-        return slices.add_(self.layer.bias.to(slices)[:, None, None, None])
+        if is_last:
+            return slices[:, :, :-padding]
+        self.kept = slices[:, :, -self.n_shared :] - bias.to(slices)[:, None, None, None]
+        return slices[:, :, : -self.n_shared]
 
 
 class _ResidualUnit:
@@ -160,16 +129,12 @@ class _ResidualUnit:
         self.convolutions = InSlabs([layer.conv1, layer.conv2])
         self.kept: Tensor | None = None
 
-    def __call__(self, slab: Tensor) -> Tensor | None:
-        added = self.convolutions(slab)
+    def __call__(self, slab: Tensor, is_last: bool) -> Tensor | None:
+        added = self.convolutions(slab, is_last)
         inputs = slab if self.kept is None else torch.cat([self.kept, slab], dim=2)
         count = 0 if added is None else added.shape[2]
         self.kept = inputs[:, :, count:].clone()
         return None if added is None else added.add_(inputs[:, :, :count]).relu_()
-
-    def end(self) -> Tensor | None:
-        added = self.convolutions.end()
-        return None if added is None or self.kept is None else added.add_(self.kept).relu_()
 
 
 def _with_zeros(slices: Tensor, before: int = 0, after: int = 0) -> Tensor:

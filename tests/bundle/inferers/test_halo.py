@@ -29,13 +29,10 @@ class Limited:
     def __init__(self, network, limit):
         self.slabs, self.limit = VQGAN.encode_in_slabs(network), limit
 
-    def __call__(self, slab):
+    def __call__(self, slab, is_last):
         if slab.shape[-3] > self.limit:
             raise torch.OutOfMemoryError("too large")
-        return self.slabs(slab)
-
-    def end(self):
-        return self.slabs.end()
+        return self.slabs(slab, is_last)
 
 
 @pytest.mark.parametrize("tile_size", [32, 48, (36, 52, 20), 1024])
@@ -174,7 +171,7 @@ def test_auto_takes_slabs_that_fit_and_else_tiles_and_gives_the_same(
 
 @pytest.mark.parametrize(("tile_size", "max_slices"), [("auto", 84), ("auto", 20), (32, 84)])
 def test_the_bar_ends_at_its_total(tiny_vqgan, volume, monkeypatch, tile_size, max_slices):
-    monkeypatch.setattr("bundle.inferers.tile_size.MAX_SLAB_VOXELS", max_slices * 72 * 104)
+    monkeypatch.setattr("bundle.inferers.tile_size.CPU_SLAB_VOXELS", max_slices * 72 * 104)
     shown = []
 
     class Bar:

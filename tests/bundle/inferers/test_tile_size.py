@@ -42,12 +42,15 @@ def test_without_room_for_any_tile_it_is_the_smallest():
 @pytest.mark.parametrize(("slices", "expected"), [(7, 0), (8, 8), (13, 12), (19, 16), (1000, 100)])
 def test_slabs_are_as_thick_as_memory_and_stride_allow(slices, expected):
     max_voxels = (slices + KEPT_SLICES) * 40 * 50
-    assert choose_slab_slices((98, 40, 50), 4, max_voxels) == expected
+    assert choose_slab_slices((98, 40, 50), 4, max_voxels, torch.device("cpu")) == expected
 
 
-@pytest.mark.parametrize(("area", "expected"), [((512, 604), 52), ((4096, 4096), 8)])
-def test_slabs_are_no_thicker_than_they_need_be(area, expected):
-    assert choose_slab_slices((512, *area), 4, 10**12) == expected
+@pytest.mark.parametrize(
+    ("device", "area", "expected"),
+    [("cuda", (512, 604), 52), ("cuda", (4096, 4096), 8), ("cpu", (128, 128), 128), ("cpu", (512, 604), 8)],
+)
+def test_slabs_are_no_thicker_than_they_need_be(device, area, expected):
+    assert choose_slab_slices((512, *area), 4, 10**12, torch.device(device)) == expected
 
 
 def test_halving_goes_down_to_the_smallest_tile_and_ends():
