@@ -116,6 +116,7 @@ def read_ras(path: Path) -> RASVolume:
         VolumeError: if it cannot be used, naming it.
     """
     volume = read_volume(path)
+    require_memory(path, volume.voxels.shape, volume.voxels.dtype)  # of a copy in C order and whole HU
     orientation = io_orientation(volume.affine)
     voxels = apply_orientation(volume.voxels, orientation)
     if voxels.dtype != np.int16:

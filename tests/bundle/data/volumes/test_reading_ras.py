@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
+from bundle.data.volumes import formats
+from bundle.data.volumes.formats import VolumeError
 from bundle.data.volumes.reading import read_ras
 
 SHAPE, SPACING_MM = (24, 20, 12), (0.5, 0.75, 2.0)
@@ -45,3 +47,12 @@ def test_fractions_are_rounded_and_what_int16_cannot_hold_is_clipped(tmp_path):
     assert read.dtype == np.int16
     assert read[0, 0, :4].tolist() == [-1001, 0, 32_767, -32_768]
     assert np.array_equal(read[1:], VOXELS[1:])
+
+
+def test_a_copy_that_does_not_fit_into_memory_is_refused(tmp_path, monkeypatch):
+    nib.save(nib.Nifti1Image(VOXELS, AFFINE), tmp_path / "scan.nii")
+    free = iter([2 * VOXELS.nbytes, VOXELS.nbytes - 1])
+    monkeypatch.setattr(formats, "free_memory_bytes", lambda: next(free))
+    with pytest.raises(VolumeError, match="scan.nii: 24 x 20 x 12 voxels take") as refused:
+        read_ras(tmp_path / "scan.nii")
+    assert refused.value.code == "out_of_memory"
