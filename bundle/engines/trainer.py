@@ -117,7 +117,7 @@ class AdversarialTrainer(Trainer):
         # after the handlers, one of which may resume a run that has already come this far
         self.add_event_handler(Events.STARTED, self._stop_at_max_iterations)
 
-    def run(self) -> None:
+    def run(self) -> None:  # type: ignore[override]  # as MONAI's
         """Trains. On a CPU the process keeps the memory of one iteration for the next."""
         with freed_memory_kept(self.state.device):
             super().run()

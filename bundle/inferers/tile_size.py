@@ -16,7 +16,8 @@ FREE_SHARE = 0.6
 MAX_CUTS = 24
 # What all layers keep between two slabs, in slices of a slab: 5 (`lite`) to 15 (`default`).
 KEPT_SLICES = 16
-# Tiles are larger, since a larger tile wastes less on its halo. On a CPU the memory of thin slabs is soon used again.
+# Tiles are larger, since a larger tile wastes less on its halo. On a CPU thin slabs need less memory that is
+# new to the process; still thinner ones are slower, since slices are kept more often.
 CPU_SLAB_VOXELS = 2**21
 GPU_SLAB_VOXELS = 2**24
 NO_MEMORY = (

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bundle.inferers import freed_memory
-from bundle.inferers.freed_memory import KEPT, USUAL, freed_memory_kept
+from bundle.inferers.freed_memory import KEPT, USUAL, VARIABLES, freed_memory_kept, usual_thresholds
 
 CPU = torch.device("cpu")
 N_BYTES = 2**26
@@ -29,6 +29,8 @@ class Libc:
 @pytest.fixture
 def libc(monkeypatch):
     libc = Libc()
+    for variable in VARIABLES.values():
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(freed_memory.ctypes, "CDLL", lambda _: libc)
     return libc
 
@@ -92,3 +94,11 @@ def test_nothing_happens_for_a_gpu_or_with_another_library(libc, monkeypatch):
     monkeypatch.setattr(freed_memory.ctypes, "CDLL", lambda _: object())
     with freed_memory_kept(CPU):
         pass
+
+
+def test_thresholds_that_a_user_has_set_come_back(libc, monkeypatch):
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "12345")
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "much")  # glibc ignores it
+    with freed_memory_kept(CPU):
+        assert libc.thresholds == KEPT
+    assert libc.thresholds == usual_thresholds() == USUAL | {freed_memory.MMAP_THRESHOLD: 12345}
