@@ -23,7 +23,7 @@ class Slabs(Protocol):
     def __call__(self, slab: Tensor, is_last: bool) -> Tensor | None:
         """Takes the next slab; returns the next slices of the result, None if none is complete.
 
-        With the last slab all slices are complete.
+        With the last slab it returns all slices that are left.
         """
 
 
@@ -46,13 +46,29 @@ class InSlabs:
 
     def __init__(self, layers: Iterable[Layer]) -> None:
         self.steps = [step for layer in layers for step in _steps(layer)]
+        self.thickness = [0] * len(self.steps)  # slices that each step has been given at a time, at most
 
     def __call__(self, slab: Tensor, is_last: bool) -> Tensor | None:
         """Takes the next slab."""
+        return self._run(slab, 0, is_last)
+
+    def _run(self, slab: Tensor, first: int, is_last: bool) -> Tensor | None:
+        """Runs the steps from `first` on.
+
+        With the last slab each step gives the slices that it has held back too. Where they make it more than
+        twice as thick as other slabs, it is cut, so that it needs hardly more memory.
+        """
         features: Tensor | None = slab
-        for step in self.steps:
+        for at, step in enumerate(self.steps[first:], start=first):
             if features is None:
                 break
+            slices, usual = features.shape[-3], self.thickness[at]
+            if is_last and 0 < 2 * usual < slices:
+                parts = features.tensor_split(-(-slices // usual), dim=-3)
+                results = [self._run(part, at, is_last=part is parts[-1]) for part in parts]
+                return torch.cat([result for result in results if result is not None], dim=-3)
+            if not is_last:
+                self.thickness[at] = max(usual, slices)
             features = step(features, is_last)
         return features
 

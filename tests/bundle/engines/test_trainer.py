@@ -1,4 +1,5 @@
 import itertools
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -169,6 +170,23 @@ def test_without_gan_weights_nothing_is_built_and_training_runs(tiny_vqgan, smal
     assert len(setup.discriminators) == 0
     assert setup.discriminator_optimizer is None
     assert set(setup.trainer.current.losses) == {"loss", "recon_loss", "commitment_loss"}
+
+
+def test_freed_memory_is_kept_from_the_first_iteration_to_the_last(tiny_vqgan, small_run, monkeypatch):
+    setup, seen = small_run(tiny_vqgan(), iterations=2), []
+
+    @contextmanager
+    def noting(device):
+        seen.append(f"begin {device}")
+        yield
+        seen.append("end")
+
+    monkeypatch.setattr("bundle.engines.trainer.freed_memory_kept", noting)
+    setup.trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: seen.append(engine.state.iteration)
+    )
+    setup.run()
+    assert seen == ["begin cpu", 1, 2, "end"]
 
 
 def test_monais_handlers_find_the_loss(tiny_vqgan, small_run):

@@ -1,3 +1,4 @@
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -200,6 +201,23 @@ def test_a_halo_that_is_given_means_tiles(tiny_vqgan, volume, caplog):
         HaloInferer("auto", halo=8).encode(volume, tiny_vqgan())
 
     assert "tiles of (84, 72, 104) voxels with a halo of 8" in caplog.text
+
+
+def test_freed_memory_is_kept_while_the_network_runs(tiny_vqgan, volume, monkeypatch):
+    network, running = tiny_vqgan(), []
+
+    @contextmanager
+    def noting(device):
+        running.append(f"begin {device}")
+        yield
+        running.append("end")
+
+    monkeypatch.setattr("bundle.inferers.halo.freed_memory_kept", noting)
+    encode, decode = network.encode, network.decode
+    network.encode = lambda image: running.append("encode") or encode(image)
+    network.decode = lambda indices: running.append("decode") or decode(indices)
+    HaloInferer("auto")(volume, network)
+    assert running == ["begin cpu", "encode", "end", "begin cpu", "decode", "end"]
 
 
 def test_a_volume_of_one_slab_is_run_in_one_pass(tiny_vqgan, volume):

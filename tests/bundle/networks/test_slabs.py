@@ -125,6 +125,28 @@ def test_what_is_kept_does_not_grow_with_the_volume(tiny_vqgan):
 
 
 @torch.no_grad()
+def test_the_last_slab_is_hardly_thicker_than_the_others(tiny_vqgan, monkeypatch):
+    """All slices that layers hold back end with it: in one piece they would need several times the memory."""
+    network, original, seen = tiny_vqgan(), nn.functional.conv3d, {}
+
+    def looking(slices, weight, *args, **kwargs):
+        seen.setdefault(id(weight), []).append(slices.shape[2])
+        return original(slices, weight, *args, **kwargs)
+
+    indices = network.encode(torch.rand(1, 1, 80, 16, 16) * 2 - 1)
+    monkeypatch.setattr(nn.functional, "conv3d", looking)
+    slabs, run = indices.split(2, dim=1), network.decode_in_slabs()
+    for slab in slabs[:-1]:
+        run(slab, is_last=False)
+    expected = {layer: max(slices) for layer, slices in seen.items()}
+    seen.clear()
+    run(slabs[-1], is_last=True)
+
+    assert seen.keys() == expected.keys()
+    assert all(max(slices) <= 2 * expected[layer] for layer, slices in seen.items())
+
+
+@torch.no_grad()
 def test_under_autocast_voxels_stay_float32_as_in_tiles(tiny_vqgan):
     network = tiny_vqgan()
     indices = network.encode(torch.rand(1, 1, 16, 16, 16) * 2 - 1)
