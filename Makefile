@@ -10,8 +10,8 @@ LABEL := $(VENV)-label
 LABEL_NEEDS := scripts/monailabel/requirements.txt scripts/monailabel/requirements-no-deps.txt
 LABEL_INSTALLED := $(LABEL)/.installed-$(shell cat pyproject.toml $(LABEL_NEEDS) | cksum | cut -d ' ' -f 1)
 
-# glibc gives the memory of each large tensor back to the kernel at once and asks for it again, which costs a fifth
-# of the time. Training and inferers keep it by themselves (bundle/inferers/freed_memory.py); tests also call networks
+# glibc gives the memory of each large tensor back to the kernel at once and asks for it again, which costs up to a
+# fifth of the time. Training and inferers keep it by themselves (bundle/inferers/freed_memory.py); tests also call networks
 # directly. Other C libraries know neither word.
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=268435456 MALLOC_TRIM_THRESHOLD_=1073741824
 

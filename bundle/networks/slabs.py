@@ -35,6 +35,8 @@ class InSlabs:
     for use without gradients.
     Paper: Paine et al. 2016, arXiv:1611.09482 (does the same along time).
 
+    The volume must be a multiple of all strides together.
+
     Args:
         layers: run one after another. A layer must keep the number of slices, or divide or multiply it. A
             function must treat each position alone. The first must not be an activation: it works in place
@@ -56,7 +58,7 @@ class InSlabs:
         """Runs the steps from `first` on.
 
         With the last slab each step gives the slices that it has held back too. Where they make it more than
-        twice as thick as other slabs, it is cut, so that it needs hardly more memory.
+        twice as thick as other slabs, it is cut, so that it needs at most about twice the memory.
         """
         features: Tensor | None = slab
         for at, step in enumerate(self.steps[first:], start=first):

@@ -35,13 +35,11 @@ print(n_filled * page / n_bytes, (kept - resident()) / n_bytes)
 class Libc:
     """Notes what it is told."""
 
-    def __init__(self, takes=(freed_memory.MMAP_THRESHOLD, freed_memory.TRIM_THRESHOLD)):
-        self.thresholds, self.trims, self.takes = {}, 0, takes
+    def __init__(self):
+        self.thresholds, self.trims = {}, 0
 
     def mallopt(self, name, n_bytes):
-        if name in self.takes:
-            self.thresholds[name] = n_bytes
-        return name in self.takes
+        self.thresholds[name] = n_bytes
 
     def malloc_trim(self, _):
         self.trims += 1
@@ -105,13 +103,6 @@ def test_a_forked_process_keeps_nothing(libc):
         assert libc.thresholds == USUAL and not freed_memory._running
 
 
-def test_an_old_glibc_that_refuses_is_left_as_it_is(libc):
-    libc.takes = (freed_memory.TRIM_THRESHOLD,)
-    with freed_memory_kept(CPU):
-        pass
-    assert not libc.thresholds
-
-
 @pytest.mark.parametrize("variable", VARIABLES)
 def test_thresholds_that_a_user_has_set_stay(libc, monkeypatch, variable):
     monkeypatch.setenv(variable, "99999999999999999999")
@@ -119,12 +110,15 @@ def test_thresholds_that_a_user_has_set_stay(libc, monkeypatch, variable):
         assert not libc.thresholds
 
 
-def test_nothing_happens_for_a_gpu_or_with_another_library(libc, monkeypatch):
+def test_nothing_happens_for_a_gpu(libc):
     with freed_memory_kept(torch.device("cuda")):
         assert not libc.thresholds
-    monkeypatch.undo()
-    freed_memory._glibc.cache_clear()
-    monkeypatch.setattr(freed_memory.ctypes, "CDLL", lambda _: object())
+
+
+@pytest.mark.parametrize("library", [("", ""), ("glibc", "2.4"), ("glibc", "2.34"), ("musl", "1.2.5")])
+def test_nothing_happens_with_another_library_or_an_old_one(monkeypatch, library):
+    monkeypatch.setattr(freed_memory.platform, "libc_ver", lambda: library)
+    monkeypatch.setattr(freed_memory.ctypes, "CDLL", lambda _: pytest.fail("a library was loaded"))
+    monkeypatch.setattr(freed_memory, "_glibc", freed_memory._glibc.__wrapped__)
     with freed_memory_kept(CPU):
-        assert freed_memory._glibc() is None
-    freed_memory._glibc.cache_clear()
+        pass
