@@ -10,11 +10,6 @@ LABEL := $(VENV)-label
 LABEL_NEEDS := scripts/monailabel/requirements.txt scripts/monailabel/requirements-no-deps.txt
 LABEL_INSTALLED := $(LABEL)/.installed-$(shell cat pyproject.toml $(LABEL_NEEDS) | cksum | cut -d ' ' -f 1)
 
-# glibc gives the memory of each large tensor back to the kernel at once and asks for it again, which costs up to a
-# fifth of the time. Training and inferers keep it by themselves (bundle/inferers/freed_memory.py); tests also call networks
-# directly. Other C libraries know neither word.
-KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=268435456 MALLOC_TRIM_THRESHOLD_=1073741824
-
 .DEFAULT_GOAL := help
 .PHONY: help venv venv-label demo test test-ranks test-slow test-label test-viewer check bench chaos clean
 
@@ -39,7 +34,7 @@ demo: $(INSTALLED)  ## train on the embedded CT crop and reconstruct it (5 minut
 	$(BIN)/python -m scripts.demo
 
 test: $(INSTALLED)  ## run all tests, in two processes of one core each
-	$(KEEP_MEMORY) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 $(LABEL_INSTALLED): $(INSTALLED)
 	rm -rf "$(LABEL)"
@@ -53,10 +48,10 @@ $(LABEL_INSTALLED): $(INSTALLED)
 venv-label: $(LABEL_INSTALLED)  ## build MONAI Label's environment in .venv-label (once; 0.7 GB more)
 
 test-ranks: $(INSTALLED)  ## kill, stop and restart runs of several processes (10 minutes)
-	$(KEEP_MEMORY) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m ranks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m ranks
 
 test-slow: $(INSTALLED)  ## run the slowest tests of one process: export to ONNX, diffusion, resume (3 minutes)
-	$(KEEP_MEMORY) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 test-label: $(LABEL_INSTALLED)  ## run a real MONAI Label server against its tests (1 minute)
 	$(LABEL)/bin/python -m pytest -q tests/scripts/monailabel
