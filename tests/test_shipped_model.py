@@ -67,7 +67,7 @@ def test_the_seam_scores_of_the_guide_are_measured_by_its_code(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "docs/evaluation.md", "exec"), {})
     exact, raised, small_halo = map(float, capsys.readouterr().out.split())
-    assert exact < 1.01 < min(raised, small_halo)  # the bar of the guide
+    assert exact < 1.01 and min(raised, small_halo) > 1.02
 
 
 def test_no_patient_of_the_test_or_of_the_choice_of_recipes_was_trained_on(content):
